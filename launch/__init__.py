@@ -1,0 +1,1 @@
+"""Commands: the only place with flags. Each module is a thin shell around `rap_jax`."""

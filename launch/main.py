@@ -1,0 +1,62 @@
+"""Trains, prunes and retrains: `python -m launch.main --flagfile=launch/lenet_mnist.flags`.
+
+Called again with the same flags it goes on where it stopped.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from launch.flags import config_from_flags, define_flags, output_from_flags, resolve_flagfiles, serialize_flags
+from rap_jax.config import RunConfig
+from rap_jax.data import Dataset, load_dataset
+from rap_jax.interrupt import Interrupted
+from rap_jax.pipeline import run as run_pipeline
+from rap_jax.report import format_table
+
+FLAGS = flags.FLAGS
+define_flags()
+
+
+def main(arguments: list[str]) -> None:
+    """Runs what the flags say; ends with the table of results."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        if len(arguments) > 1:
+            raise ValueError(f"Unexpected argument {arguments[1]!r}; flags are written --name=value.")
+        config = config_from_flags()
+        output = output_from_flags()
+        _enable_compilation_cache(FLAGS.compilation_cache_dir)
+        dataset = load_dataset(config.data, seed=config.seed)
+        out_dir = _out_dir(config, dataset)
+        command = shlex.join(["python", "-m", "launch.main", *sys.argv[1:]])
+        results = run_pipeline(config, dataset, out_dir, output=output, command=command, flags=serialize_flags())
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as stopped:
+        print(f"\n{str(stopped).capitalize()}. Run the same command to go on.", file=sys.stderr)
+        sys.exit(128 + stopped.signal_number)
+    print(format_table(results))
+
+
+def _out_dir(config: RunConfig, dataset: Dataset) -> Path:
+    default = Path("runs") / f"{config.name}_{dataset.name}_seed{config.seed}"
+    return Path(FLAGS.out_dir).expanduser() if FLAGS.out_dir else default
+
+
+def _enable_compilation_cache(folder: str) -> None:
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    app.run(main, argv=resolve_flagfiles(sys.argv))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,84 @@
+"""Threat models: what an attack needs to know of a norm, as four small functions.
+
+Perturbations have the shape of the images, [N, ...]; norms and projections are per example, over all other axes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Smallest divisor of a gradient's length: an example with zero gradient stays where it is instead of becoming NaN.
+_TINY = 1e-12
+
+
+class Norm(NamedTuple):
+    """A norm ball, as pure functions.
+
+    Attributes:
+      random: (key, images, epsilon) -> perturbation drawn uniformly from the ball of radius epsilon.
+      steepest: gradient -> the direction of norm 1 along which a linear loss rises most.
+      project: (perturbation, epsilon) -> the nearest perturbation inside the ball.
+      size: perturbation -> its norm, [N].
+    """
+
+    random: Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
+    steepest: Callable[[jax.Array], jax.Array]
+    project: Callable[[jax.Array, jax.Array | float], jax.Array]
+    size: Callable[[jax.Array], jax.Array]
+
+
+def _example_axes(x: jax.Array) -> tuple[int, ...]:
+    return tuple(range(1, x.ndim))
+
+
+def _linf_random(key: jax.Array, images: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    return epsilon * jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
+
+
+def _linf_project(perturbation: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    return jnp.clip(perturbation, -epsilon, epsilon)
+
+
+def _linf_size(perturbation: jax.Array) -> jax.Array:
+    return jnp.abs(perturbation).max(_example_axes(perturbation))
+
+
+def _l2_length(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(x * x, _example_axes(x), keepdims=True))
+
+
+def _l2_random(key: jax.Array, images: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    direction_key, radius_key = jax.random.split(key)
+    direction = jax.random.normal(direction_key, images.shape, images.dtype)
+    num_dimensions = images[0].size
+    # The share of a ball's volume inside radius r grows as r^d, so uniform points need u^(1/d).
+    radius_shape = (images.shape[0],) + (1,) * (images.ndim - 1)
+    radius = jax.random.uniform(radius_key, radius_shape, images.dtype) ** (1 / num_dimensions)
+    return epsilon * radius * _l2_steepest(direction)
+
+
+def _l2_steepest(gradient: jax.Array) -> jax.Array:
+    return gradient / jnp.maximum(_l2_length(gradient), _TINY)
+
+
+def _l2_project(perturbation: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    return perturbation * jnp.minimum(1.0, epsilon / jnp.maximum(_l2_length(perturbation), _TINY))
+
+
+def _l2_size(perturbation: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(perturbation * perturbation, _example_axes(perturbation)))
+
+
+NORMS: dict[str, Norm] = {
+    "linf": Norm(_linf_random, jnp.sign, _linf_project, _linf_size),
+    "l2": Norm(_l2_random, _l2_steepest, _l2_project, _l2_size),
+}
+
+
+def norm_of(name: str) -> Norm:
+    """The norm of that name; a `ValueError` names the known ones."""
+    if name not in NORMS:
+        raise ValueError(f"norm is {name!r}; expected one of {', '.join(NORMS)}.")
+    return NORMS[name]

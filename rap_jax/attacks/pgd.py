@@ -1,0 +1,128 @@
+"""Projected gradient descent on the images, with random restarts.
+
+Reference: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018,
+https://arxiv.org/abs/1706.06083; used by Ye et al., 2019 (eq. 2) inside training and for evaluation.
+
+Differs from the code of Ye et al.: (1) the random start is put inside [0, 1] before the first gradient, so that
+every gradient is taken at an image; (2) the loss is a function of the images alone, so an attack cannot move
+BatchNorm statistics, and per example, so examples of a batch do not couple.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rap_jax.attacks.norms import Norm, norm_of
+
+LossFn = Callable[[jax.Array], jax.Array]
+
+
+def pgd(
+    key: jax.Array,
+    loss_fn: LossFn,
+    images: jax.Array,
+    *,
+    epsilon: jax.Array | float,
+    step_size: jax.Array | float,
+    num_steps: int,
+    norm: str = "linf",
+    num_restarts: int = 1,
+    random_start: bool = True,
+) -> jax.Array:
+    """Raises `loss_fn` inside a norm ball around `images` and inside [0, 1].
+
+    Meant to be called under `jax.jit`, where everything but the arrays is static.
+
+    Args:
+      key: typed PRNG key of the random start; not read if `random_start` is False.
+      loss_fn: maps images [N, ...] to per-example losses [N].
+      images: clean inputs in [0, 1], [N, ...]; the centre of each ball.
+      epsilon: radius in input units (8/255, not 8); may be traced.
+      step_size: length of a step in the same norm and units; may be traced.
+      num_steps: gradient steps.
+      norm: `linf` or `l2`.
+      num_restarts: independent starts, run side by side by `vmap`; each example keeps its start of highest loss.
+      random_start: begin at a uniform point of the ball instead of at the image.
+
+    Returns:
+      Adversarial images, shape and dtype of `images`. No gradient flows through them.
+
+    Raises:
+      ValueError: unknown norm, or an impossible number of steps or restarts.
+    """
+    candidates = pgd_restarts(
+        key,
+        loss_fn,
+        images,
+        epsilon=epsilon,
+        step_size=step_size,
+        num_steps=num_steps,
+        norm=norm,
+        num_restarts=num_restarts,
+        random_start=random_start,
+    )
+    if num_restarts == 1:
+        return candidates[0]
+    worst = jnp.argmax(jax.vmap(loss_fn)(candidates), axis=0)
+    return jax.vmap(lambda i, starts: starts[i], in_axes=(0, 1))(worst, candidates)
+
+
+def pgd_restarts(
+    key: jax.Array,
+    loss_fn: LossFn,
+    images: jax.Array,
+    *,
+    epsilon: jax.Array | float,
+    step_size: jax.Array | float,
+    num_steps: int,
+    norm: str = "linf",
+    num_restarts: int = 1,
+    random_start: bool = True,
+) -> jax.Array:
+    """Like `pgd`, but returns what every restart found: [num_restarts, N, ...].
+
+    An evaluation wants all of them: the restart of highest loss need not be one that is misclassified.
+    """
+    if num_steps < 0 or num_restarts < 1:
+        raise ValueError(
+            f"num_steps is {num_steps!r} and num_restarts is {num_restarts!r}; expected at least 0 steps and 1 restart."
+        )
+    ball = norm_of(norm)
+    start = ball.random if random_start else _no_start
+
+    def one_start(key: jax.Array) -> jax.Array:
+        first = _into_ball_and_box(ball, images, start(key, images, epsilon), epsilon)
+        return _ascend(ball, loss_fn, images, first, epsilon, step_size, num_steps)
+
+    if num_restarts == 1:  # vmap over an axis of one would only get in the compiler's way
+        return one_start(key)[None]
+    return jax.vmap(one_start)(jax.random.split(key, num_restarts))
+
+
+def _no_start(key: jax.Array, images: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    del key, epsilon
+    return jnp.zeros_like(images)
+
+
+def _into_ball_and_box(ball: Norm, images: jax.Array, perturbation: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    """Ball first, then box: `images` are in the box, so clipping to it never lengthens a perturbation."""
+    return jnp.clip(images + ball.project(perturbation, epsilon), 0.0, 1.0)
+
+
+def _ascend(
+    ball: Norm,
+    loss_fn: LossFn,
+    images: jax.Array,
+    first: jax.Array,
+    epsilon: jax.Array | float,
+    step_size: jax.Array | float,
+    num_steps: int,
+) -> jax.Array:
+    gradient_fn = jax.grad(lambda x: jnp.sum(loss_fn(x)))
+
+    def step(_: int, adversarial: jax.Array) -> jax.Array:
+        moved = adversarial + step_size * ball.steepest(gradient_fn(adversarial))
+        return _into_ball_and_box(ball, images, moved - images, epsilon)
+
+    return jax.lax.stop_gradient(jax.lax.fori_loop(0, num_steps, step, first))

@@ -1,0 +1,250 @@
+"""Checkpoints that are checked when they are read: Orbax, with a digest of every array beside it.
+
+Orbax writes a step into a temporary folder and renames it, so a killed process loses at most the step it was
+writing. What it does not notice is a flipped bit (it has no checksum of the data) or a template of another dtype (it
+casts). So each step carries the sha256 of its arrays with their shapes and dtypes, and one of each of its files
+(`sha256sum -c files.sha256` works by hand too); restoring compares all of them:
+
+    manager = open_checkpoints("/tmp/run/checkpoints")
+    template = abstract_like(jax.eval_shape(init_fn, key), sharding)
+    restored = restore_latest(manager, template)
+    state = restored.state if restored else init_fn(key)
+    save(manager, step, state, {"stage": "admm"})
+
+A damaged step is moved to `damaged/` beside the good ones and the step before it is used. A template that does not
+fit is the caller's mistake and never counts as damage. The state is a pytree of arrays that this process can read in
+full (one process, any number of devices); it may be saved on 8 devices and restored on 1, and the reverse.
+"""
+
+import hashlib
+import json
+import logging as python_logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+DAMAGED = "damaged"
+CHECKSUMS = "files.sha256"
+OTHER_SETTINGS = "Use the settings that the checkpoint was saved with, or another folder."
+
+
+class Restored(NamedTuple):
+    """A checkpoint as it was saved: its step, its state (placed as the template says) and the caller's meta."""
+
+    step: int
+    state: Any
+    meta: dict[str, Any]
+
+
+def open_checkpoints(directory: str | os.PathLike[str], *, max_to_keep: int = 2) -> ocp.CheckpointManager:
+    """Opens (and creates) a folder of checkpoints and removes what a killed process left half written.
+
+    Args:
+      directory: folder of one run's checkpoints, one sub-folder per step.
+      max_to_keep: how many steps stay; with 1 there is none to fall back to.
+
+    Raises:
+      ValueError: the folder cannot be written to, or `max_to_keep` is below 1.
+    """
+    if max_to_keep < 1:
+        raise ValueError(f"max_to_keep is {max_to_keep}; expected 1 or more checkpoints.")
+    path = Path(directory).expanduser().absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        message = f"The checkpoint folder {path} cannot be written to ({error.strerror}); give a folder that can be."
+        raise ValueError(message) from error
+    logging.get_absl_logger().addFilter(_is_not_chatter)
+    settings = {"cleanup_tmp_directories": True, "enable_async_checkpointing": False}
+    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, **settings)
+    return ocp.CheckpointManager(path, options=options, item_names=("state", "meta"))
+
+
+def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Returns the template for `restore_latest`: `tree` (arrays, or what `jax.eval_shape` gives) with `sharding`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, Any]) -> bool:
+    """Saves `state` and `meta` as `step` and waits until they are on disk.
+
+    A step that is there already is left alone: after a resume it holds the state that the run resumed from, and
+    replacing it would mean a moment without any good checkpoint. (A damaged step has been moved away by then.)
+
+    Args:
+      manager: from `open_checkpoints`.
+      step: a number that grows during the run; the highest one is restored first.
+      state: pytree of arrays; typed PRNG keys, optax states and empty dicts come back as they were.
+      meta: anything that JSON can hold; tuples come back as lists.
+
+    Returns:
+      True if a checkpoint was written, False if `step` was there already.
+
+    Raises:
+      ValueError: `meta` cannot be written as JSON, or `state` has a leaf that is no array.
+    """
+    if step in manager.all_steps():
+        return False
+    try:
+        record = {"meta": json.loads(json.dumps(meta)), "layout": _layout(state), "sha256": _digest(state)}
+    except TypeError as error:
+        raise ValueError(f"meta of checkpoint {step} is {meta!r}; expected what JSON can hold ({error}).") from error
+    meta_args = ocp.args.JsonSave({**record, "seal": _seal(record)})
+    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=meta_args), force=True)
+    manager.wait_until_finished()
+    folder = Path(manager.directory) / str(step)
+    temporary = folder / f"{CHECKSUMS}.tmp"
+    temporary.write_text("\n".join(_checksums(folder)) + "\n")
+    os.replace(temporary, folder / CHECKSUMS)
+    return True
+
+
+def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> Restored | None:
+    """Restores the newest checkpoint that is whole; a damaged one is reported, moved away and the one before used.
+
+    Args:
+      manager: from `open_checkpoints`.
+      abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings, see `abstract_like`.
+
+    Returns:
+      The checkpoint, or None if there is none at all.
+
+    Raises:
+      ValueError: the template has no sharding or one that does not fit it, or other names, shapes or dtypes than the
+        checkpoint; or every checkpoint is damaged (then all stay where they are, so that a second start does not
+        silently begin afresh).
+    """
+    _check_shardings(abstract_state)
+    damaged: list[int] = []
+    manager.reload()
+    for step in sorted(manager.all_steps(), reverse=True):
+        reason, restored = _restore(manager, step, abstract_state)
+        if restored is not None:
+            _move_away(manager, damaged)
+            return restored
+        logging.warning("Checkpoint %d in %s is damaged (%s).", step, manager.directory, reason)
+        damaged.append(step)
+    if damaged:
+        raise ValueError(
+            f"Every checkpoint in {manager.directory} is damaged (steps {sorted(damaged)}); expected one that can be "
+            "read. Restore the folder from a backup, or move it away to start afresh."
+        )
+    return None
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[str, Restored | None]:
+    """Returns the checkpoint, or the reason why it is damaged."""
+    folder = Path(manager.directory) / str(step)
+    whole = (folder / CHECKSUMS).exists()  # a process killed right after Orbax was done leaves none
+    if whole and (reason := _compare_checksums(folder)):
+        return reason, None
+    record, reason = _attempt(lambda: manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
+    if record is None:
+        return f"its meta cannot be read: {reason}", None
+    if not isinstance(record, dict) or record.pop("seal", None) != _seal(record):
+        return "the checksum of its meta differs", None
+    # From here on the meta is known to be what was saved, so a difference is the template's and not the disk's.
+    _check_layout(folder, saved=record["layout"], expected=_layout(template))
+    restore_args = ocp.args.StandardRestore(template)
+    state, reason = _attempt(lambda: (manager.restore(step, args=ocp.args.Composite(state=restore_args)).state,))
+    if state is None and whole:
+        raise ValueError(f"{folder} does not fit this run: {reason}. {OTHER_SETTINGS}")
+    if state is None:
+        return f"its state cannot be read: {reason}", None
+    if _digest(state[0]) != record["sha256"]:
+        return "the checksum of its state differs", None
+    return "", Restored(step, state[0], record["meta"])
+
+
+def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:
+    """Returns what `read` gives, or None and the error in one short line; memory that runs out is not damage."""
+    try:
+        return read(), ""
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:160].rstrip('. ')}"
+
+
+def _checksums(folder: Path) -> list[str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS)
+    return [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}" for path in files]
+
+
+def _compare_checksums(folder: Path) -> str:
+    """Returns what is wrong with the files of a checkpoint, or "" if they are as they were written.
+
+    This comes before Orbax reads anything, because TensorStore prints pages of tracebacks for a damaged file.
+    """
+    found = _checksums(folder)
+    changed = [line for line in (folder / CHECKSUMS).read_text("latin-1").splitlines() if line not in found]
+    return f"{changed[0][66:]} is missing or was changed" if changed else ""
+
+
+def _move_away(manager: ocp.CheckpointManager, steps: list[int]) -> None:
+    """Moves damaged steps to `damaged/`, so that their numbers are free again and nothing is lost."""
+    directory = Path(manager.directory)
+    for step in steps:
+        (directory / DAMAGED).mkdir(exist_ok=True)
+        target = tempfile.mkdtemp(prefix=f"{step}-", dir=directory / DAMAGED)
+        os.replace(directory / str(step), target)
+        logging.warning("Checkpoint %d was moved to %s; going on from the one before.", step, target)
+    manager.reload()
+
+
+def _check_shardings(template: Any) -> None:
+    for name, leaf in _named_leaves(template):
+        if getattr(leaf, "sharding", None) is None:
+            raise ValueError(f"{name} of the template has no sharding; expected one, see abstract_like.")
+        leaf.sharding.shard_shape(leaf.shape)
+
+
+def _check_layout(folder: Path, *, saved: dict[str, str], expected: dict[str, str]) -> None:
+    found = [name for name in {**expected, **saved} if saved.get(name) != expected.get(name)]
+    if found:
+        parts = [f"{name} is {saved.get(name, 'absent')}, expected {expected.get(name, 'none')}" for name in found[:3]]
+        parts += [f"and {len(found) - 3} more"] if len(found) > 3 else []
+        raise ValueError(f"{folder} does not fit this run: {'; '.join(parts)}. {OTHER_SETTINGS}")
+
+
+def _named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _layout(tree: Any) -> dict[str, str]:
+    """Returns name -> dtype and shape of every leaf, such as `params/conv1/kernel` -> `float32[5,5,1,32]`."""
+    layout = {}
+    for name, leaf in _named_leaves(tree):
+        if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+            raise ValueError(f"{name} of the state is {leaf!r}; expected an array.")
+        layout[name] = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    return layout
+
+
+def _digest(tree: Any) -> str:
+    """Returns the sha256 over name, dtype, shape and bytes of every leaf, by name; a key counts by its data."""
+    total = hashlib.sha256(json.dumps(_layout(tree), sort_keys=True).encode())
+    for _, leaf in sorted(_named_leaves(tree), key=lambda named: named[0]):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        total.update(np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
+    return total.hexdigest()
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _is_not_chatter(record: python_logging.LogRecord) -> bool:
+    """Drops what Orbax logs below a warning (some 40 lines a save); other loggers' lines are not touched."""
+    return record.levelno >= python_logging.WARNING or not record.pathname.startswith(os.path.dirname(ocp.__file__))

@@ -1,0 +1,114 @@
+"""What a data set is once it is in memory, and how its validation split is taken."""
+
+import dataclasses
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from rap_jax.config import require
+
+
+class Split(NamedTuple):
+    """Images with their labels, on the host.
+
+    Attributes:
+      images: uint8 in 0..255, [N, H, W, C].
+      labels: int32 in 0..num_classes-1, [N].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Three disjoint splits. Train and validation share the official training images; test is the official one.
+
+    Attributes:
+      name: label of the data that is really here, such as `mnist`, or `mnist_5k` after a fallback.
+      train: examples to learn from.
+      validation: examples that choose the checkpoint.
+      test: examples that are read once, for the reported numbers.
+      num_classes: number of labels.
+      sha256: `content_hash` of training and test data, taken before validation was split off.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    sha256: str
+
+
+def make_split(images: np.ndarray, labels: np.ndarray) -> Split:
+    """Checks and joins images and labels.
+
+    Args:
+      images: uint8, [N, H, W, C].
+      labels: whole numbers of 0 or more, [N].
+
+    Returns:
+      A `Split` of contiguous arrays with int32 labels.
+
+    Raises:
+      ValueError: a shape or type is not as above, or the lengths differ.
+    """
+    require(images.dtype == np.uint8, "dtype of images", images.dtype, "uint8")
+    require(images.ndim == 4, "shape of images", images.shape, "[N, H, W, C]")
+    require(labels.shape == images.shape[:1], "shape of labels", labels.shape, f"{images.shape[:1]}, one per image")
+    return Split(np.ascontiguousarray(images), np.ascontiguousarray(labels, dtype=np.int32))
+
+
+def content_hash(train: Split, test: Split) -> str:
+    """SHA-256, in hex, of the shapes and values of both splits; the order of the examples counts."""
+    digest = hashlib.sha256()
+    for array in (*train, *test):
+        little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        digest.update(f"{little_endian.dtype.str}{little_endian.shape}".encode())
+        digest.update(little_endian.data)
+    return digest.hexdigest()
+
+
+def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Takes a stratified validation split out of the training data.
+
+    Validation gets round(N * fraction) examples, and of a class with n examples n * fraction, rounded up or down. The
+    choice depends on `seed` and the labels only. Each example lands in exactly one of the two parts, and both keep the
+    order of `train`.
+
+    Args:
+      train: all the training data, [N, H, W, C] and [N].
+      fraction: share to hold out, in (0, 1).
+      seed: whole number of 0 or more for `numpy.random.default_rng`.
+
+    Returns:
+      What is left of the training data, and the validation data.
+
+    Raises:
+      ValueError: `fraction` or `seed` is out of range, or one of the two would be empty.
+    """
+    require(0 < fraction < 1, "fraction", fraction, "a share of the training set in (0, 1)")
+    require(seed >= 0, "seed", seed, "a whole number of 0 or more")
+    held = _stratified_choice(train.labels, fraction, np.random.default_rng(seed))
+    hint = f"a share that leaves both parts of {len(held)} examples with at least one"
+    require(bool(0 < held.sum() < len(held)), "fraction", fraction, hint)
+    return Split(*(array[~held] for array in train)), Split(*(array[held] for array in train))
+
+
+def _stratified_choice(labels: np.ndarray, fraction: float, generator: np.random.Generator) -> np.ndarray:
+    """Marks the examples to hold out: bool, [N]."""
+    held = np.zeros(labels.shape, bool)
+    classes, sizes = np.unique(labels, return_counts=True)
+    for label, count in zip(classes, _shares(sizes, fraction), strict=True):
+        held[generator.permutation(np.flatnonzero(labels == label))[:count]] = True
+    return held
+
+
+def _shares(sizes: np.ndarray, fraction: float) -> np.ndarray:
+    """Rounds sizes * fraction to whole numbers of the right sum: the largest remainders are rounded up."""
+    counts = np.floor(sizes * fraction).astype(int)
+    left_over = round(int(sizes.sum()) * fraction) - int(counts.sum())
+    counts[np.argsort(counts - sizes * fraction, kind="stable")[:left_over]] += 1
+    return counts

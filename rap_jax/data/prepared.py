@@ -1,0 +1,121 @@
+"""The prepared copy of a data set in `data_dir`: whether there is one, how it is made and read.
+
+TFDS prepares into a folder `incomplete.*` and renames that at the end, so a folder under the final name was finished.
+"""
+
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from rap_jax.data.array_builder import ArrayBuilder
+from rap_jax.data.dataset import Split, content_hash, make_split
+from rap_jax.data.network import why_unreachable
+
+
+class DownloadError(ValueError):
+    """The raw files cannot be had from the network; the message says where to put them by hand."""
+
+
+def prepared_path(builder_class: type[ArrayBuilder], data_dir: Path) -> Path:
+    """Returns the folder that holds the prepared copy, or will."""
+    return data_dir / str(builder_class.name) / str(builder_class.VERSION)
+
+
+def prepare(builder_class: type[ArrayBuilder], data_dir: Path, raw_data_dir: str | None) -> None:
+    """Writes the prepared copy, about 25 MB for MNIST, from raw files.
+
+    Args:
+      builder_class: says what the raw files are.
+      data_dir: gets the prepared copy and, under `downloads/`, files that are downloaded.
+      raw_data_dir: folder with the raw files; None to download them.
+
+    Raises:
+      DownloadError: the network or the files in it are not there; found out within seconds.
+      ValueError: `data_dir` cannot be written to, or a raw file is missing or damaged.
+    """
+    _require_writable(data_dir)
+    logging.info("Preparing %s in %s", builder_class.name, data_dir)
+    builder = builder_class(data_dir=data_dir, raw_data_dir=raw_data_dir)
+    if raw_data_dir is None:
+        _download_and_prepare(builder)
+    else:
+        _prepare(builder)
+
+
+def read_prepared(builder_class: type[ArrayBuilder], data_dir: Path) -> tuple[Split, Split]:
+    """Reads the prepared copy and refuses it unless its content is the official one.
+
+    Returns:
+      The training and the test data, in the order of the official files.
+
+    Raises:
+      ValueError: the copy is damaged; the message says what to delete.
+    """
+    path = prepared_path(builder_class, data_dir)
+    advice = f"Delete the folder {path} and run again, so that it is prepared anew."
+    try:
+        builder = builder_class(data_dir=data_dir)
+        train, test = (_read_split(builder, split) for split in ("train", "test"))
+    except Exception as error:  # A damaged copy raises RuntimeError, KeyError, ParseError and more.
+        raise ValueError(f"The prepared data in {path} cannot be read: {error} {advice}") from error
+    digest = content_hash(train, test)
+    if digest != builder_class.CONTENT_SHA256:
+        expected = f"expected SHA-256 {builder_class.CONTENT_SHA256}, got {digest}"
+        raise ValueError(f"The prepared data in {path} is damaged: {expected}. {advice}")
+    return train, test
+
+
+def _read_split(builder: ArrayBuilder, split: str) -> Split:
+    source = builder.as_data_source(split=split)
+    examples = source.__getitems__(list(range(len(source))))
+    images = np.stack([example["image"] for example in examples])
+    return make_split(images, np.array([example["label"] for example in examples]))
+
+
+def _require_writable(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir):
+            pass
+    except OSError as error:
+        message = f"data_dir {data_dir} cannot be written to ({error}); expected a folder of yours: --data_dir=FOLDER"
+        raise ValueError(message) from error
+
+
+def _download_and_prepare(builder: ArrayBuilder) -> None:
+    import requests
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+    problem = why_unreachable(next(iter(builder.URLS.values())))
+    if problem is not None:
+        raise DownloadError(_how_to_provide(builder, problem))
+    failures = (requests.RequestException, tfds.download.DownloadError, NonMatchingChecksumError)
+    try:
+        _prepare(builder)
+    except failures as error:
+        raise DownloadError(_how_to_provide(builder, f"it failed ({error})")) from error
+
+
+def _prepare(builder: ArrayBuilder) -> None:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    try:
+        # TFDS prints two lines of "Unknown size"; ours is in the log.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except OSError:
+        # Another process may have been first, and the rename then fails; its copy is verified when it is read.
+        if not Path(builder.data_path).exists():
+            raise
+
+
+def _how_to_provide(builder: ArrayBuilder, problem: str) -> str:
+    folders = ", ".join(sorted({url.rpartition("/")[0] + "/" for url in builder.URLS.values()}))
+    names = ", ".join(url.rpartition("/")[2] for url in builder.URLS.values())
+    return f"get {names} from {folders}, put them into a folder and pass --raw_data_dir=FOLDER. No download: {problem}"

@@ -1,0 +1,147 @@
+"""The folder of a run: what lies in it, and that nothing in it is half written or mixed with another run.
+
+run.flags        the flags, can be given back as --flagfile (written by the command)
+config.json      what decides the numbers; a run with another config is refused
+checkpoints/     one sub-folder per stage
+metrics.jsonl    one JSON object per line, appended while training
+stages/          one result per finished stage
+results.json     the result of the run, written once at the end
+report.md, *.png
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rap_jax.config import STAGES, Stage
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is either the old one or the whole new one, whenever the process dies."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """An open run folder; make one with `open_run_folder`. `lock` is held as long as the process lives."""
+
+    path: Path
+    lock: IO[str]
+
+    def checkpoints(self, stage: Stage) -> Path:
+        """Folder of a stage's checkpoints."""
+        return self.path / "checkpoints" / stage
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_metrics_after(self, stage: Stage, step: int) -> None:
+        """Drops the lines that a resumed run will write again: later stages, and later steps of `stage`."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        position = (STAGES.index(stage), step)
+        kept = [r for r in read_jsonl(path) if (STAGES.index(r["stage"]), r["step"]) <= position]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in file `name`, or None if there is no such file.
+
+        Raises:
+          ValueError: the file is damaged; names it.
+        """
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON ({error}); delete it to have it made again.") from error
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes `value` to file `name`, atomically."""
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file; a last line that a kill cut short is passed over."""
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def open_run_folder(path: Path, config: Mapping[str, Any]) -> RunFolder:
+    """Makes the folder, or opens it to go on, and locks it against a second process.
+
+    Args:
+      path: the folder; its parents are made.
+      config: everything that decides the numbers, as nested dicts for JSON; written to config.json.
+
+    Raises:
+      ValueError: it cannot be written, another process runs in it, it holds a run with another config (the
+        difference is shown), or it holds other files and no run.
+    """
+    path = path.expanduser().resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(
+            f"Run folder {path} cannot be written ({error.strerror}); choose another --out_dir."
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(
+            f"Run folder {path} is in use by another process; wait for it or choose another --out_dir."
+        ) from error
+    folder = RunFolder(path, lock)
+    _claim(folder, json.loads(json.dumps(config)))
+    return folder
+
+
+def _claim(folder: RunFolder, config: dict[str, Any]) -> None:
+    before = folder.read_json("config.json")
+    if before is None:
+        strangers = [p.name for p in folder.path.iterdir() if not p.name.startswith(".") and p.name != "run.flags"]
+        if strangers:
+            raise ValueError(
+                f"Run folder {folder.path} holds {', '.join(sorted(strangers)[:3])} but no config.json, so it is not "
+                f"a run of this program; choose an empty or new folder with --out_dir."
+            )
+        folder.write_json("config.json", config)
+    elif before != config:
+        raise ValueError(
+            f"Run folder {folder.path} holds a run with other settings:\n{difference(before, config)}\n"
+            f"Give the same flags to go on with that run, or another --out_dir to start a new one."
+        )
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """One line per setting that differs: `  prune.rho: 0.01 in the folder, 0.02 now`."""
+    old, new = dict(_flatten(before)), dict(_flatten(now))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return "\n".join(f"  {n}: {old.get(n, 'absent')} in the folder, {new.get(n, 'absent')} now" for n in names)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,23 @@
+"""Networks as pure functions: the only part of the package that knows Flax Linen.
+
+create          create_model: a `ModelConfig` -> a `Model`
+model           Model (init, apply, input_shape, num_classes), from_linen, num_params
+lenet           the paper's MNIST LeNet of width w
+conv_relu_pool  convolution + ReLU + max pooling, fast inside an attack on the CPU
+dense           a dense layer with PyTorch's start
+initializers    the initialisations of the paper's Table B1 by name
+
+model = create_model(ModelConfig("lenet_mnist", width=4), input_shape=(28, 28, 1), num_classes=10)
+params, batch_stats = model.init(jax.random.key(0))
+logits, _ = model.apply(params, batch_stats, images, train=False)
+"""
+
+from rap_jax.models.conv_relu_pool import IMPLEMENTATIONS as IMPLEMENTATIONS
+from rap_jax.models.conv_relu_pool import ConvReluPool as ConvReluPool
+from rap_jax.models.conv_relu_pool import Implementation as Implementation
+from rap_jax.models.create import NETWORKS as NETWORKS
+from rap_jax.models.create import create_model as create_model
+from rap_jax.models.initializers import INITIALIZERS as INITIALIZERS
+from rap_jax.models.model import Model as Model
+from rap_jax.models.model import from_linen as from_linen
+from rap_jax.models.model import num_params as num_params

@@ -1,0 +1,97 @@
+"""What the rest of the package sees of a network: two pure functions and two shapes.
+
+    model = create_model(ModelConfig(width=4), input_shape=(28, 28, 1), num_classes=10)
+    params, batch_stats = model.init(jax.random.key(0))
+    logits, batch_stats = model.apply(params, batch_stats, images, train=True)
+
+`params` and `batch_stats` are plain nested dicts, {"conv1": {"kernel": [5, 5, 1, 8], "bias": [8]}, ...}, with kernels
+[height, width, in, out] and [in, out]. Networks without BatchNorm have the empty `batch_stats` {}.
+"""
+
+import math
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rap_jax.config import require
+
+Params = dict[str, Any]
+BatchStats = dict[str, Any]
+
+
+class InitFn(Protocol):
+    """Draws `(params, batch_stats)` from a typed PRNG key."""
+
+    def __call__(self, key: jax.Array) -> tuple[Params, BatchStats]: ...
+
+
+class ApplyFn(Protocol):
+    """Computes `(logits, new_batch_stats)`: images [N, H, W, C] in [0, 1] -> logits [N, num_classes].
+
+    With `train` BatchNorm normalises by the batch and moves its statistics; without, it uses `batch_stats` and returns
+    them unchanged. `train` is static: mark it so under `jax.jit`, or close over it.
+    """
+
+    def __call__(
+        self, params: Params, batch_stats: BatchStats, images: jax.Array, train: bool
+    ) -> tuple[jax.Array, BatchStats]: ...
+
+
+class Model(NamedTuple):
+    """A network as pure functions.
+
+    Attributes:
+        init: see `InitFn`. Not jitted; `jax.jit(model.init, out_shardings=...)` places what it draws.
+        apply: see `ApplyFn`.
+        input_shape: (height, width, channels) of one image.
+        num_classes: number of logits.
+    """
+
+    init: InitFn
+    apply: ApplyFn
+    input_shape: tuple[int, int, int]
+    num_classes: int
+
+
+def from_linen(module: nn.Module, *, input_shape: tuple[int, int, int], num_classes: int) -> Model:
+    """Wraps a Linen module with `__call__(images, train)` as a `Model`.
+
+    Args:
+        module: maps images [N, *input_shape] to logits [N, num_classes].
+        input_shape: (height, width, channels) of one image.
+        num_classes: number of logits, 2 or more.
+
+    Returns:
+        The model. Its `apply` raises a `ValueError` for images of another shape.
+
+    Raises:
+        ValueError: for a shape or a number of classes that no network can have.
+    """
+    shaped = len(input_shape) == 3 and min(input_shape) >= 1
+    require(shaped, "input_shape", input_shape, "(height, width, channels), such as (28, 28, 1)")
+    require(num_classes >= 2, "num_classes", num_classes, "2 or more classes")
+
+    height, width, channels = input_shape
+
+    def init(key: jax.Array) -> tuple[Params, BatchStats]:
+        variables = module.init(key, jnp.zeros((1, *input_shape)), train=False)
+        return variables["params"], variables.get("batch_stats", {})
+
+    def apply(params: Params, batch_stats: BatchStats, images: jax.Array, train: bool) -> tuple[jax.Array, BatchStats]:
+        require(images.shape[1:] == input_shape, "images.shape", images.shape, f"[N, {height}, {width}, {channels}]")
+        variables = {"params": params, "batch_stats": batch_stats}
+        # Any: the type of Linen's apply depends on `mutable`.
+        outputs: Any = module.apply(variables, images, train=train, mutable=["batch_stats"] if train else False)
+        if not train:
+            return outputs, batch_stats
+        logits, moved = outputs
+        return logits, moved.get("batch_stats", {})
+
+    return Model(init, apply, input_shape, num_classes)
+
+
+def num_params(params: Params) -> int:
+    """How many numbers `params` holds; arrays and `jax.ShapeDtypeStruct`s both count."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,85 @@
+"""The optimizer of a stage: its learning-rate schedule and its chain of optax transformations.
+
+The order of the chain, and why:
+
+    1. add_admm_penalty   the penalty is part of the objective, so it comes before anything that rescales gradients
+    2. add_decayed_weights   likewise: L2 decay as in PyTorch's Adam and SGD, part of the gradient
+    3. Adam or momentum
+    4. minus the learning rate
+    5. keep_masked        last, so that no momentum, decay or step can move a pruned weight off zero
+"""
+
+import chex
+import optax
+
+from rap_jax import specs as specs_lib
+from rap_jax.admm import add_admm_penalty
+from rap_jax.config import OptimizerConfig, PruneConfig
+from rap_jax.masking import keep_masked
+from rap_jax.specs import Specs
+
+
+def learning_rate_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
+    """Learning rate over the steps of a stage; a linear warm-up from 0 comes before any of the shapes.
+
+    `cosine` ends at 0 after `num_steps`; `step` multiplies by `step_factor` at each of `step_epochs`, counted from
+    the start of the stage.
+
+    Raises:
+      ValueError: the warm-up is as long as the stage or longer.
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if warmup >= num_steps:
+        raise ValueError(f"warmup_epochs is {config.warmup_epochs!r}, {warmup} steps; the stage has {num_steps} steps.")
+    peak = config.learning_rate
+    after: optax.Schedule
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, num_steps - warmup)
+    elif config.schedule == "step":
+        boundaries = {round(epoch * steps_per_epoch) - warmup: config.step_factor for epoch in config.step_epochs}
+        after = optax.piecewise_constant_schedule(peak, boundaries)
+    else:
+        after = optax.constant_schedule(peak)
+    if warmup == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def make_optimizer(
+    config: OptimizerConfig,
+    learning_rate: optax.Schedule,
+    *,
+    penalty: optax.GradientTransformationExtraArgs | None = None,
+    masks: chex.ArrayTree | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The chain above, without the links that a stage does not need.
+
+    Args:
+      penalty: the ADMM stage's penalty, from `make_penalty`.
+      masks: the masked retrain's masks, bool tree like the params.
+    """
+    links: list[optax.GradientTransformation] = []
+    if penalty is not None:
+        links.append(penalty)
+    if config.weight_decay > 0:
+        links.append(optax.add_decayed_weights(config.weight_decay))
+    if config.name == "adam":
+        links.append(optax.scale_by_adam())
+    elif config.momentum > 0:
+        links.append(optax.trace(config.momentum))
+    links.append(optax.scale_by_learning_rate(learning_rate))
+    if masks is not None:
+        links.append(keep_masked(masks))
+    return optax.with_extra_args_support(optax.chain(*links))
+
+
+def make_penalty(params: chex.ArrayTree, config: PruneConfig, specs: Specs) -> optax.GradientTransformationExtraArgs:
+    """`add_admm_penalty` with the config's rho, for the weights that have a spec and no others."""
+    rho: optax.Schedule = lambda count: config.rho * config.rho_growth**count
+    penalty = add_admm_penalty(
+        rho,
+        lambda weights: specs_lib.project_tree(specs, weights),
+        rho_rule=config.rho_rule,
+        rescale_dual=config.rescale_dual,
+    )
+    return optax.masked(penalty, specs_lib.selected(params, specs))

@@ -1,0 +1,212 @@
+"""The pictures of a report: metrics in, PNG bytes out.
+
+Each function returns the bytes of one PNG, or None when the run has nothing to show for it. `title` starts every
+picture's title, so that it says which data set the numbers come from. Nothing global is touched (no pyplot), so
+drawing is safe beside a notebook or in a thread.
+"""
+
+import io
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rap_jax.config import STAGES
+
+# Okabe-Ito colours: told apart by colour-blind readers and in grey.
+NATURAL, ROBUST, TRAIN, PRUNED = "#0072B2", "#D55E00", "#888888", "#D9D9D9"
+SHADES = ("#FFFFFF", "#F3F3F3")
+Metrics = list[dict[str, Any]]
+
+
+class _Span(NamedTuple):
+    """Where a stage lies on the epoch axis of the whole run."""
+
+    stage: str
+    start: float
+    end: float
+
+
+def training_png(metrics: Metrics, title: str) -> bytes | None:
+    """Draws accuracy and loss over the epochs of the whole run, stages shaded, the kept checkpoints marked.
+
+    A validation marked `selected` was the best of its stage so far; the last one of a stage is the one that was kept.
+    """
+    train, validation = _of_kind(metrics, "train"), _of_kind(metrics, "validation")
+    if not train and not validation:
+        return None
+    spans = _spans(train + validation)
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    for span in spans:
+        ours = [line for line in validation if line["stage"] == span.stage]
+        _draw_training(top, [line for line in train if line["stage"] == span.stage], span, "accuracy")
+        _draw_training(bottom, [line for line in train if line["stage"] == span.stage], span, "loss")
+        for name, color in (("natural_accuracy", NATURAL), ("robust_accuracy", ROBUST)):
+            top.plot(_epochs(ours, span), _values(ours, name), "-o", color=color, markersize=3, linewidth=1.4)
+            chosen = [line for line in ours if line.get("selected")][-1:]
+            star: dict[str, Any] = {"markersize": 15, "markeredgecolor": "black", "clip_on": False, "zorder": 5}
+            top.plot(_epochs(chosen, span), _values(chosen, name), "*", color=color, **star)
+    _label_stages(top, bottom, spans)
+    top.set_ylim(-0.02, 1.02)
+    top.set_ylabel("accuracy")
+    top.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    bottom.set_ylabel("training loss")
+    bottom.set_xlabel("epoch of the run")
+    _training_legend(figure)
+    figure.suptitle(f"{title}: training")
+    return _png(figure)
+
+
+def admm_png(metrics: Metrics, title: str) -> bytes | None:
+    """Draws distance to the sparse set, primal residual and rho of every pruned layer over the ADMM stage."""
+    lines = _of_kind(metrics, "admm")
+    if not lines:
+        return None
+    layers = list(dict.fromkeys(line["layer"] for line in lines))
+    colors = _layer_colors(len(layers))
+    figure = Figure(figsize=(12, max(4.0, 1.6 + 0.24 * len(layers))), layout="constrained")
+    panels = figure.subplots(1, 3)
+    names = {
+        "distance": "distance to the sparse set\n‖w − P(w)‖ / ‖w‖",
+        "primal_residual": "primal residual\n‖w − z‖ / ‖w‖",
+        "rho": "penalty\nρ",
+    }
+    for axes, (name, text) in zip(panels, names.items(), strict=True):
+        for layer, color in zip(layers, colors, strict=True):
+            ours = [line for line in lines if line["layer"] == layer]
+            epochs, values = [line["epoch"] for line in ours], _values(ours, name)
+            axes.plot(epochs, np.where(values > 0, values, np.nan), "-o", color=color, markersize=3, label=layer)
+        _log_scale(axes, _values(lines, name))
+        axes.set_title(text, fontsize=10)
+        axes.set_xlabel("epoch of the ADMM stage")
+        _quiet(axes)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    figure.suptitle(f"{title}: ADMM by layer")
+    return _png(figure)
+
+
+def sparsity_png(sparsity: dict[str, Any], title: str) -> bytes | None:
+    """Draws which share of every layer's weights is kept and which is pruned.
+
+    Args:
+      sparsity: `{"layers": {name: {"size", "zeros", ...}}, "overall": {...}}`.
+      title: start of the picture's title.
+    """
+    layers = sparsity.get("layers") or {}
+    if not layers:
+        return None
+    rows = [*layers.items(), ("overall", sparsity["overall"])]
+    figure = Figure(figsize=(9, 1.3 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, row) in enumerate(rows):
+        kept = row["size"] - row["zeros"]
+        share = kept / row["size"] if row["size"] else 0.0
+        axes.barh(place, share, color=NATURAL, height=0.7, label="kept" if place == 0 else None)
+        axes.barh(place, 1 - share, left=share, color=PRUNED, height=0.7, label="pruned" if place == 0 else None)
+        axes.text(1.02, place, f"{100 * share:5.1f}%  {kept:,} of {row['size']:,} kept", va="center", fontsize=9)
+    axes.axhline(len(layers) - 0.5, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    axes.set_xlabel("share of the weights")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(f"{title}: weights kept and pruned")
+    return _png(figure)
+
+
+def _of_kind(metrics: Metrics, kind: str) -> Metrics:
+    return [line for line in metrics if line["kind"] == kind]
+
+
+def _spans(lines: Metrics) -> list[_Span]:
+    """Puts the stages that have lines one after the other; each line counts its epochs from its stage's start."""
+    spans: list[_Span] = []
+    for stage in STAGES:
+        epochs = [line["epoch"] for line in lines if line["stage"] == stage]
+        if epochs:
+            start = spans[-1].end if spans else 0.0
+            spans.append(_Span(stage, start, start + max(epochs)))
+    return spans
+
+
+def _epochs(lines: Metrics, span: _Span) -> list[float]:
+    return [span.start + line["epoch"] for line in lines]
+
+
+def _values(lines: Metrics, name: str) -> np.ndarray:
+    return np.array([line[name] for line in lines], dtype=float)
+
+
+def _draw_training(axes: Axes, lines: Metrics, span: _Span, name: str) -> None:
+    """Draws the noisy values of single batches faintly and their running mean over a 30th of the stage on top."""
+    epochs, values = _epochs(lines, span), _values(lines, name)
+    width = max(1, len(values) // 30)
+    axes.plot(epochs, values, color=TRAIN, linewidth=0.6, alpha=0.35 if width > 1 else 1.0)
+    if width > 1:
+        counts = np.convolve(np.ones_like(values), np.ones(width), "same")
+        axes.plot(epochs, np.convolve(values, np.ones(width), "same") / counts, color=TRAIN, linewidth=1.6)
+
+
+def _label_stages(top: Axes, bottom: Axes, spans: list[_Span]) -> None:
+    for place, span in enumerate(spans):
+        for axes in (top, bottom):
+            axes.axvspan(span.start, span.end, color=SHADES[place % 2], zorder=0, linewidth=0)
+            if place:
+                axes.axvline(span.start, color="black", linewidth=0.8, linestyle=":")
+        place_at = ((span.start + span.end) / 2, 1.0)
+        transform = top.get_xaxis_transform()
+        top.annotate(span.stage, place_at, xycoords=transform, xytext=(0, 4), textcoords="offset points", ha="center")
+    for axes in (top, bottom):
+        _quiet(axes)
+        if spans[-1].end > 0:
+            axes.set_xlim(0, spans[-1].end * 1.01)
+
+
+def _training_legend(figure: Figure) -> None:
+    axes = figure.axes[0]
+    handles = [
+        *axes.plot([], [], "-o", color=NATURAL, markersize=4, label="natural, validation"),
+        *axes.plot([], [], "-o", color=ROBUST, markersize=4, label="under attack, validation"),
+        *axes.plot([], [], "-", color=TRAIN, label="under attack, training batch"),
+        *axes.plot([], [], "*", color="white", mec="black", markersize=12, label="kept checkpoint"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+
+
+def _log_scale(axes: Axes, values: np.ndarray) -> None:
+    """Sets a log scale if there is anything to show on one; within a decade its ticks are plain numbers."""
+    values = values[np.isfinite(values) & (values > 0)]
+    if not values.size:
+        return
+    axes.set_yscale("log")
+    if values.max() < 10 * values.min():
+        axes.set_ylim(values.min() / 1.15, values.max() * 1.15)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.3g}")
+
+
+def _layer_colors(count: int) -> Iterable[Any]:
+    """Ten colours that differ as long as they suffice, then a scale from the first layer to the last."""
+    return colormaps["tab10"](range(count)) if count <= 10 else colormaps["viridis"](np.linspace(0, 0.95, count))
+
+
+def _quiet(axes: Axes) -> None:
+    axes.grid(True, color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.15)
+    return buffer.getvalue()

@@ -1,0 +1,250 @@
+"""What a run found, for people: a table for the terminal, and report.md with pictures.
+
+`format_table(results)` needs only the results; `write_report(run_dir)` reads `metrics.jsonl` and `results.json` of a
+run folder and writes `report.md`, `training.png`, `admm.png` and `sparsity.png` beside them. Both leave out what a
+run that was stopped does not have. Every table, picture and file names the data set that was really used.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from rap_jax import plots
+from rap_jax.config import STAGES
+
+Results = dict[str, Any]
+
+
+def format_table(results: Results) -> str:
+    """Returns the results as text of at most 100 columns that reads well in a terminal and as Markdown.
+
+    Args:
+      results: the content of `results.json`. Stages, `cut`, `test` and `sparsity` may be missing.
+    """
+    parts = [f"{_title(results)}, seed {results.get('seed')}, {results['model'].get('num_params', 0):,} parameters"]
+    rows = list(_accuracy_rows(results))
+    if rows:
+        header = ("Stage", "Natural accuracy", "PGD accuracy", "Images", "Seconds")
+        parts += [_table(header, rows), _notes(results)]
+    if sparsity := _sparsity(results):
+        parts.append(_sparsity_table(sparsity))
+    seconds = results.get("seconds", {}).get("total")
+    parts.append(
+        f"- Run folder: {results.get('run_dir', '-')}" + (f"\n- Time: {_seconds(seconds)} s" if seconds else "")
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def write_report(run_dir: str | os.PathLike[str]) -> Path:
+    """Writes `report.md` and its pictures into `run_dir`, each file whole or not at all.
+
+    Args:
+      run_dir: folder with `results.json` and, if there is one, `metrics.jsonl`.
+
+    Returns:
+      The path of `report.md`.
+
+    Raises:
+      ValueError: `results.json` is missing or cannot be read.
+    """
+    folder = Path(run_dir).expanduser()
+    results, metrics = _read_results(folder / "results.json"), _read_metrics(folder / "metrics.jsonl")
+    title = _title(results)
+    pictures = {
+        "training": plots.training_png(metrics, title),
+        "admm": plots.admm_png(metrics, title),
+        "sparsity": plots.sparsity_png(_sparsity(results), title),
+    }
+    for name, png in pictures.items():
+        if png is not None:
+            _write(folder / f"{name}.png", png)
+    text = _markdown(results, [name for name, png in pictures.items() if png is not None])
+    _write(folder / "report.md", text.encode())
+    return folder / "report.md"
+
+
+def _read_results(path: Path) -> Results:
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        hint = "expected the JSON that a run writes at its end; finish the run or give another folder"
+        raise ValueError(f"{path} cannot be read ({error}); {hint}.") from error
+    missing = [key for key in ("dataset", "model", "stages") if not isinstance(results, dict) or key not in results]
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}; expected the results of a run of rap_jax.")
+    return results
+
+
+def _read_metrics(path: Path) -> plots.Metrics:
+    """Returns the metrics in the order of their steps.
+
+    A killed process may leave half a line, and a resumed one repeats the steps after its checkpoint: the half line is
+    skipped with a warning, of a repeated step the last line counts.
+    """
+    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+    skipped = 0
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+            lines[line["kind"], line["stage"], line["step"], line.get("layer")] = line
+        except (ValueError, KeyError, TypeError):
+            skipped += 1
+    if skipped:
+        logging.warning("%s: %d lines that cannot be read were skipped.", path, skipped)
+    return sorted(lines.values(), key=lambda line: line["step"])
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _title(results: Results) -> str:
+    return f"{results['dataset']}, {results['model']['name']} of width {results['model'].get('width')}"
+
+
+def _sparsity(results: Results) -> dict[str, Any]:
+    """Returns the sparsity of the run, or that of its last stage if it did not come to its end."""
+    found = [results["stages"].get(stage, {}).get("sparsity") for stage in STAGES] + [results.get("sparsity")]
+    return next((sparsity for sparsity in reversed(found) if sparsity), {})
+
+
+def _accuracies(results: Results) -> Iterator[tuple[str, str, dict[str, Any], float | None]]:
+    """Yields name, split, accuracy and seconds of every evaluation that there is, in the order of the run."""
+    for stage in STAGES:
+        result = results["stages"].get(stage, {})
+        if "validation" in result:
+            yield stage, "validation", result["validation"], result.get("seconds")
+        if "cut" in result:
+            yield f"{stage}, cut", "validation", result["cut"], None
+    if results.get("test"):
+        yield "test", "test", results["test"], results.get("seconds", {}).get("test")
+
+
+def _accuracy_rows(results: Results) -> Iterator[tuple[str, ...]]:
+    for name, split, accuracy, seconds in _accuracies(results):
+        cells = (_accuracy(accuracy, "natural"), _accuracy(accuracy, "robust"))
+        yield (name, *cells, f"{accuracy['num_examples']:,} {split}", _seconds(seconds))
+
+
+def _accuracy(accuracy: dict[str, Any], kind: str) -> str:
+    low, high = accuracy[f"{kind}_interval"]
+    return f"{_percent(accuracy[f'{kind}_accuracy'])} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _pair(accuracy: dict[str, Any]) -> str:
+    return f"{_percent(accuracy['natural_accuracy'])} natural and {_percent(accuracy['robust_accuracy'])} PGD accuracy"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:,.1f}"
+
+
+def _notes(results: Results) -> str:
+    """Returns one line per attack that was used, and what the brackets and the cuts are."""
+    splits: dict[str, list[str]] = {}
+    for _, split, accuracy, _ in _accuracies(results):
+        names = splits.setdefault(_attack(accuracy["attack"]), [])
+        names += [] if split in names else [split]
+    lines = [f"- PGD on {' and '.join(names)}: {attack}" for attack, names in splits.items()]
+    lines.append("- In brackets: 95% interval (Wilson).")
+    cuts = {"pretrain": "after pretrain (no ADMM)", "admm": "after ADMM"}
+    found = [text for stage, text in cuts.items() if "cut" in results["stages"].get(stage, {})]
+    lines += [f"- Cut: the weights to prune set to zero {' or '.join(found)}, no retraining yet."] if found else []
+    return "\n".join(lines)
+
+
+def _attack(attack: dict[str, Any]) -> str:
+    restarts = attack["num_restarts"]
+    start = "random start" if attack["random_start"] else "start at the image"
+    return (
+        f"{attack['norm']}, epsilon {_radius(attack['epsilon'])}, step {_radius(attack['step_size'])}, "
+        f"{attack['num_steps']} steps, {restarts} restart{'s' if restarts != 1 else ''}, {start}"
+    )
+
+
+def _radius(value: float) -> str:
+    """Writes 8/255 as people do, and 0.3 as 0.3."""
+    in_255ths = round(value * 255)
+    is_fraction = 0 < in_255ths < 255 and abs(value * 255 - in_255ths) < 1e-4 and f"{value:.4g}" != str(value)
+    return f"{in_255ths}/255" if is_fraction else f"{value:.4g}"
+
+
+def _sparsity_table(sparsity: dict[str, Any]) -> str:
+    rows = []
+    for name, row in (*sparsity["layers"].items(), ("overall", sparsity["overall"])):
+        size, kept = f"{row['size']:,}", f"{row['size'] - row['zeros']:,}"
+        structures = f"{row['structures_kept']:,} of {row['structures']:,}" if row.get("structures") else "-"
+        rows.append((name, size, kept, _percent(row["sparsity"]), structures))
+    return _table(("Layer", "Weights", "Kept", "Sparsity", "Structures kept"), rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table whose columns line up in a terminal: the first to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    rule = "|:" + "-" * (widths[0] + 1) + "|" + "".join("-" * (width + 1) + ":|" for width in widths[1:])
+    lines = []
+    for row in (header, *rows):
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _markdown(results: Results, pictures: list[str]) -> str:
+    name, dataset = results.get("name") or _title(results), results["dataset"]
+    parts = [f"# {name} on {dataset}", _headline(results), format_table(results).strip()]
+    for file, caption in {"training": "Training", "admm": "ADMM", "sparsity": "Sparsity"}.items():
+        text = _cut_sentence(results) if file == "admm" else ""
+        picture = f"![{caption} on {dataset}]({file}.png)" if file in pictures else ""
+        parts += [part for part in (f"## {caption}", text, picture) if part and (text or picture)]
+    return "\n\n".join([*parts, "## Run it again", _again(results)]) + "\n"
+
+
+def _headline(results: Results) -> str:
+    found = [(name, split, accuracy) for name, split, accuracy, _ in _accuracies(results) if ", cut" not in name]
+    if not found:
+        return f"The run on {results['dataset']} has no evaluation yet."
+    name, split, last = found[-1]
+    zeros = _sparsity(results).get("overall", {}).get("sparsity")
+    text = (
+        f"{f'With {_percent(zeros)} of its weights at zero' if zeros else 'Dense'}, the network classifies "
+        f"**{_percent(last['natural_accuracy'])}** of {last['num_examples']:,} {results['dataset']} {split} images "
+        f"correctly, and **{_percent(last['robust_accuracy'])}** under attack"
+    )
+    text += "." if name == "test" else f" (after {name}; the test images have not been read)."
+    dense, pruned = (results["stages"].get(stage, {}).get("validation") for stage in ("pretrain", "retrain"))
+    if dense and pruned:
+        text += f" On the validation images: {_pair(dense)} after pretraining; {_pair(pruned)} after pruning."
+    return text
+
+
+def _cut_sentence(results: Results) -> str:
+    names = {"admm": "with ADMM", "pretrain": "without ADMM (the pretrained network, cut directly)"}
+    found = [(text, results["stages"].get(stage, {}).get("cut")) for stage, text in names.items()]
+    texts = [f"{_pair(cut)} {text}" for text, cut in found if cut]
+    return f"Right after the cut, before any retraining: {'; '.join(texts)}." if texts else ""
+
+
+def _again(results: Results) -> str:
+    data, versions = results.get("data", {}), results.get("versions", {})
+    sizes = ", ".join(f"{data[split]:,} {split}" for split in ("train", "validation", "test") if split in data)
+    lines = [
+        f"    {results.get('command')}\n",
+        f"- Data: {results['dataset']} ({sizes}), sha256 `{data.get('sha256')}`",
+        f"- Seed: {results.get('seed')}; initializer: {results['model'].get('initializer')}",
+        f"- Device: {results.get('device')}",
+        f"- Versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,245 @@
+"""One stage of a run: its steps, validation after each epoch, and checkpoints to go on from.
+
+Whatever happens to the process, the same call goes on where the last checkpoint was and ends with the same weights:
+batches and attacks follow from the seed and the step alone.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rap_jax import checkpoint
+from rap_jax import specs as specs_lib
+from rap_jax.admm import find_admm_state, residuals
+from rap_jax.config import OutputConfig, RunConfig, Stage, require
+from rap_jax.data import epoch_order
+from rap_jax.evaluate import Accuracy, Evaluator
+from rap_jax.folder import RunFolder
+from rap_jax.interrupt import Interrupt
+from rap_jax.keys import stream_key
+from rap_jax.models import Model
+from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penalty
+from rap_jax.progress import Progress
+from rap_jax.specs import Specs
+from rap_jax.state import DeviceSplit, Kept, StageState, init_stage_state, replicated
+from rap_jax.train import StepMetrics, TrainStep, make_train_step
+
+
+class Weights(NamedTuple):
+    """A model's arrays, as handed from stage to stage."""
+
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
+
+
+class Setup(NamedTuple):
+    """What all stages of a run share."""
+
+    config: RunConfig
+    output: OutputConfig
+    model: Model
+    mesh: Mesh
+    train: DeviceSplit
+    validation: DeviceSplit
+    select: Evaluator
+    specs: Specs
+    folder: RunFolder
+    interrupt: Interrupt
+
+
+class Outcome(NamedTuple):
+    """Attributes: weights: what the stage hands over; step: when they were reached; seconds: spent, over all calls."""
+
+    weights: Weights
+    step: int
+    seconds: float
+
+
+class Length(NamedTuple):
+    """A stage's lengths in steps. Attributes: epoch; stage; dual: steps between dual steps, 0 for none; ramp."""
+
+    epoch: int
+    stage: int
+    dual: int
+    ramp: int
+
+
+def stage_length(config: RunConfig, stage: Stage, num_examples: int) -> Length:
+    """Turns epochs into steps.
+
+    Raises:
+      ValueError: a batch is larger than the training split, or the dual interval is not shorter than the stage.
+    """
+    require(config.batch_size <= num_examples, "batch_size", config.batch_size, f"at most the {num_examples} images")
+    epoch = config.steps_per_epoch or num_examples // config.batch_size
+    settings = config.stage(stage)
+    num_steps = settings.num_epochs * epoch
+    dual = max(1, round(config.prune.dual_interval * epoch)) if stage == "admm" else 0
+    shorter = f"fewer epochs than the ADMM stage's {settings.num_epochs}, so that there is a dual step"
+    require(dual < num_steps, "dual_interval", config.prune.dual_interval, shorter)
+    return Length(epoch, num_steps, dual, round(settings.epsilon_ramp_epochs * epoch))
+
+
+def run_stage(stage: Stage, setup: Setup, start: Weights) -> Outcome:
+    """Trains one stage from `start`, or from its last checkpoint, to its end.
+
+    Pretrain and retrain hand over the model of best validation score, ADMM its last one.
+
+    Raises:
+      ValueError: the loss is NaN or infinite (the last good checkpoint stays), or every checkpoint is damaged.
+      Interrupted: a signal came; the state is saved.
+    """
+    length = stage_length(setup.config, stage, len(setup.train.labels))
+    run = _Run(stage, setup, start, length)
+    run.restore()
+    if run.step < length.stage:
+        run.train()
+    run.manager.close()
+    train, kept = run.state
+    if stage == "admm":
+        return Outcome(Weights(train.params, train.batch_stats), run.step, run.seconds)
+    return Outcome(Weights(kept.params, kept.batch_stats), int(kept.step), run.seconds)
+
+
+class _Run:
+    """The moving parts of a stage under way: its state, the clock, and where it writes."""
+
+    def __init__(self, stage: Stage, setup: Setup, start: Weights, length: Length):
+        self.stage, self.setup, self.length = stage, setup, length
+        config = setup.config.stage(stage).optimizer
+        learning_rate = learning_rate_schedule(config, steps_per_epoch=length.epoch, num_steps=length.stage)
+        penalty = make_penalty(start.params, setup.config.prune, setup.specs) if stage == "admm" else None
+        masks = specs_lib.masks_of(setup.specs, start.params) if stage == "retrain" else None
+        tx = make_optimizer(config, learning_rate, penalty=penalty, masks=masks)
+        self.train_step: TrainStep = make_train_step(
+            setup.model, tx, setup.config.train_attack, learning_rate, setup.mesh, ramp_steps=length.ramp
+        )
+        init = jax.jit(lambda weights: init_stage_state(*weights, tx), out_shardings=replicated(setup.mesh))
+        self.state: StageState = init(start)
+        self.step, self.seconds = 0, 0.0
+        self.manager = checkpoint.open_checkpoints(setup.folder.checkpoints(stage))
+        self._clock = self._saved = time.monotonic()
+
+    def restore(self) -> None:
+        """Goes to the last good checkpoint, if there is one."""
+        abstract = checkpoint.abstract_like(self.state, replicated(self.setup.mesh))
+        restored = checkpoint.restore_latest(self.manager, abstract)
+        if restored is not None:
+            self.state, self.step = restored.state, restored.step
+            self.seconds = float(restored.meta["seconds"])
+        if self.step < self.length.stage:
+            self.setup.folder.forget_metrics_after(self.stage, self.step if self.step else -1)
+
+    def train(self) -> None:
+        """Runs the steps that are left. The checkpoint of the last step is always written."""
+        label = f"{self.setup.config.name} {self.stage}"
+        if self.stage == "admm" and self.step == 0:
+            self._log_residuals()
+        with Progress(label, self.length.stage, start=self.step) as progress:
+            for indices in self._batches():
+                metrics = self._advance(indices)
+                self._log_step(metrics)
+                if self.step % self.length.epoch == 0:
+                    progress.line(self._validate())
+                progress.update(self.step, f"loss {metrics.loss:.3f}  adversarial {metrics.accuracy:.1%}")
+                self._save_if_due()
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        """Indices of the batches from this step on; every pass over the training split has its own order."""
+        num_examples, size = len(self.setup.train.labels), self.setup.config.batch_size
+        per_pass = num_examples // size
+        key = stream_key(self.setup.config.seed, "order", self.stage)
+        for number in range(self.step, self.length.stage):
+            position = number % per_pass
+            if position == 0 or number == self.step:
+                order = np.asarray(epoch_order(key, number // per_pass, num_examples))
+            yield order[position * size : (position + 1) * size]
+
+    def _advance(self, indices: np.ndarray) -> StepMetrics:
+        """One step; waits for it, since two programs in flight on CPU devices can block each other for ever."""
+        key = stream_key(self.setup.config.seed, "attack", self.stage)
+        dual_step = self._is_dual_step(self.step)
+        train, metrics = self.train_step(self.state.train, self.setup.train, indices, key, dual_step)
+        self.state = self.state._replace(train=train)
+        self.step += 1
+        metrics = StepMetrics(*(float(value) for value in jax.device_get(metrics)))
+        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
+            raise ValueError(
+                f"Loss is {metrics.loss} and gradient norm {metrics.gradient_norm} at step {self.step} of "
+                f"{self.stage}; expected finite numbers. The last good checkpoint is kept in "
+                f"{self.setup.folder.checkpoints(self.stage)}. Try a smaller learning rate, or a smaller rho, in a "
+                f"new --out_dir."
+            )
+        return metrics
+
+    def _is_dual_step(self, step: int) -> bool:
+        return self.length.dual > 0 and step > 0 and step % self.length.dual == 0
+
+    def _log_step(self, metrics: StepMetrics) -> None:
+        if self.step % self.setup.output.log_every_steps == 0 or self.step == self.length.stage:
+            self.setup.folder.log(self._record("train") | metrics._asdict())
+        # The step before this one was the dual step if its number was a multiple of the interval.
+        if self.stage == "admm" and (self._is_dual_step(self.step - 1) or self.step == self.length.stage):
+            self._log_residuals()
+
+    def _record(self, kind: str) -> dict[str, Any]:
+        return {"kind": kind, "stage": self.stage, "step": self.step, "epoch": self.step / self.length.epoch}
+
+    def _log_residuals(self) -> None:
+        specs, train = self.setup.specs, self.state.train
+        project_fn = functools.partial(specs_lib.project_tree, specs)
+        found = jax.jit(residuals, static_argnums=2)(
+            find_admm_state(train.opt_state), specs_lib.only_selected(train.params, specs), project_fn
+        )
+        names = [specs_lib.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(found.rho)]
+        columns = [[float(x) for x in jax.tree.leaves(tree)] for tree in found]
+        for layer, primal, dual, distance, rho in zip(names, *columns, strict=True):
+            values = {"distance": distance, "primal_residual": primal, "dual_residual": dual, "rho": rho}
+            self.setup.folder.log(self._record("admm") | {"layer": layer} | values)
+
+    def _validate(self) -> str:
+        """Scores the weights of this step on validation and keeps them if they are the best so far."""
+        params, batch_stats = self.state.train.params, self.state.train.batch_stats
+        key = stream_key(self.setup.config.seed, "select")
+        accuracy = self.setup.select(params, batch_stats, self.setup.validation, key)
+        better = accuracy.score > float(self.state.kept.score)
+        if better:
+            self._keep(accuracy)
+        self.setup.folder.log(
+            self._record("validation")
+            | {"natural_accuracy": accuracy.natural, "robust_accuracy": accuracy.robust}
+            | {"selected": better and self.stage != "admm"}
+        )
+        epoch = self.step // self.length.epoch
+        return (
+            f"{self.stage} epoch {epoch}/{self.length.stage // self.length.epoch}: validation natural "
+            f"{accuracy.natural:.2%}, robust {accuracy.robust:.2%}"
+        )
+
+    def _keep(self, accuracy: Accuracy) -> None:
+        params, batch_stats = self.state.train.params, self.state.train.batch_stats
+        # Copies, because the next step donates the arrays of the state.
+        kept = jax.tree.map(jnp.copy, (params, batch_stats))
+        score, step = jnp.float32(accuracy.score), jnp.int32(self.step)
+        whole = replicated(self.setup.mesh)
+        self.state = self.state._replace(kept=Kept(*kept, *jax.device_put((score, step), whole)))
+
+    def _save_if_due(self) -> None:
+        """Saves when it is time, at the end, and before stopping on a signal."""
+        now = time.monotonic()
+        due = now - self._saved >= self.setup.output.checkpoint_every_seconds
+        stop = self.setup.interrupt.requested is not None
+        if due or stop or self.step == self.length.stage:
+            self.seconds += now - self._clock
+            self._clock = self._saved = now
+            checkpoint.save(self.manager, self.step, self.state, {"seconds": self.seconds})
+        if stop:
+            self.setup.interrupt.stop_if_requested(f"in {self.stage} after step {self.step} of {self.length.stage}")

@@ -1,0 +1,90 @@
+"""What training carries from step to step, and how it lies on the devices.
+
+One mesh axis, `data`: the state is replicated, a batch is split over the devices. That is all the sharding there is;
+XLA inserts the sums over devices, because losses and BatchNorm statistics are means over the global batch.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+DATA_AXIS = "data"
+
+
+class TrainState(NamedTuple):
+    """State of one stage. The random key is not in it: step keys are folded from the run's seed and `step`.
+
+    Attributes:
+      step: updates done in this stage, int32.
+      params: weights.
+      batch_stats: BatchNorm statistics, `{}` for a network without.
+      opt_state: state of the optimizer chain, with z and u in the ADMM stage and the masks in the retrain.
+    """
+
+    step: jax.Array
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
+    opt_state: optax.OptState
+
+
+class Kept(NamedTuple):
+    """The best model on validation so far. Attributes: params, batch_stats; score, step: of the choice."""
+
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
+    score: jax.Array
+    step: jax.Array
+
+
+class StageState(NamedTuple):
+    """What a checkpoint holds: the state to go on from, and the model kept so far."""
+
+    train: TrainState
+    kept: Kept
+
+
+def init_stage_state(
+    params: chex.ArrayTree, batch_stats: chex.ArrayTree, tx: optax.GradientTransformationExtraArgs
+) -> StageState:
+    """Fresh state of a stage that starts at `params`; nothing is kept yet (score -1). All leaves are copies."""
+    copy = lambda tree: jax.tree.map(jnp.copy, tree)
+    train = TrainState(jnp.zeros((), jnp.int32), copy(params), copy(batch_stats), tx.init(params))
+    kept = Kept(copy(params), copy(batch_stats), jnp.full((), -1.0), jnp.zeros((), jnp.int32))
+    return StageState(train, kept)
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices along one axis, `data`.
+
+    The axis is of type Auto: under explicit types a gather or a sort of a sharded array is an error.
+    """
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, P())
+
+
+def split_over_data(mesh: Mesh) -> NamedSharding:
+    """The first axis is split over the devices."""
+    return NamedSharding(mesh, P(DATA_AXIS))
+
+
+class DeviceSplit(NamedTuple):
+    """A data split on the devices, replicated. Attributes: images: uint8 [N, H, W, C]; labels: int32 [N]."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+def put_split(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> DeviceSplit:
+    """Copies a split to every device, once; batches are then gathered on the device."""
+    return DeviceSplit(*jax.device_put((images, labels), replicated(mesh)))

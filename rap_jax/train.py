@@ -1,0 +1,116 @@
+"""One training step: attack the batch, take the loss on what the attack found, update.
+
+Ye et al., 2019, eq. 3 and 8: the objective is the cross-entropy on adversarial images alone (no natural term); the
+ADMM penalty, where there is one, is part of the optimizer chain.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from rap_jax.attacks import pgd
+from rap_jax.config import AttackConfig
+from rap_jax.data import to_unit
+from rap_jax.losses import cross_entropy
+from rap_jax.models import Model
+from rap_jax.state import DeviceSplit, TrainState, replicated, split_over_data
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step.
+
+    Attributes:
+      loss: mean cross-entropy on the adversarial batch, before the update.
+      accuracy: share of the adversarial batch that is classified correctly.
+      gradient_norm: of the loss gradient, without penalty and decay.
+      learning_rate, epsilon: as used in this step.
+    """
+
+    loss: jax.Array
+    accuracy: jax.Array
+    gradient_norm: jax.Array
+    learning_rate: jax.Array
+    epsilon: jax.Array
+
+
+TrainStep = Callable[[TrainState, DeviceSplit, jax.Array, jax.Array, bool], tuple[TrainState, StepMetrics]]
+
+
+def make_train_step(
+    model: Model,
+    tx: optax.GradientTransformationExtraArgs,
+    attack: AttackConfig,
+    learning_rate: optax.Schedule,
+    mesh: Mesh,
+    *,
+    ramp_steps: int = 0,
+) -> TrainStep:
+    """Builds `step(state, split, indices, key, dual_step) -> (state, metrics)`, compiled once per stage.
+
+    The state is donated: it lives on in the returned one. Its leaves are replicated over the mesh, the batch is
+    split over it, and the loss is a mean over the global batch, so XLA sums gradients over the devices by itself.
+
+    Args:
+      ramp_steps: steps over which the attack's radius and step size grow linearly to their full size.
+    """
+
+    def train_step(
+        state: TrainState, split: DeviceSplit, indices: jax.Array, key: jax.Array, dual_step: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        images, labels = to_unit(split.images[indices]), split.labels[indices]
+        scale = jnp.minimum(1.0, (state.step + 1) / ramp_steps) if ramp_steps else jnp.ones(())
+        adversarial = _attack_batch(model, attack, state, images, labels, jax.random.fold_in(key, state.step), scale)
+        loss_fn = _adversarial_loss(model, state.batch_stats, adversarial, labels)
+        (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
+        metrics = StepMetrics(
+            loss, accuracy, optax.tree.norm(gradients), jnp.asarray(learning_rate(state.step)), scale * attack.epsilon
+        )
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    whole = replicated(mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(whole, whole, split_over_data(mesh), whole, whole),
+        out_shardings=whole,
+        donate_argnums=0,
+    )
+
+
+def _attack_batch(
+    model: Model,
+    attack: AttackConfig,
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    scale: jax.Array,
+) -> jax.Array:
+    """Adversarial images for the model in evaluation mode, at `scale` times the attack's radius."""
+
+    def loss_fn(x: jax.Array) -> jax.Array:
+        return cross_entropy(model.apply(state.params, state.batch_stats, x, False)[0], labels)
+
+    settings = dataclasses.asdict(attack) | {
+        "epsilon": scale * attack.epsilon,
+        "step_size": scale * attack.step_size,
+    }
+    return pgd(key, loss_fn, images, **settings)
+
+
+def _adversarial_loss(
+    model: Model, batch_stats: chex.ArrayTree, images: jax.Array, labels: jax.Array
+) -> Callable[[chex.ArrayTree], tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]]:
+    def loss_fn(params: chex.ArrayTree) -> tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]:
+        logits, new_stats = model.apply(params, batch_stats, images, True)
+        accuracy = jnp.mean(logits.argmax(-1) == labels)
+        return cross_entropy(logits, labels).mean(), (accuracy, new_stats)
+
+    return loss_fn

@@ -1,0 +1,92 @@
+"""Tests of the prepared copy: made by TFDS without TensorFlow, read unchanged, refused when damaged or half made."""
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_dataset import TEST, TRAIN, RapTestTiny, assert_same, prepared_folder, write_raw
+
+from rap_jax.data import Split
+from rap_jax.data.prepared import prepare, prepared_path, read_prepared
+
+
+def prepare_tiny(data_dir: Path, raw: Path, train: Split = TRAIN) -> Path:
+    """Returns the file with the prepared training data."""
+    prepare(RapTestTiny, data_dir, write_raw(raw, train))
+    (records,) = prepared_folder(data_dir).glob("*train*")
+    return records
+
+
+def test_the_round_trip_through_tfds_changes_nothing_and_needs_no_tensorflow(tmp_path: Path) -> None:
+    prepare_tiny(tmp_path, tmp_path / "raw")
+    for actual, expected in zip(read_prepared(RapTestTiny, tmp_path), (TRAIN, TEST), strict=True):
+        assert_same(actual, expected)
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "info"])
+def test_a_damaged_copy_is_refused_with_what_to_delete(tmp_path: Path, damage: str) -> None:
+    records = prepare_tiny(tmp_path, tmp_path / "raw")
+    if damage == "missing":
+        records.unlink()
+    elif damage == "info":
+        (records.parent / "dataset_info.json").write_text("{")
+    else:
+        records.write_bytes(records.read_bytes()[: 70_000 if damage == "truncated" else 0])
+    with pytest.raises(ValueError, match=f"cannot be read.* Delete the folder {records.parent}"):
+        read_prepared(RapTestTiny, tmp_path)
+
+
+def test_a_copy_that_is_whole_but_differs_in_one_pixel_is_refused(tmp_path: Path) -> None:
+    images = TRAIN.images.copy()
+    images[0, 0, 0, 0] ^= 1
+    prepare_tiny(tmp_path, tmp_path / "raw", TRAIN._replace(images=images))
+    with pytest.raises(ValueError, match=f"is damaged.* Delete the folder {prepared_folder(tmp_path)}"):
+        read_prepared(RapTestTiny, tmp_path)
+
+
+def test_a_second_process_that_prepares_at_the_same_time_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = RapTestTiny._generate_examples
+
+    def overtake(self: RapTestTiny, split: Split) -> Iterator[Any]:
+        monkeypatch.setattr(RapTestTiny, "_generate_examples", generate)
+        prepare_tiny(tmp_path, tmp_path / "raw")
+        yield from generate(self, split)
+
+    monkeypatch.setattr(RapTestTiny, "_generate_examples", overtake)
+    prepare_tiny(tmp_path, tmp_path / "raw")
+    assert_same(read_prepared(RapTestTiny, tmp_path)[0], TRAIN)
+
+
+def prepare_and_hang(data_dir: Path, raw: str) -> None:
+    generate = RapTestTiny._generate_examples
+
+    def hang(self: RapTestTiny, split: Split) -> Iterator[Any]:
+        yield from generate(self, split)
+        (data_dir / "hangs").touch()
+        time.sleep(600)
+
+    RapTestTiny._generate_examples = hang  # type: ignore[method-assign]
+    prepare(RapTestTiny, data_dir, raw)
+
+
+@pytest.mark.slow
+def test_a_copy_that_was_being_made_when_killed_is_not_taken_for_one(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw")
+    process = multiprocessing.get_context("spawn").Process(target=prepare_and_hang, args=(tmp_path, raw))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "hangs").exists() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    assert list(tmp_path.glob("rap_test_tiny/incomplete*"))
+    assert not prepared_path(RapTestTiny, tmp_path).exists()
+    prepare(RapTestTiny, tmp_path, raw)
+    assert_same(read_prepared(RapTestTiny, tmp_path)[1], TEST)

@@ -1,0 +1,285 @@
+"""A report names the data that was used, shows the numbers of the run and copes with a run that was stopped."""
+
+import copy
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from absl import logging
+
+from rap_jax import plots, report
+
+LAYERS = {"conv1/kernel": (400, 16), "conv2/kernel": (12800, 32), "fc1/kernel": (401408, 256)}
+Lines = list[dict[str, Any]]
+
+
+def accuracy(natural: float, robust: float, examples: int = 6000, num_steps: int = 40) -> dict[str, Any]:
+    attack = {"norm": "linf", "epsilon": 0.3, "step_size": 0.01, "num_steps": num_steps, "num_restarts": 1}
+    return {
+        "natural_accuracy": natural,
+        "natural_interval": [natural - 0.0041, natural + 0.0032],
+        "robust_accuracy": robust,
+        "robust_interval": [robust - 0.0052, robust + 0.0043],
+        "num_examples": examples,
+        "attack": {**attack, "random_start": True},
+    }
+
+
+def sparsity(share: float) -> dict[str, Any]:
+    layers: dict[str, dict[str, float]] = {}
+    for name, (size, structures) in LAYERS.items():
+        zeros, kept = round(size * share), round(structures * (1 - share))
+        row = {"size": size, "zeros": zeros, "sparsity": zeros / size}
+        layers[name] = {**row, "structures": structures, "structures_kept": kept}
+    total, pruned = (sum(layer[key] for layer in layers.values()) for key in ("size", "zeros"))
+    return {"layers": layers, "overall": {"size": total, "zeros": pruned, "sparsity": pruned / total}}
+
+
+def make_results() -> dict[str, Any]:
+    stages = {
+        "pretrain": {"validation": accuracy(0.9871, 0.9312), "seconds": 121.44, "sparsity": sparsity(0.0)},
+        "admm": {"validation": accuracy(0.9833, 0.9201), "seconds": 1333.0, "sparsity": sparsity(0.0)},
+        "retrain": {"validation": accuracy(0.9812, 0.9107), "seconds": 140.0, "sparsity": sparsity(0.5)},
+    }
+    stages["pretrain"]["cut"] = accuracy(0.4511, 0.1102)
+    stages["admm"]["cut"] = accuracy(0.9702, 0.8803)
+    return {
+        "name": "lenet_mnist_filter",
+        "dataset": "mnist_5k",
+        "data": {"train": 54000, "validation": 6000, "test": 10000, "sha256": "ab12" * 16},
+        "seed": 3,
+        "model": {"name": "lenet_mnist", "width": 4, "initializer": "default", "num_params": 414608},
+        "stages": stages,
+        "test": accuracy(0.9805, 0.9095, 10000),
+        "sparsity": sparsity(0.5),
+        "seconds": {"pretrain": 121.44, "admm": 1333.0, "retrain": 140.0, "test": 9.5, "total": 1603.9},
+        "versions": {"jax": "0.10.2", "flax": "0.12.8"},
+        "device": "cpu x 8",
+        "command": "python -m launch.main --flagfile=launch/lenet_mnist.flags --seed=3",
+        "run_dir": "/tmp/runs/lenet_mnist_filter",
+    }
+
+
+def make_metrics(layers: tuple[str, ...] = tuple(LAYERS)) -> Lines:
+    rng, lines = np.random.default_rng(0), Lines()
+    for place, (stage, epochs) in enumerate({"pretrain": 10, "admm": 8, "retrain": 6}.items()):
+        for step in range(epochs * 20):
+            done = 1 - np.exp(-step / 60 - place)
+            line = {"kind": "train", "stage": stage, "step": step, "epoch": step / 20, "learning_rate": 1e-3}
+            line |= {"loss": 2.3 - 2.0 * done + 0.1 * rng.random(), "accuracy": 0.1 + 0.8 * done - 0.05 * rng.random()}
+            lines.append({**line, "epsilon": 0.3, "gradient_norm": 1.0, "examples_per_second": 5e3})
+        for epoch in range(1, epochs + 1):
+            done = 1 - np.exp(-epoch / 3 - place)
+            line = {"kind": "validation", "stage": stage, "step": epoch * 20, "epoch": float(epoch)}
+            scores = {"natural_accuracy": 0.3 + 0.68 * done, "robust_accuracy": 0.1 + 0.8 * done}
+            lines.append({**line, **scores, "selected": epoch != epochs})
+    for count in range(17):
+        for depth, layer in enumerate(layers):
+            line = {"kind": "admm", "stage": "admm", "step": count * 10, "epoch": count / 2, "layer": layer}
+            left = {"distance": 0.6 * 0.7**count * (1 + depth), "primal_residual": 0.5 * 0.75**count * (1 + depth)}
+            lines.append({**line, **left, "dual_residual": 0.1 * 0.8**count, "rho": 0.01 * 1.3**count / (1 + depth)})
+    return lines
+
+
+def make_run(folder: Path, results: dict[str, Any] | None = None, metrics: Lines | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = make_metrics() if metrics is None else metrics
+    (folder / "results.json").write_text(json.dumps(make_results() if results is None else results))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the library warns of, as the user reads it."""
+    lines: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda message, *args: lines.append(message % args))
+    return lines
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and b"IEND" in data[-12:]
+    return struct.unpack(">II", data[16:24])
+
+
+def row(text: str, name: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} ")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_table_has_a_row_per_evaluation() -> None:
+    text = report.format_table(make_results())
+    assert row(text, "pretrain") == [
+        "pretrain", "98.71% [98.30, 99.03]", "93.12% [92.60, 93.55]", "6,000 validation", "121.4"
+    ]  # fmt: skip
+    assert row(text, "pretrain, cut")[1:] == ["45.11% [44.70, 45.43]", "11.02% [10.50, 11.45]", "6,000 validation", "-"]
+    assert row(text, "admm")[4] == "1,333.0"
+    assert row(text, "admm, cut")[1] == "97.02% [96.61, 97.34]"
+    assert row(text, "retrain")[2] == "91.07% [90.55, 91.50]"
+    assert row(text, "test")[1:] == ["98.05% [97.64, 98.37]", "90.95% [90.43, 91.38]", "10,000 test", "9.5"]
+
+
+def test_table_has_sparsity_attack_and_folder() -> None:
+    text = report.format_table(make_results())
+    assert row(text, "conv2/kernel") == ["conv2/kernel", "12,800", "6,400", "50.00%", "16 of 32"]
+    assert row(text, "overall") == ["overall", "414,608", "207,304", "50.00%", "-"]
+    assert "- PGD on validation and test: linf, epsilon 0.3, step 0.01, 40 steps, 1 restart, random start" in text
+    assert "- Run folder: /tmp/runs/lenet_mnist_filter" in text
+    assert text.startswith("mnist_5k, lenet_mnist of width 4, seed 3, 414,608 parameters\n")
+
+
+def test_table_lines_up_within_100_columns() -> None:
+    lines = report.format_table(make_results()).splitlines()
+    assert max(len(line) for line in lines) <= 100
+    tables = "\n".join(line if line.startswith("|") else "" for line in lines).strip().split("\n\n")
+    for table in [table.strip().splitlines() for table in tables if table.strip()]:
+        places = [[place for place, letter in enumerate(line) if letter == "|"] for line in table]
+        assert all(place == places[0] for place in places)
+
+
+def test_different_attacks_are_both_named() -> None:
+    results = make_results()
+    results["test"] = accuracy(0.98, 0.9, 10000, num_steps=100)
+    results["test"]["attack"].update(epsilon=8 / 255, step_size=2 / 255, num_restarts=20)
+    text = report.format_table(results)
+    assert "- PGD on validation: linf, epsilon 0.3, step 0.01, 40 steps, 1 restart, random start" in text
+    assert "- PGD on test: linf, epsilon 8/255, step 2/255, 100 steps, 20 restarts, random start" in text
+
+
+def test_stopped_run_leaves_rows_out() -> None:
+    results = make_results()
+    for key in ("test", "sparsity", "seconds"):
+        del results[key]
+    del results["stages"]["retrain"], results["stages"]["pretrain"]["cut"]
+    results["stages"]["admm"] = {"seconds": 12.0}
+    text = report.format_table(results)
+    names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    assert names[:3] == ["Stage", ":" + "-" * 9, "pretrain"] and "test" not in names
+    assert "- Cut" not in text and "Time" not in text
+    assert row(text, "overall")[3] == "0.00%"
+
+
+def test_run_without_any_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {**make_results(), "stages": {}, "test": None, "sparsity": None}, [])
+    assert "The run on mnist_5k has no evaluation yet." in report.write_report(run).read_text()
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_report_has_headline_table_pictures_and_the_way_back(tmp_path: Path) -> None:
+    path = report.write_report(make_run(tmp_path))
+    text = path.read_text()
+    assert path == tmp_path / "report.md"
+    assert text.startswith("# lenet_mnist_filter on mnist_5k\n")
+    assert (
+        "With 50.00% of its weights at zero, the network classifies **98.05%** of 10,000 mnist_5k test images" in text
+    )
+    assert "98.71% natural and 93.12% PGD accuracy after pretraining; 98.12% natural and 91.07% PGD" in text
+    assert report.format_table(make_results()).strip() in text
+    assert "97.02% natural and 88.03% PGD accuracy with ADMM; 45.11% natural and 11.02% PGD accuracy without" in text
+    for name in ("training", "admm", "sparsity"):
+        assert f"on mnist_5k]({name}.png)" in text
+        width, height = png_size(tmp_path / f"{name}.png")
+        assert 700 <= width <= 2000 and 250 <= height <= 1500
+        assert 10_000 <= (tmp_path / f"{name}.png").stat().st_size <= 500_000
+    for part in ("python -m launch.main --flag", "ab12" * 16, "cpu x 8", "flax 0.12.8, jax 0.10.2", "Seed: 3"):
+        assert part in text
+    files = {"metrics.jsonl", "results.json", "report.md", "training.png", "admm.png", "sparsity.png"}
+    assert {file.name for file in tmp_path.iterdir()} == files
+
+
+def test_no_label_names_another_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(plots.Figure, "suptitle", lambda self, text: titles.append(text))
+    results = make_results()
+    results["model"]["name"], results["name"], results["dataset"] = "lenet", "a run", "mnist_5k"
+    results["command"] = "launch"
+    results["run_dir"] = "/tmp"
+    text = report.write_report(make_run(tmp_path, results)).read_text()
+    assert text.count("mnist") == text.count("mnist_5k") >= 5
+    assert len(titles) == 3 and all(title.startswith("mnist_5k, lenet of width 4: ") for title in titles)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (("train", "validation"), ["training"]),
+        (("train",), ["training"]),
+        (("validation",), ["training"]),
+        (("admm",), ["admm"]),
+        ((), []),
+    ],
+)
+def test_missing_kinds_leave_their_picture_out(tmp_path: Path, kinds: tuple[str, ...], expected: list[str]) -> None:
+    lines = [line for line in make_metrics() if line["kind"] in kinds]
+    text = report.write_report(make_run(tmp_path, metrics=lines)).read_text()
+    pictures = sorted([*expected, "sparsity"])
+    assert sorted(path.stem for path in tmp_path.glob("*.png")) == pictures
+    assert [name for name in ("admm", "sparsity", "training") if f"({name}.png)" in text] == pictures
+    assert "Right after the cut" in text
+
+
+def test_run_without_metrics_file(tmp_path: Path) -> None:
+    (make_run(tmp_path) / "metrics.jsonl").unlink()
+    assert "![Sparsity" in report.write_report(tmp_path).read_text()
+
+
+def test_half_line_and_repeated_steps_of_a_resumed_run(tmp_path: Path, warnings: list[str]) -> None:
+    lines = [{"kind": "train", "stage": "pretrain", "step": step, "loss": 1.0} for step in (0, 1, 2)]
+    again = [{"kind": "train", "stage": "pretrain", "step": step, "loss": 2.0} for step in (1, 2)]
+    path = tmp_path / "metrics.jsonl"
+    texts = [json.dumps(line) for line in [*lines, *again]]
+    path.write_text("\n".join([*texts[:3], texts[0][:20], *texts[3:], "3"]))
+    assert [(line["step"], line["loss"]) for line in report._read_metrics(path)] == [(0, 1.0), (1, 2.0), (2, 2.0)]
+    assert warnings == [f"{path}: 2 lines that cannot be read were skipped."]
+
+
+def test_marked_checkpoint_is_the_last_selected_of_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    stars: list[tuple[list[float], list[float]]] = []
+    plot = plots.Axes.plot
+
+    def watch(self: Any, x: Any, y: Any, style: str = "", **kwargs: Any) -> Any:
+        if style == "*" and len(x):
+            stars.append((list(x), list(y)))
+        return plot(self, x, y, style, **kwargs)
+
+    monkeypatch.setattr(plots.Axes, "plot", watch)
+    assert plots.training_png(make_metrics(), "title")
+    assert sorted({epochs[0] for epochs, _ in stars}) == [9.0, 17.0, 23.0]  # stages of 10, 8 and 6 epochs
+    assert len(stars) == 6 and all(len(epochs) == 1 for epochs, _ in stars)
+
+
+def test_values_that_are_zero_or_nan_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    lines = copy.deepcopy(make_metrics())
+    for line in lines:
+        line.update({name: 0.0 for name in ("distance", "primal_residual", "rho") if name in line})
+        line.update({"loss": float("nan")} if line["kind"] == "train" else {})
+    report.write_report(make_run(tmp_path, metrics=lines))
+    assert png_size(tmp_path / "admm.png") and png_size(tmp_path / "training.png")
+
+
+def test_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = report.write_report(make_run(tmp_path)).read_text()
+
+    def fail(source: str, target: Path) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report.write_report(make_run(tmp_path, {**make_results(), "seed": 4}))
+    assert (tmp_path / "report.md").read_text() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_results_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{tmp_path}/results.json cannot be read .*finish the run"):
+        report.write_report(tmp_path)
+    (tmp_path / "results.json").write_text('{"dataset": "mnist"')
+    with pytest.raises(ValueError, match="cannot be read"):
+        report.write_report(tmp_path)
+    (tmp_path / "results.json").write_text('{"dataset": "mnist"}')
+    with pytest.raises(ValueError, match="has no model, stages"):
+        report.write_report(tmp_path)
