@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     except Interrupted as stopped:
-        print(f"\n{str(stopped).capitalize()}. Run the same command to go on.", file=sys.stderr)
+        print(f"\nS{str(stopped)[1:]}. Run the same command to go on.", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     print(format_table(results))
 

@@ -77,44 +77,19 @@ def add_admm_penalty(
         raise ValueError(f"rho is {rho!r}; expected a number above 0, or a schedule.")
     if rho_rule not in ("uniform", "gradient"):
         raise ValueError(f"rho_rule is {rho_rule!r}; expected uniform or gradient.")
-    rho_schedule: optax.Schedule = rho if callable(rho) else optax.constant_schedule(rho)
+    schedule: optax.Schedule = rho if callable(rho) else optax.constant_schedule(rho)
 
-    def rho_tree(state: AdmmState, params: chex.ArrayTree) -> chex.ArrayTree:
-        base = jnp.asarray(rho_schedule(state.num_dual_steps), jnp.float32)
-        if rho_rule == "uniform":
-            return jax.tree.map(lambda _: base, params)
-        # An exponential mean that starts at 0 is too small by this factor after num_steps steps.
-        correction = 1 - _GRADIENT_DECAY**state.num_steps
-        return jax.tree.map(
-            lambda w, square: base * jnp.sqrt(square / correction) / jnp.maximum(_norm(w), _TINY),
-            params,
-            state.gradient_square,
-        )
+    def with_new_rho(state: AdmmState, params: chex.ArrayTree) -> AdmmState:
+        return _set_rho(state, params, schedule(state.num_dual_steps), rho_rule, rescale_dual)
+
+    def take_dual_step(state: AdmmState, params: chex.ArrayTree) -> AdmmState:
+        return with_new_rho(_dual_step(state, params, project_fn), params)
 
     def init_fn(params: optax.Params) -> AdmmState:
         scalars = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
         count = jnp.zeros((), jnp.int32)
         zeros = jax.tree.map(jnp.zeros_like, params)
         return AdmmState(project_fn(params), zeros, scalars, scalars, scalars, count, count)
-
-    def new_rho(state: AdmmState, params: chex.ArrayTree) -> AdmmState:
-        rho_now = rho_tree(state, params)
-        if not rescale_dual:
-            return state._replace(rho=rho_now)
-        u = jax.tree.map(lambda u, old, new: u * (old / jnp.maximum(new, _TINY)), state.u, state.rho, rho_now)
-        return state._replace(rho=rho_now, u=u)
-
-    def take_dual_step(state: AdmmState, params: chex.ArrayTree) -> AdmmState:
-        shifted = jax.tree.map(jnp.add, params, state.u)
-        z = project_fn(shifted)
-        moved = jax.tree.map(lambda new, old: _norm(new - old), z, state.z)
-        stepped = state._replace(
-            z=z,
-            u=jax.tree.map(jnp.subtract, shifted, z),
-            dual_residual=moved,
-            num_dual_steps=state.num_dual_steps + 1,
-        )
-        return new_rho(stepped, params)
 
     def update_fn(
         updates: optax.Updates,
@@ -126,12 +101,11 @@ def add_admm_penalty(
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
         if params is None:
-            raise ValueError(
-                "add_admm_penalty needs the params: call tx.update(updates, state, params, dual_step=...)."
-            )
+            raise ValueError("add_admm_penalty needs the params: tx.update(updates, state, params, dual_step=...).")
+        unchanged = lambda state, _: state
         state = _measure_gradient(state, updates)
-        state = jax.lax.cond(state.num_steps == 1, new_rho, lambda state, _: state, state, params)
-        state = jax.lax.cond(dual_step, take_dual_step, lambda state, _: state, state, params)
+        state = jax.lax.cond(state.num_steps == 1, with_new_rho, unchanged, state, params)
+        state = jax.lax.cond(dual_step, take_dual_step, unchanged, state, params)
         return jax.tree.map(_penalised, updates, params, state.z, state.u, state.rho), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -150,6 +124,39 @@ def _measure_gradient(state: AdmmState, gradients: chex.ArrayTree) -> AdmmState:
         lambda old, g: _GRADIENT_DECAY * old + (1 - _GRADIENT_DECAY) * jnp.sum(g * g), state.gradient_square, gradients
     )
     return state._replace(gradient_square=mean, num_steps=state.num_steps + 1)
+
+
+def _dual_step(state: AdmmState, params: chex.ArrayTree, project_fn: ProjectFn) -> AdmmState:
+    shifted = jax.tree.map(jnp.add, params, state.u)
+    z = project_fn(shifted)
+    return state._replace(
+        z=z,
+        u=jax.tree.map(jnp.subtract, shifted, z),
+        dual_residual=jax.tree.map(lambda new, old: _norm(new - old), z, state.z),
+        num_dual_steps=state.num_dual_steps + 1,
+    )
+
+
+def _set_rho(
+    state: AdmmState, params: chex.ArrayTree, base: chex.Numeric, rule: str, rescale_dual: bool
+) -> AdmmState:
+    """Puts the rule's rho in force, and rescales u to it."""
+    base = jnp.asarray(base, jnp.float32)
+    # An exponential mean that starts at 0 is too small by this factor after num_steps steps.
+    correction = 1 - _GRADIENT_DECAY**state.num_steps
+
+    def rho_of(w: jax.Array, gradient_square: jax.Array) -> jax.Array:
+        if rule == "uniform":
+            return base
+        # Weights that are all zero have no scale to follow, and nothing to prune.
+        norm = _norm(w)
+        return jnp.where(norm > 0, base * jnp.sqrt(gradient_square / correction) / jnp.maximum(norm, _TINY), base)
+
+    rho = jax.tree.map(rho_of, params, state.gradient_square)
+    if rescale_dual:
+        rescale = lambda u, old, new: u * (old / jnp.maximum(new, _TINY))
+        state = state._replace(u=jax.tree.map(rescale, state.u, state.rho, rho))
+    return state._replace(rho=rho)
 
 
 class Residuals(NamedTuple):

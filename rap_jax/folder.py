@@ -15,9 +15,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
-from rap_jax.config import STAGES, Stage
+from rap_jax.config import Stage
+
+_CONFIG = "config.json"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -32,10 +34,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """An open run folder; make one with `open_run_folder`. `lock` is held as long as the process lives."""
+    """An open run folder; make one with `open_run_folder`. Its lock ends with a `with` block around it."""
 
     path: Path
     lock: IO[str]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.close()
 
     def checkpoints(self, stage: Stage) -> Path:
         """Folder of a stage's checkpoints."""
@@ -47,12 +55,11 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def forget_metrics_after(self, stage: Stage, step: int) -> None:
-        """Drops the lines that a resumed run will write again: later stages, and later steps of `stage`."""
+        """Drops the lines that a resumed run will write again: the later steps of `stage`."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return
-        position = (STAGES.index(stage), step)
-        kept = [r for r in read_jsonl(path) if (STAGES.index(r["stage"]), r["step"]) <= position]
+        kept = [record for record in read_jsonl(path) if record["stage"] != stage or record["step"] <= step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
@@ -65,9 +72,13 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); delete it to have it made again.") from error
+            value = json.loads(path.read_text())
+            if not isinstance(value, dict):
+                raise ValueError(f"it holds {value!r:.40} and no object")
+        except ValueError as error:
+            again = "restore it, or choose another --out_dir" if name == _CONFIG else "delete it to have it made again"
+            raise ValueError(f"{path} is not valid JSON ({error}); {again}.") from error
+        return value
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes `value` to file `name`, atomically."""
@@ -93,8 +104,8 @@ def open_run_folder(path: Path, config: Mapping[str, Any]) -> RunFolder:
       config: everything that decides the numbers, as nested dicts for JSON; written to config.json.
 
     Raises:
-      ValueError: it cannot be written, another process runs in it, it holds a run with another config (the
-        difference is shown), or it holds other files and no run.
+      ValueError: it cannot be written, another process (or another block of this one) runs in it, it holds a run
+        with another config (the difference is shown), or it holds other files and no run.
     """
     path = path.expanduser().resolve()
     try:
@@ -107,16 +118,21 @@ def open_run_folder(path: Path, config: Mapping[str, Any]) -> RunFolder:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        lock.close()
         raise ValueError(
             f"Run folder {path} is in use by another process; wait for it or choose another --out_dir."
         ) from error
     folder = RunFolder(path, lock)
-    _claim(folder, json.loads(json.dumps(config)))
+    try:
+        _claim(folder, json.loads(json.dumps(config)))
+    except BaseException:
+        lock.close()
+        raise
     return folder
 
 
 def _claim(folder: RunFolder, config: dict[str, Any]) -> None:
-    before = folder.read_json("config.json")
+    before = folder.read_json(_CONFIG)
     if before is None:
         strangers = [p.name for p in folder.path.iterdir() if not p.name.startswith(".") and p.name != "run.flags"]
         if strangers:
@@ -124,7 +140,7 @@ def _claim(folder: RunFolder, config: dict[str, Any]) -> None:
                 f"Run folder {folder.path} holds {', '.join(sorted(strangers)[:3])} but no config.json, so it is not "
                 f"a run of this program; choose an empty or new folder with --out_dir."
             )
-        folder.write_json("config.json", config)
+        folder.write_json(_CONFIG, config)
     elif before != config:
         raise ValueError(
             f"Run folder {folder.path} holds a run with other settings:\n{difference(before, config)}\n"
@@ -135,8 +151,8 @@ def _claim(folder: RunFolder, config: dict[str, Any]) -> None:
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """One line per setting that differs: `  prune.rho: 0.01 in the folder, 0.02 now`."""
     old, new = dict(_flatten(before)), dict(_flatten(now))
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return "\n".join(f"  {n}: {old.get(n, 'absent')} in the folder, {new.get(n, 'absent')} now" for n in names)
+    pairs = {name: (old.get(name, "absent"), new.get(name, "absent")) for name in {**old, **new}}
+    return "\n".join(f"  {name}: {a} in the folder, {b} now" for name, (a, b) in pairs.items() if a != b)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from rap_jax import specs as specs_lib
 from rap_jax.config import STAGES, OutputConfig, RunConfig, Stage
@@ -26,6 +27,7 @@ from rap_jax.interrupt import Interrupt, catch_signals
 from rap_jax.keys import stream_key
 from rap_jax.masking import apply_masks
 from rap_jax.models import create_model, num_params
+from rap_jax.optimizer import learning_rate_schedule
 from rap_jax.progress import Progress
 from rap_jax.report import write_report
 from rap_jax.sparsity import count_sparsity
@@ -62,6 +64,7 @@ def run(
     output: OutputConfig = OutputConfig(),  # noqa: B008  frozen
     command: str = "",
     flags: str = "",
+    devices: list[jax.Device] | None = None,
 ) -> dict[str, Any]:
     """Runs, or goes on with, a run in `out_dir` and returns what results.json holds.
 
@@ -70,56 +73,46 @@ def run(
       dataset: its images; name and content hash become part of what the folder is checked against.
       command: how to start this run again, for the report.
       flags: the run as a flagfile, written to run.flags if not empty.
+      devices: those to run on, or None for all; a run may go on with another number of them.
 
     Raises:
       ValueError: bad settings, a folder that does not fit, NaN, damaged checkpoints; says what to do.
       Interrupted: a signal came; the state is saved.
     """
-    mesh = make_mesh()
+    mesh = make_mesh(devices)
     _check_devices(config, mesh.size)
     model = create_model(config.model, input_shape=dataset.train.images.shape[1:], num_classes=dataset.num_classes)
     init = jax.jit(model.init, out_shardings=replicated(mesh))
     start = Weights(*init(stream_key(config.seed, "init")))
     specs = specs_lib.specs_from_config(start.params, config.prune, output_layer="fc2")
     for stage in STAGES:  # lengths that cannot work are refused before anything is trained
-        stage_length(config, stage, len(dataset.train.labels))
-    folder = open_run_folder(out_dir, identity(config, dataset))
-    if flags:
-        write_atomically(folder.path / "run.flags", flags)
-    finished = folder.read_json("results.json")
-    if finished is not None:
-        return finished
-    with catch_signals() as interrupt:
-        evaluator = lambda attack: make_evaluator(model, attack, mesh, batch_size=config.eval_batch_size)
-        put = lambda split: put_split(split.images, split.labels, mesh)
-        validation, report = put(dataset.validation), evaluator(config.report_attack)
-        setup = Setup(
-            config=config,
-            output=output,
-            model=model,
-            mesh=mesh,
-            train=put(dataset.train),
-            validation=validation,
-            select=evaluator(config.select_attack),
-            specs=specs,
-            folder=folder,
-            interrupt=interrupt,
-        )
-        judge = _Judge(report, validation, stream_key(config.seed, "report"), interrupt)
-        final, stages = _run_stages(setup, judge, start)
-        began = time.monotonic()
-        test = judge._replace(split=put(dataset.test))(f"{config.name} test", final)
-        seconds = {stage: stages[stage]["seconds"] for stage in STAGES} | {"test": time.monotonic() - began}
-    results = describe(config, dataset, start) | {
-        "stages": stages,
-        "test": test.to_json(),
-        "sparsity": count_sparsity(final.params),
-        "seconds": seconds | {"total": sum(seconds.values())},
-        "command": command,
-        "run_dir": str(out_dir),
-    }
-    folder.write_json("results.json", results)
-    write_report(folder.path)
+        length, optimizer = stage_length(config, stage, len(dataset.train.labels)), config.stage(stage).optimizer
+        learning_rate_schedule(optimizer, steps_per_epoch=length.epoch, num_steps=length.stage)
+    with open_run_folder(out_dir, identity(config, dataset)) as folder:
+        if flags:
+            write_atomically(folder.path / "run.flags", flags)
+        if folder.read_json("results.json") is None:
+            with catch_signals() as interrupt:
+                put = lambda split: put_split(split.images, split.labels, mesh)
+                setup = Setup(
+                    config=config,
+                    output=output,
+                    model=model,
+                    mesh=mesh,
+                    train=put(dataset.train),
+                    validation=put(dataset.validation),
+                    select=make_evaluator(model, config.select_attack, mesh, batch_size=config.eval_batch_size),
+                    specs=specs,
+                    folder=folder,
+                    interrupt=interrupt,
+                )
+                found = _train_and_test(setup, start, put(dataset.test))
+            place = {"command": command, "run_dir": str(out_dir)}
+            folder.write_json("results.json", describe(config, dataset, start, mesh) | found | place)
+        if not (folder.path / "report.md").exists():
+            write_report(folder.path)
+        results = folder.read_json("results.json")
+    assert results is not None
     return results
 
 
@@ -132,7 +125,7 @@ def identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
     return settings
 
 
-def describe(config: RunConfig, dataset: Dataset, start: Weights) -> dict[str, Any]:
+def describe(config: RunConfig, dataset: Dataset, start: Weights, mesh: Mesh) -> dict[str, Any]:
     """The part of results.json that says what was run, on what."""
     sizes = {name: len(getattr(dataset, name).labels) for name in ("train", "validation", "test")}
     return {
@@ -143,7 +136,7 @@ def describe(config: RunConfig, dataset: Dataset, start: Weights) -> dict[str, A
         "model": dataclasses.asdict(config.model) | {"num_params": num_params(start.params)},
         "config": dataclasses.asdict(config),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({mesh.devices.flat[0].platform})",
     }
 
 
@@ -153,6 +146,23 @@ def _check_devices(config: RunConfig, num_devices: int) -> None:
             f"batch_size is {config.batch_size}; expected a multiple of the {num_devices} devices, since each batch "
             f"is split over them."
         )
+
+
+def _train_and_test(setup: Setup, start: Weights, test_split: DeviceSplit) -> dict[str, Any]:
+    """The part of results.json that says what was found."""
+    config = setup.config
+    report = make_evaluator(setup.model, config.report_attack, setup.mesh, batch_size=config.eval_batch_size)
+    judge = _Judge(report, setup.validation, stream_key(config.seed, "report"), setup.interrupt)
+    final, stages = _run_stages(setup, judge, start)
+    began = time.monotonic()
+    test = judge._replace(split=test_split)(f"{config.name} test", final)
+    seconds = {stage: stages[stage]["seconds"] for stage in STAGES} | {"test": time.monotonic() - began}
+    return {
+        "stages": stages,
+        "test": test.to_json(),
+        "sparsity": count_sparsity(final.params),
+        "seconds": seconds | {"total": sum(seconds.values())},
+    }
 
 
 def _run_stages(setup: Setup, judge: _Judge, start: Weights) -> tuple[Weights, dict[str, Any]]:

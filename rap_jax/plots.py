@@ -79,8 +79,8 @@ def admm_png(metrics: Metrics, title: str) -> bytes | None:
     for axes, (name, text) in zip(panels, names.items(), strict=True):
         for layer, color in zip(layers, colors, strict=True):
             ours = [line for line in lines if line["layer"] == layer]
-            epochs, values = [line["epoch"] for line in ours], _values(ours, name)
-            axes.plot(epochs, np.where(values > 0, values, np.nan), "-o", color=color, markersize=3, label=layer)
+            epochs = [line["epoch"] for line in ours]
+            axes.plot(epochs, _values(ours, name), "-o", color=color, markersize=3, label=layer)
         _log_scale(axes, _values(lines, name))
         axes.set_title(text, fontsize=10)
         axes.set_xlabel("epoch of the ADMM stage")
@@ -187,7 +187,7 @@ def _log_scale(axes: Axes, values: np.ndarray) -> None:
     values = values[np.isfinite(values) & (values > 0)]
     if not values.size:
         return
-    axes.set_yscale("log")
+    axes.set_yscale("log", nonpositive="mask")
     if values.max() < 10 * values.min():
         axes.set_ylim(values.min() / 1.15, values.max() * 1.15)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")

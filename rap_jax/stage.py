@@ -209,8 +209,12 @@ class _Run:
         """Scores the weights of this step on validation and keeps them if they are the best so far."""
         params, batch_stats = self.state.train.params, self.state.train.batch_stats
         key = stream_key(self.setup.config.seed, "select")
-        accuracy = self.setup.select(params, batch_stats, self.setup.validation, key)
-        better = accuracy.score > float(self.state.kept.score)
+        try:
+            accuracy = self.setup.select(params, batch_stats, self.setup.validation, key)
+        except ValueError as error:
+            raise ValueError(f"Validation after step {self.step} of {self.stage} failed: {error}") from error
+        # In float32 as it is kept, or rounding would make some of equal scores better than others.
+        better = bool(np.float32(accuracy.score) > self.state.kept.score)
         if better:
             self._keep(accuracy)
         self.setup.folder.log(

@@ -7,6 +7,7 @@ import pytest
 
 from rap_jax.models.initializers import (
     INITIALIZERS,
+    Initializer,
     bias_initializer,
     dense_kernel_initializer,
     kernel_initializer,
@@ -16,13 +17,13 @@ from rap_jax.models.initializers import (
 SHAPE, FAN_IN, FAN_OUT = (5, 5, 20, 50), 500, 1250
 
 
-def draw(init, shape=SHAPE, seed=0):
+def draw(init: Initializer, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> np.ndarray:
     array = init(jax.random.key(seed), shape)
     assert array.shape == shape and array.dtype == jnp.float32
     return np.asarray(array, np.float64)
 
 
-def check_uniform(sample, low, high):
+def check_uniform(sample: np.ndarray, low: float, high: float) -> None:
     assert low <= sample.min() and sample.max() <= high
     width = high - low
     assert sample.min() < low + 0.01 * width and sample.max() > high - 0.01 * width
@@ -30,7 +31,7 @@ def check_uniform(sample, low, high):
     np.testing.assert_allclose(counts / sample.size, 0.1, rtol=0.15)
 
 
-def check_normal(sample, std):
+def check_normal(sample: np.ndarray, std: float) -> None:
     np.testing.assert_allclose(sample.mean(), 0, atol=0.03 * std)
     np.testing.assert_allclose(sample.std(), std, rtol=0.03)
     # Not truncated: 4.55 % of a normal variable lie beyond two standard deviations, 0.27 % beyond three.
@@ -47,7 +48,7 @@ def check_normal(sample, std):
         ("uniform", 0.0, 1.0),
     ],
 )
-def test_uniform_initializers(name, low, high):
+def test_uniform_initializers(name: str, low: float, high: float) -> None:
     check_uniform(draw(kernel_initializer(name)), low, high)
 
 
@@ -55,30 +56,30 @@ def test_uniform_initializers(name, low, high):
     ("name", "std"),
     [("normal", 1.0), ("xavier_normal", np.sqrt(2 / (FAN_IN + FAN_OUT))), ("kaiming_normal", np.sqrt(2 / FAN_IN))],
 )
-def test_normal_initializers(name, std):
+def test_normal_initializers(name: str, std: float) -> None:
     check_normal(draw(kernel_initializer(name)), std)
 
 
-def test_orthogonal_has_orthonormal_columns_or_rows():
+def test_orthogonal_has_orthonormal_columns_or_rows() -> None:
     tall = draw(kernel_initializer("orthogonal")).reshape(FAN_IN, 50)
     np.testing.assert_allclose(tall.T @ tall, np.eye(50), atol=1e-5)
     broad = draw(kernel_initializer("orthogonal"), (3, 3, 1, 16)).reshape(9, 16)
     np.testing.assert_allclose(broad @ broad.T, np.eye(9), atol=1e-5)
 
 
-def test_dense_kernels_and_biases_start_as_in_pytorch():
+def test_dense_kernels_and_biases_start_as_in_pytorch() -> None:
     bound = 400**-0.5
     check_uniform(draw(dense_kernel_initializer(), (400, 100)), -bound, bound)
     check_uniform(draw(bias_initializer(400), (20_000,)), -bound, bound)
 
 
 @pytest.mark.parametrize("name", INITIALIZERS)
-def test_the_key_decides(name):
+def test_the_key_decides(name: str) -> None:
     init = kernel_initializer(name)
     np.testing.assert_array_equal(draw(init), draw(init))
     assert not np.array_equal(draw(init), draw(init, seed=1))
 
 
-def test_unknown_name_lists_the_known_ones():
+def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="initializer is 'he'; expected one of default, uniform, .*orthogonal"):
         kernel_initializer("he")

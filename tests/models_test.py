@@ -1,6 +1,8 @@
 """The networks as pure functions: sizes, results against plain operations, BatchNorm statistics, and errors."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +12,28 @@ from flax import linen as nn
 from jax import lax
 
 from rap_jax.config import ModelConfig
-from rap_jax.models import create_model, from_linen, num_params
+from rap_jax.models import Implementation, Model, create_model, from_linen, num_params
+from rap_jax.models.model import BatchStats, Params
 
-MNIST = {"input_shape": (28, 28, 1), "num_classes": 10}
+MNIST: dict[str, Any] = {"input_shape": (28, 28, 1), "num_classes": 10}
 
 
 @functools.cache
-def lenet(implementation="auto", initializer="default"):
+def lenet(implementation: Implementation = "auto", initializer: str = "default") -> Model:
     config = ModelConfig("lenet_mnist", width=2, initializer=initializer)
     return create_model(config, **MNIST, implementation=implementation)
 
 
 @functools.cache
-def lenet_params(initializer="default"):
-    params, _ = jax.jit(lenet(initializer=initializer).init)(jax.random.key(0))
-    return params
+def lenet_init(initializer: str = "default") -> Callable[[jax.Array], tuple[Params, BatchStats]]:
+    return jax.jit(lenet(initializer=initializer).init)
 
 
-def reference_logits(params, images):
+def lenet_params(initializer: str = "default", *, seed: int = 0) -> Params:
+    return lenet_init(initializer)(jax.random.key(seed))[0]
+
+
+def reference_logits(params: Params, images: jax.Array) -> jax.Array:
     """LeNet as the paper's table has it, in plain operations."""
     hidden = images
     for name in ("conv1", "conv2"):
@@ -41,14 +47,14 @@ def reference_logits(params, images):
 
 
 @pytest.mark.parametrize(("width", "count"), [(1, 13_514), (2, 52_506), (4, 206_954), (8, 821_706), (16, 3_274_634)])
-def test_lenet_has_as_many_parameters_as_the_papers(width, count):
+def test_lenet_has_as_many_parameters_as_the_papers(width: int, count: int) -> None:
     model = create_model(ModelConfig(width=width), **MNIST)
     params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
     assert num_params(params) == count
     assert batch_stats == {}
 
 
-def test_params_are_plain_dicts_with_in_and_out_last():
+def test_params_are_plain_dicts_with_in_and_out_last() -> None:
     assert jax.tree.map(jnp.shape, lenet_params()) == {
         "conv1": {"kernel": (5, 5, 1, 4), "bias": (4,)},
         "conv2": {"kernel": (5, 5, 4, 8), "bias": (8,)},
@@ -58,26 +64,26 @@ def test_params_are_plain_dicts_with_in_and_out_last():
     assert type(lenet_params()) is dict and type(lenet_params()["conv1"]) is dict
 
 
-@pytest.mark.parametrize("implementation", ["auto", "cells", "xla"])
+@pytest.mark.parametrize("implementation", ["cells", "xla"])
 @pytest.mark.parametrize("batch", [1, 5])
-def test_lenet_and_its_gradients_are_those_of_plain_operations(implementation, batch):
-    images = jax.random.uniform(jax.random.key(1), (batch, 28, 28, 1))
-    weights = jax.random.normal(jax.random.key(2), (batch, 10))
+def test_lenet_and_its_gradients_are_those_of_plain_operations(implementation: Implementation, batch: int) -> None:
+    random = np.random.default_rng(batch)
+    images = jnp.asarray(random.uniform(size=(batch, 28, 28, 1)), jnp.float32)
+    weights = jnp.asarray(random.normal(size=(batch, 10)), jnp.float32)
 
-    def ours(params, images):
+    def ours(params: Params, images: jax.Array) -> jax.Array:
         logits, batch_stats = lenet(implementation).apply(params, {}, images, train=True)
         assert batch_stats == {}
         return logits
 
-    np.testing.assert_allclose(ours(lenet_params(), images), reference_logits(lenet_params(), images), atol=1e-5)
     actual, expected = (
-        jax.jit(jax.grad(lambda p, x, f=f: jnp.sum(f(p, x) * weights), (0, 1)))(lenet_params(), images)
+        jax.jit(lambda *arguments, f=f: (f(*arguments), jax.vjp(f, *arguments)[1](weights)))(lenet_params(), images)
         for f in (ours, reference_logits)
     )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), actual, expected)
 
 
-def test_the_initializer_sets_the_convolutions_only():
+def test_the_initializer_sets_the_convolutions_only() -> None:
     params = lenet_params("uniform")
     for name, fan_in in (("conv1", 25), ("conv2", 100), ("fc1", 392), ("fc2", 128)):
         kernel, bound = params[name]["kernel"], fan_in**-0.5
@@ -88,21 +94,19 @@ def test_the_initializer_sets_the_convolutions_only():
         assert 0.5 * bound < jnp.abs(params[name]["bias"]).max() <= bound
 
 
-def test_init_depends_on_the_key_alone():
-    init = jax.jit(lenet().init)
-    again, other = init(jax.random.key(0))[0], init(jax.random.key(1))[0]
-    jax.tree.map(np.testing.assert_array_equal, again, lenet_params())
-    assert not np.allclose(again["fc2"]["kernel"], other["fc2"]["kernel"])
+def test_init_depends_on_the_key_alone() -> None:
+    jax.tree.map(np.testing.assert_array_equal, lenet_params(), lenet_params())
+    assert not np.allclose(lenet_params()["fc2"]["kernel"], lenet_params(seed=1)["fc2"]["kernel"])
 
 
 class WithBatchNorm(nn.Module):
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         features = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=0.0)(images)
         return nn.Dense(3)(features.reshape(len(images), -1))
 
 
-def test_batch_statistics_move_in_training_only():
+def test_batch_statistics_move_in_training_only() -> None:
     model = from_linen(WithBatchNorm(), input_shape=(2, 2, 1), num_classes=3)
     params, before = model.init(jax.random.key(0))
     images = jnp.full((4, 2, 2, 1), 2.0) * jnp.arange(4).reshape(4, 1, 1, 1)
@@ -113,27 +117,28 @@ def test_batch_statistics_move_in_training_only():
     np.testing.assert_allclose(after["BatchNorm_0"]["var"], [0.9 + 0.1 * 5.0], rtol=1e-6)
 
 
-def test_unknown_names_list_the_known_ones():
+def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(ValueError, match="model name is 'alexnet'; expected one of lenet_mnist"):
         create_model(ModelConfig("alexnet"), **MNIST)
     with pytest.raises(ValueError, match="initializer is 'he'; expected one of default"):
         create_model(ModelConfig(initializer="he"), **MNIST)
+    unknown: Any = "fast"
     with pytest.raises(ValueError, match="implementation is 'fast'; expected one of auto, cells, xla"):
-        create_model(ModelConfig(), **MNIST, implementation="fast")
+        create_model(ModelConfig(), **MNIST, implementation=unknown)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (0, 28, 1)])
-def test_impossible_input_shapes_are_refused(shape):
+def test_impossible_input_shapes_are_refused(shape: Any) -> None:
     with pytest.raises(ValueError, match="input_shape is"):
         create_model(ModelConfig(), input_shape=shape, num_classes=10)
 
 
-def test_a_single_class_is_refused():
+def test_a_single_class_is_refused() -> None:
     with pytest.raises(ValueError, match="num_classes is 1; expected 2 or more"):
         create_model(ModelConfig(), input_shape=(28, 28, 1), num_classes=1)
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (2, 28, 28), (2, 32, 32, 3)])
-def test_images_of_another_shape_are_refused(shape):
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"images.shape is .*expected \[N, 28, 28, 1\]"):
         lenet().apply(lenet_params(), {}, jnp.zeros(shape), train=False)

@@ -262,16 +262,18 @@ def test_values_that_are_zero_or_nan_are_drawn_without_a_warning(tmp_path: Path)
 
 
 def test_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = report.write_report(make_run(tmp_path)).read_text()
+    report.write_report(make_run(tmp_path))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def fail(source: str, target: Path) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(report.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        report.write_report(make_run(tmp_path, {**make_results(), "seed": 4}))
-    assert (tmp_path / "report.md").read_text() == before
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+        report.write_report(make_run(tmp_path, metrics=make_metrics()[20:]))
+    del before["metrics.jsonl"]
+    (tmp_path / "metrics.jsonl").unlink()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_results_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:

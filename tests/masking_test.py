@@ -1,0 +1,66 @@
+"""Pruned weights stay at exactly zero under every optimizer, and the biases of removed filters with them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rap_jax.config import OptimizerConfig
+from rap_jax.masking import apply_masks, keep_masked
+from rap_jax.optimizer import make_optimizer
+from rap_jax.projections import Column, Filter, Irregular
+from rap_jax.specs import masks_of
+
+PARAMS = {
+    "conv1": {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 2, 4)), "bias": jnp.arange(1.0, 5.0)},
+    "fc1": {"kernel": jax.random.normal(jax.random.key(1), (6, 4)), "bias": jnp.ones(4)},
+}
+OPTIMIZERS = [
+    OptimizerConfig("adam", 0.1),
+    OptimizerConfig("adam", 0.1, weight_decay=0.1),
+    OptimizerConfig("sgd", 0.1, momentum=0.0),
+    OptimizerConfig("sgd", 0.1, momentum=0.9, weight_decay=0.1),
+]
+
+
+@pytest.mark.parametrize("config", OPTIMIZERS, ids=lambda c: f"{c.name}-{c.momentum}-{c.weight_decay}")
+@pytest.mark.parametrize("kind", [Irregular, Filter, Column])
+def test_exact_zeros_after_ten_steps(config: OptimizerConfig, kind: type) -> None:
+    masks = masks_of({"conv1/kernel": kind(0.5), "fc1/kernel": kind(0.5)}, PARAMS)
+    tx = make_optimizer(config, optax.constant_schedule(0.1), masks=masks)
+    params = PARAMS  # not yet zero where the mask is False: the first step must see to it
+    state = tx.init(params)
+    step = jax.jit(lambda params, state, g: tx.update(g, state, params, dual_step=False))
+    for number in range(10):
+        gradients = optax.tree.random_like(jax.random.key(number), params)
+        updates, state = step(params, state, gradients)
+        params = optax.apply_updates(params, updates)
+        for weights, mask, start in zip(*map(jax.tree.leaves, (params, masks, PARAMS)), strict=True):
+            np.testing.assert_array_equal(weights[~mask], 0)
+            assert (weights[mask] != start[mask]).all()  # the others do learn
+
+
+def test_the_bias_of_a_filter_that_is_gone_goes_with_it() -> None:
+    kernel = PARAMS["fc1"]["kernel"].at[:, 2].set(0.0)
+    params = PARAMS | {"fc1": {"kernel": kernel, "bias": jnp.ones(4)}}
+    masks = masks_of({"conv1/kernel": Filter(0.5), "fc1/kernel": Irregular(0.25)}, params)
+    alive = np.asarray(masks["conv1"]["kernel"]).any((0, 1, 2))
+    assert alive.sum() == 2
+    np.testing.assert_array_equal(masks["conv1"]["bias"], alive)
+    np.testing.assert_array_equal(masks["fc1"]["bias"], [True, True, False, True])
+    cut = apply_masks(masks, params)
+    np.testing.assert_array_equal(np.asarray(cut["conv1"]["bias"]) != 0, alive)
+
+
+def test_layers_without_a_spec_keep_everything() -> None:
+    masks = masks_of({"fc1/kernel": Filter(0.5)}, PARAMS)
+    assert masks["conv1"]["kernel"].all() and masks["conv1"]["bias"].all()
+
+
+def test_refuses() -> None:
+    tx = keep_masked(jax.tree.map(lambda w: jnp.ones(w.shape, bool), PARAMS))
+    with pytest.raises(ValueError, match="params"):
+        tx.update(PARAMS, tx.init(PARAMS))
+    with pytest.raises(AssertionError):
+        tx.init({"conv1": PARAMS["conv1"]})

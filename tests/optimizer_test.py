@@ -1,0 +1,75 @@
+"""Learning-rate schedules and the order of the chain."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rap_jax.admm import add_admm_penalty, find_admm_state
+from rap_jax.config import OptimizerConfig, PruneConfig
+from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penalty
+from rap_jax.projections import Irregular
+
+
+def rates(config: OptimizerConfig, steps: list[int], num_steps: int = 100) -> list[float]:
+    schedule = learning_rate_schedule(config, steps_per_epoch=10, num_steps=num_steps)
+    return [float(schedule(step)) for step in steps]
+
+
+def test_schedules() -> None:
+    assert rates(OptimizerConfig(schedule="constant", learning_rate=0.5), [0, 99]) == [0.5, 0.5]
+    cosine = rates(OptimizerConfig(schedule="cosine", learning_rate=0.5), [0, 50, 100])
+    assert cosine == pytest.approx([0.5, 0.25, 0.0], abs=1e-7)
+    config = OptimizerConfig(schedule="step", learning_rate=1.0, step_epochs=(3, 6), step_factor=0.1)
+    assert rates(config, [29, 30, 59, 60]) == pytest.approx([1.0, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_warm_up_comes_first_and_keeps_the_rest_in_place(schedule: str) -> None:
+    config = OptimizerConfig(schedule=schedule, learning_rate=1.0, warmup_epochs=2, step_epochs=(5,))
+    found = rates(config, [0, 10, 20, 49, 50, 100])
+    assert found[:3] == pytest.approx([0.0, 0.5, 1.0])
+    if schedule == "step":
+        assert found[3:5] == pytest.approx([1.0, 0.1])
+    if schedule == "cosine":
+        assert found[-1] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_a_warm_up_longer_than_the_stage_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"warmup_epochs is 10.*100 steps"):
+        rates(OptimizerConfig(warmup_epochs=10), [0])
+
+
+def test_sgd_with_momentum_and_decay_equals_its_definition() -> None:
+    config = OptimizerConfig("sgd", momentum=0.9, weight_decay=0.1)
+    tx = make_optimizer(config, optax.constant_schedule(0.5))
+    w, velocity, params = 2.0, 0.0, jnp.array(2.0)
+    state = tx.init(params)
+    for gradient in (1.0, -3.0, 0.5):
+        updates, state = tx.update(jnp.array(gradient), state, params, dual_step=False)
+        params = optax.apply_updates(params, updates)
+        velocity = 0.9 * velocity + gradient + 0.1 * w
+        w -= 0.5 * velocity
+    np.testing.assert_allclose(params, w, rtol=1e-6)
+
+
+def test_the_penalty_is_part_of_what_adam_sees() -> None:
+    """Adam's first step has length 1 per weight: a penalty added after it would show as a longer one."""
+    params = jnp.array([[0.1, 3.0]])
+    penalty = add_admm_penalty(100.0, lambda w: jnp.where(w > 1, w, 0.0))
+    tx = make_optimizer(OptimizerConfig("adam"), optax.constant_schedule(0.01), penalty=penalty)
+    updates, _ = tx.update(jnp.zeros((1, 2)), tx.init(params), params, dual_step=False)
+    np.testing.assert_allclose(updates, [[-0.01, 0.0]], atol=1e-6)
+
+
+def test_make_penalty_follows_the_config() -> None:
+    params = {"fc1": {"kernel": jnp.arange(1.0, 7.0).reshape(3, 2), "bias": jnp.ones(2)}}
+    config = PruneConfig(rho=0.2, rho_growth=2.0, rho_rule="uniform", rescale_dual=False)
+    tx = make_penalty(params, config, {"fc1/kernel": Irregular(0.5)})
+    zeros = optax.tree.zeros_like(params)
+    updates, state = tx.update(zeros, tx.init(params), params, dual_step=False)
+    np.testing.assert_allclose(updates["fc1"]["kernel"], [[0.2, 0.4], [0.6, 0.0], [0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_array_equal(updates["fc1"]["bias"], 0)
+    _, state = tx.update(zeros, state, params, dual_step=True)
+    assert float(find_admm_state(state).rho["fc1"]["kernel"]) == pytest.approx(0.4)
+    np.testing.assert_allclose(find_admm_state(state).u["fc1"]["kernel"], [[1, 2], [3, 0], [0, 0]], rtol=1e-6)

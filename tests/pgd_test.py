@@ -1,0 +1,158 @@
+"""PGD against an independent NumPy version, and by its properties."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from rap_jax.attacks import NORMS, pgd, pgd_restarts
+
+SHAPE = (6, 5, 4, 1)
+
+
+@pytest.fixture(name="images")
+def make_images() -> jax.Array:
+    uniform = jax.random.uniform(jax.random.key(0), SHAPE)
+    return jnp.clip(1.4 * uniform - 0.2, 0, 1)  # some pixels sit on the border of the box
+
+
+def smooth_loss(images: jax.Array) -> jax.Array:
+    """A per-example loss with a gradient that changes along the way."""
+    weights = jnp.linspace(-2, 2, 20).reshape(1, 5, 4, 1)
+    return jnp.sum(jnp.sin(3 * images * weights) + images * images * weights, axis=(1, 2, 3))
+
+
+def numpy_gradient(images: np.ndarray) -> np.ndarray:
+    weights = np.linspace(-2, 2, 20, dtype=np.float32).reshape(1, 5, 4, 1)
+    return 3 * weights * np.cos(3 * images * weights) + 2 * images * weights
+
+
+def numpy_pgd(images: np.ndarray, norm: str, epsilon: float, step_size: float, num_steps: int) -> np.ndarray:
+    """Written from the definition, one example at a time, in float64."""
+    found = []
+    for clean in images.astype(np.float64):
+        x = clean.copy()
+        for _ in range(num_steps):
+            g = numpy_gradient(x[None])[0]
+            x = x + step_size * (np.sign(g) if norm == "linf" else g / np.linalg.norm(g))
+            delta = x - clean
+            if norm == "linf":
+                delta = np.minimum(np.maximum(delta, -epsilon), epsilon)
+            elif np.linalg.norm(delta) > epsilon:
+                delta = delta * epsilon / np.linalg.norm(delta)
+            x = np.minimum(np.maximum(clean + delta, 0), 1)
+        found.append(x)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("norm,epsilon,step_size", [("linf", 0.3, 0.1), ("linf", 0.05, 0.04), ("l2", 0.8, 0.3)])
+def test_equals_numpy(images: jax.Array, norm: str, epsilon: float, step_size: float) -> None:
+    settings = {"norm": norm, "epsilon": epsilon, "step_size": step_size, "num_steps": 7}
+    found = pgd(jax.random.key(1), smooth_loss, images, random_start=False, **settings)
+    expected = numpy_pgd(np.asarray(images), norm, epsilon, step_size, 7)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("num_steps", [0, 3])
+@pytest.mark.parametrize("num_restarts", [1, 3])
+def test_stays_in_ball_and_box(images: jax.Array, norm: str, epsilon: float, num_steps: int, num_restarts: int) -> None:
+    attack = jax.jit(
+        lambda key: pgd(
+            key,
+            smooth_loss,
+            images,
+            norm=norm,
+            epsilon=epsilon,
+            step_size=0.5,
+            num_steps=num_steps,
+            num_restarts=num_restarts,
+        )
+    )
+    for seed in range(5):
+        found = np.asarray(attack(jax.random.key(seed)))
+        assert found.shape == images.shape and found.min() >= 0 and found.max() <= 1
+        delta = (found - np.asarray(images)).reshape(len(found), -1)
+        size = np.abs(delta).max(1) if norm == "linf" else np.linalg.norm(delta, axis=1)
+        assert (size <= epsilon + 1e-6).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_attack_raises_the_loss_of_every_example(images: jax.Array, norm: str) -> None:
+    found = pgd(
+        jax.random.key(0), smooth_loss, images, norm=norm, epsilon=0.2, step_size=0.02, num_steps=20, random_start=False
+    )
+    assert (smooth_loss(found) > smooth_loss(images)).all()
+
+
+def test_more_restarts_are_never_worse(images: jax.Array) -> None:
+    settings = {"epsilon": 0.3, "step_size": 0.05, "num_steps": 2, "num_restarts": 4}
+    every = pgd_restarts(jax.random.key(2), smooth_loss, images, **settings)
+    best = pgd(jax.random.key(2), smooth_loss, images, **settings)
+    chex.assert_shape(every, (4, *SHAPE))
+    losses = np.asarray(jax.vmap(smooth_loss)(every))
+    assert len(np.unique(losses.argmax(0))) > 1  # else the choice per example is not put to the test
+    np.testing.assert_array_equal(smooth_loss(best), losses.max(0))
+
+
+def test_starts_fill_the_ball() -> None:
+    grey = jnp.full((2000, 3), 0.5)
+    starts = {
+        norm: np.asarray(
+            pgd(jax.random.key(0), lambda x: x.sum(1), grey, norm=norm, epsilon=0.4, step_size=0.1, num_steps=0)
+        )
+        - 0.5
+        for norm in NORMS
+    }
+    assert starts["linf"].min() < -0.39 and starts["linf"].max() > 0.39
+    np.testing.assert_allclose(np.abs(starts["linf"]).mean(), 0.2, atol=0.01)
+    # Uniform in a ball of 3 dimensions: (r / epsilon)^3 is uniform on [0, 1].
+    radius = np.linalg.norm(starts["l2"], axis=1) / 0.4
+    np.testing.assert_allclose(np.sort(radius**3), np.linspace(0, 1, 2000), atol=0.05)
+
+
+def test_zero_gradient_stays_finite(images: jax.Array) -> None:
+    flat = lambda x: 0 * x.sum((1, 2, 3))
+    for norm in NORMS:
+        found = pgd(
+            jax.random.key(0), flat, images, norm=norm, epsilon=0.1, step_size=0.1, num_steps=2, random_start=False
+        )
+        np.testing.assert_array_equal(found, images)
+
+
+def test_no_gradient_flows_through(images: jax.Array) -> None:
+    total = lambda x: pgd(jax.random.key(0), smooth_loss, x, epsilon=0.1, step_size=0.1, num_steps=1).sum()
+    np.testing.assert_array_equal(jax.grad(total)(images), jnp.zeros_like(images))
+
+
+def test_radius_may_be_traced(images: jax.Array) -> None:
+    attack = jax.jit(
+        chex.assert_max_traces(
+            lambda epsilon: pgd(
+                jax.random.key(0), smooth_loss, images, epsilon=epsilon, step_size=epsilon / 4, num_steps=2
+            ),
+            n=1,
+        )
+    )
+    chex.clear_trace_counter()
+    assert jnp.abs(attack(0.1) - images).max() <= 0.1 + 1e-6 < jnp.abs(attack(0.2) - images).max()
+
+
+def test_breaks_a_model_of_another_library() -> None:
+    model = nnx.Linear(20, 3, rngs=nnx.Rngs(0))
+    images = jax.random.uniform(jax.random.key(1), (32, 20), minval=0.4, maxval=0.6)
+    labels = model(images).argmax(-1)
+    loss_fn = lambda x: optax.losses.softmax_cross_entropy_with_integer_labels(model(x), labels)
+    found = pgd(jax.random.key(2), loss_fn, images, epsilon=0.3, step_size=0.1, num_steps=10)
+    assert (model(found).argmax(-1) == labels).mean() < 0.2
+
+
+@pytest.mark.parametrize("bad", [{"num_steps": -1}, {"num_restarts": 0}, {"norm": "l1"}])
+def test_refuses(images: jax.Array, bad: dict) -> None:
+    settings = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 1} | bad
+    with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
+        pgd(jax.random.key(0), smooth_loss, images, **settings)
