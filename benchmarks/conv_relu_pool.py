@@ -66,6 +66,7 @@ def best_times(runs: list[Timed]) -> list[float]:
 
 
 def main() -> None:
+    """Prints the table."""
     print(f"LeNet, batch {BATCH_SIZE}, {jax.default_backend()}; times in ms, ratios to {IMPLEMENTATIONS[0]}")
     print(f"{'width':>5}  {'work':<20}" + "".join(f"{name:>10}{'ratio':>7}" for name in IMPLEMENTATIONS))
     work = {f"attack of {NUM_STEPS} steps": attack, "parameter gradient": jax.grad(loss, argnums=1)}

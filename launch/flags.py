@@ -5,6 +5,7 @@ parsed or where the configs are built, with the value and what was expected.
 """
 
 import fractions
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
     Raises:
       ValueError: a value or a combination that cannot work.
     """
-    get = lambda name: values[name].value
+    get: Callable[[str], Any] = lambda name: values[name].value
     return RunConfig(
         name=get("name"),
         seed=get("seed"),
@@ -162,31 +163,38 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
 
 def output_from_flags(values: flags.FlagValues = FLAGS) -> OutputConfig:
     """How often the run writes."""
-    return OutputConfig(**{name: values[name].value for name in OutputConfig.__dataclass_fields__})
+    given: dict[str, Any] = {name: values[name].value for name in OutputConfig.__dataclass_fields__}
+    return OutputConfig(**given)
 
 
-def _attack(part: str, get: Any) -> AttackConfig:
-    return AttackConfig(
-        norm=get("norm"),
-        epsilon=get("epsilon"),
-        step_size=get(f"{part}_step_size"),
-        num_steps=get(f"{part}_num_steps"),
-        num_restarts=get(f"{part}_num_restarts"),
-        random_start=get("random_start"),
-    )
+def _attack(part: str, get: Callable[[str], Any]) -> AttackConfig:
+    try:
+        return AttackConfig(
+            norm=get("norm"),
+            epsilon=get("epsilon"),
+            step_size=get(f"{part}_step_size"),
+            num_steps=get(f"{part}_num_steps"),
+            num_restarts=get(f"{part}_num_restarts"),
+            random_start=get("random_start"),
+        )
+    except ValueError as error:
+        raise ValueError(f"{part} attack: {error}") from error
 
 
-def _stage(stage: Stage, get: Any) -> StageConfig:
+def _stage(stage: Stage, get: Callable[[str], Any]) -> StageConfig:
     try:
         step_epochs = tuple(float(epoch) for epoch in get(f"{stage}_step_epochs"))
     except ValueError as error:
         given = get(f"{stage}_step_epochs")
         raise ValueError(f"--{stage}_step_epochs is {given!r}; expected epochs such as 80,150.") from error
     fields = ("learning_rate", "schedule", "warmup_epochs", "step_factor", "momentum", "weight_decay")
-    optimizer = OptimizerConfig(
-        name=get(f"{stage}_optimizer"), step_epochs=step_epochs, **{f: get(f"{stage}_{f}") for f in fields}
-    )
-    return StageConfig(get(f"{stage}_epochs"), optimizer, get(f"{stage}_epsilon_ramp_epochs"))
+    try:
+        optimizer = OptimizerConfig(
+            name=get(f"{stage}_optimizer"), step_epochs=step_epochs, **{f: get(f"{stage}_{f}") for f in fields}
+        )
+        return StageConfig(get(f"{stage}_epochs"), optimizer, get(f"{stage}_epsilon_ramp_epochs"))
+    except ValueError as error:
+        raise ValueError(f"{stage}: {error}") from error
 
 
 def resolve_flagfiles(arguments: list[str]) -> list[str]:

@@ -19,6 +19,7 @@ from rap_jax.report import format_table
 
 FLAGS = flags.FLAGS
 define_flags()
+flags.adopt_module_key_flags(sys.modules[define_flags.__module__])  # so that --help lists them
 
 
 def main(arguments: list[str]) -> None:
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     except Interrupted as stopped:
-        print(f"\nS{str(stopped)[1:]}. Run the same command to go on.", file=sys.stderr)
+        print(f"\nThe run was {stopped}. Run the same command to go on.", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     print(format_table(results))
 

@@ -137,9 +137,7 @@ def _dual_step(state: AdmmState, params: chex.ArrayTree, project_fn: ProjectFn) 
     )
 
 
-def _set_rho(
-    state: AdmmState, params: chex.ArrayTree, base: chex.Numeric, rule: str, rescale_dual: bool
-) -> AdmmState:
+def _set_rho(state: AdmmState, params: chex.ArrayTree, base: chex.Numeric, rule: str, rescale_dual: bool) -> AdmmState:
     """Puts the rule's rho in force, and rescales u to it."""
     base = jnp.asarray(base, jnp.float32)
     # An exponential mean that starts at 0 is too small by this factor after num_steps steps.

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -32,8 +33,14 @@ class Interrupt:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Interrupt]:
-    """Turns the first SIGINT or SIGTERM into a flag; a second one acts as if nobody had caught the first."""
+    """Turns the first SIGINT or SIGTERM into a flag; a second one acts as if nobody had caught the first.
+
+    Python lets only the main thread catch signals; in another one nothing is caught.
+    """
     interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:

@@ -31,8 +31,8 @@ from rap_jax.optimizer import learning_rate_schedule
 from rap_jax.progress import Progress
 from rap_jax.report import write_report
 from rap_jax.sparsity import count_sparsity
-from rap_jax.stage import Outcome, Setup, Weights, run_stage, stage_length
-from rap_jax.state import DeviceSplit, make_mesh, put_split, replicated
+from rap_jax.stage import Outcome, Setup, run_stage, stage_length
+from rap_jax.state import DeviceSplit, Weights, make_mesh, put_split, replicated
 
 _PACKAGES = ("rap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -84,7 +84,7 @@ def run(
     model = create_model(config.model, input_shape=dataset.train.images.shape[1:], num_classes=dataset.num_classes)
     init = jax.jit(model.init, out_shardings=replicated(mesh))
     start = Weights(*init(stream_key(config.seed, "init")))
-    specs = specs_lib.specs_from_config(start.params, config.prune, output_layer="fc2")
+    specs = specs_lib.specs_from_config(start.params, config.prune, output_layer=model.output_layer)
     for stage in STAGES:  # lengths that cannot work are refused before anything is trained
         length, optimizer = stage_length(config, stage, len(dataset.train.labels)), config.stage(stage).optimizer
         learning_rate_schedule(optimizer, steps_per_epoch=length.epoch, num_steps=length.stage)

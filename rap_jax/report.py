@@ -186,9 +186,9 @@ def _sparsity_table(sparsity: dict[str, Any]) -> str:
     rows = []
     for name, row in (*sparsity["layers"].items(), ("overall", sparsity["overall"])):
         size, kept = f"{row['size']:,}", f"{row['size'] - row['zeros']:,}"
-        structures = f"{row['structures_kept']:,} of {row['structures']:,}" if row.get("structures") else "-"
-        rows.append((name, size, kept, _percent(row["sparsity"]), structures))
-    return _table(("Layer", "Weights", "Kept", "Sparsity", "Structures kept"), rows)
+        structures = (f"{row[f'{s}_kept']:,} of {row[s]:,}" if s in row else "-" for s in ("filters", "columns"))
+        rows.append((name, size, kept, _percent(row["sparsity"]), *structures))
+    return _table(("Layer", "Weights", "Kept", "Sparsity", "Filters kept", "Columns kept"), rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,15 +28,8 @@ from rap_jax.models import Model
 from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penalty
 from rap_jax.progress import Progress
 from rap_jax.specs import Specs
-from rap_jax.state import DeviceSplit, Kept, StageState, init_stage_state, replicated
+from rap_jax.state import DeviceSplit, Kept, StageState, Weights, init_stage_state, replicated
 from rap_jax.train import StepMetrics, TrainStep, make_train_step
-
-
-class Weights(NamedTuple):
-    """A model's arrays, as handed from stage to stage."""
-
-    params: chex.ArrayTree
-    batch_stats: chex.ArrayTree
 
 
 class Setup(NamedTuple):
@@ -122,8 +114,10 @@ class _Run:
         self.train_step: TrainStep = make_train_step(
             setup.model, tx, setup.config.train_attack, learning_rate, setup.mesh, ramp_steps=length.ramp
         )
-        init = jax.jit(lambda weights: init_stage_state(*weights, tx), out_shardings=replicated(setup.mesh))
+        init = jax.jit(lambda weights: init_stage_state(weights, tx), out_shardings=replicated(setup.mesh))
         self.state: StageState = init(start)
+        project_fn = functools.partial(specs_lib.project_tree, setup.specs)
+        self.residuals = jax.jit(lambda admm_state, weights: residuals(admm_state, weights, project_fn))
         self.step, self.seconds = 0, 0.0
         self.manager = checkpoint.open_checkpoints(setup.folder.checkpoints(stage))
         self._clock = self._saved = time.monotonic()
@@ -170,7 +164,7 @@ class _Run:
         train, metrics = self.train_step(self.state.train, self.setup.train, indices, key, dual_step)
         self.state = self.state._replace(train=train)
         self.step += 1
-        metrics = StepMetrics(*(float(value) for value in jax.device_get(metrics)))
+        metrics = jax.device_get(metrics)
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
             raise ValueError(
                 f"Loss is {metrics.loss} and gradient norm {metrics.gradient_norm} at step {self.step} of "
@@ -185,7 +179,7 @@ class _Run:
 
     def _log_step(self, metrics: StepMetrics) -> None:
         if self.step % self.setup.output.log_every_steps == 0 or self.step == self.length.stage:
-            self.setup.folder.log(self._record("train") | metrics._asdict())
+            self.setup.folder.log(self._record("train") | jax.tree.map(float, metrics)._asdict())
         # The step before this one was the dual step if its number was a multiple of the interval.
         if self.stage == "admm" and (self._is_dual_step(self.step - 1) or self.step == self.length.stage):
             self._log_residuals()
@@ -195,10 +189,7 @@ class _Run:
 
     def _log_residuals(self) -> None:
         specs, train = self.setup.specs, self.state.train
-        project_fn = functools.partial(specs_lib.project_tree, specs)
-        found = jax.jit(residuals, static_argnums=2)(
-            find_admm_state(train.opt_state), specs_lib.only_selected(train.params, specs), project_fn
-        )
+        found = self.residuals(find_admm_state(train.opt_state), specs_lib.only_selected(train.params, specs))
         names = [specs_lib.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(found.rho)]
         columns = [[float(x) for x in jax.tree.leaves(tree)] for tree in found]
         for layer, primal, dual, distance, rho in zip(names, *columns, strict=True):

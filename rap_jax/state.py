@@ -17,6 +17,13 @@ from jax.sharding import PartitionSpec as P
 DATA_AXIS = "data"
 
 
+class Weights(NamedTuple):
+    """A model's arrays, as handed from stage to stage."""
+
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
+
+
 class TrainState(NamedTuple):
     """State of one stage. The random key is not in it: step keys are folded from the run's seed and `step`.
 
@@ -49,14 +56,16 @@ class StageState(NamedTuple):
     kept: Kept
 
 
-def init_stage_state(
-    params: chex.ArrayTree, batch_stats: chex.ArrayTree, tx: optax.GradientTransformationExtraArgs
-) -> StageState:
-    """Fresh state of a stage that starts at `params`; nothing is kept yet (score -1). All leaves are copies."""
-    copy = lambda tree: jax.tree.map(jnp.copy, tree)
-    train = TrainState(jnp.zeros((), jnp.int32), copy(params), copy(batch_stats), tx.init(params))
-    kept = Kept(copy(params), copy(batch_stats), jnp.full((), -1.0), jnp.zeros((), jnp.int32))
-    return StageState(train, kept)
+def init_stage_state(start: Weights, tx: optax.GradientTransformationExtraArgs) -> StageState:
+    """Fresh state of a stage that begins at `start`; nothing is kept yet (score -1).
+
+    All leaves are copies: a step donates its state, and that must not reach the caller's arrays.
+    """
+    first, kept = (jax.tree.map(jnp.copy, start) for _ in range(2))
+    return StageState(
+        TrainState(jnp.zeros((), jnp.int32), first.params, first.batch_stats, tx.init(start.params)),
+        Kept(kept.params, kept.batch_stats, score=jnp.full((), -1.0), step=jnp.zeros((), jnp.int32)),
+    )
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:

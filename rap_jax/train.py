@@ -11,6 +11,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -39,7 +40,7 @@ class StepMetrics(NamedTuple):
     epsilon: jax.Array
 
 
-TrainStep = Callable[[TrainState, DeviceSplit, jax.Array, jax.Array, bool], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[[TrainState, DeviceSplit, np.ndarray, jax.Array, bool], tuple[TrainState, StepMetrics]]
 
 
 def make_train_step(

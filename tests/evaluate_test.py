@@ -19,7 +19,7 @@ def linear_apply(params: dict, batch_stats: dict, images: jax.Array, train: bool
     return images.reshape(len(images), -1) @ params["kernel"], batch_stats
 
 
-LINEAR = Model(lambda key: ({}, {}), linear_apply, (2, 2, 1), 3)
+LINEAR = Model(lambda key: ({}, {}), linear_apply, (2, 2, 1), 3, "dense")
 PARAMS = {"kernel": jax.random.normal(jax.random.key(0), (4, 3))}
 
 

@@ -36,9 +36,7 @@ def test_write_atomically_replaces_the_whole_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
-def test_death_while_writing_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+def test_death_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     write_atomically(tmp_path / "file", "old")
 
     def die(*arguments: Any) -> None:
@@ -170,7 +168,9 @@ def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path, below: str) -> N
 
 
 @pytest.mark.parametrize("name", ["config.json", "results.json", "stages/pretrain.json"])
-@pytest.mark.parametrize("damage", [b'{"seed": 0', b"", b'{"a": "\xff"}', b"[1]"], ids=["cut", "empty", "bytes", "list"])
+@pytest.mark.parametrize(
+    "damage", [b'{"seed": 0', b"", b'{"a": "\xff"}', b"[1]"], ids=["cut", "empty", "bytes", "list"]
+)
 def test_damaged_json_is_named(tmp_path: Path, name: str, damage: bytes) -> None:
     with open_run_folder(tmp_path, CONFIG) as folder:
         folder.write_json(name, CONFIG)

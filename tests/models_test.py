@@ -107,7 +107,7 @@ class WithBatchNorm(nn.Module):
 
 
 def test_batch_statistics_move_in_training_only() -> None:
-    model = from_linen(WithBatchNorm(), input_shape=(2, 2, 1), num_classes=3)
+    model = from_linen(WithBatchNorm(), input_shape=(2, 2, 1), num_classes=3, output_layer="Dense_0")
     params, before = model.init(jax.random.key(0))
     images = jnp.full((4, 2, 2, 1), 2.0) * jnp.arange(4).reshape(4, 1, 1, 1)
     _, same = model.apply(params, before, images, train=False)

@@ -30,10 +30,10 @@ def accuracy(natural: float, robust: float, examples: int = 6000, num_steps: int
 
 def sparsity(share: float) -> dict[str, Any]:
     layers: dict[str, dict[str, float]] = {}
-    for name, (size, structures) in LAYERS.items():
-        zeros, kept = round(size * share), round(structures * (1 - share))
+    for name, (size, filters) in LAYERS.items():
+        zeros, kept, columns = round(size * share), round(filters * (1 - share)), size // filters
         row = {"size": size, "zeros": zeros, "sparsity": zeros / size}
-        layers[name] = {**row, "structures": structures, "structures_kept": kept}
+        layers[name] = {**row, "filters": filters, "filters_kept": kept, "columns": columns, "columns_kept": columns}
     total, pruned = (sum(layer[key] for layer in layers.values()) for key in ("size", "zeros"))
     return {"layers": layers, "overall": {"size": total, "zeros": pruned, "sparsity": pruned / total}}
 
@@ -125,7 +125,7 @@ def test_table_has_a_row_per_evaluation() -> None:
 
 def test_table_has_sparsity_attack_and_folder() -> None:
     text = report.format_table(make_results())
-    assert row(text, "conv2/kernel") == ["conv2/kernel", "12,800", "6,400", "50.00%", "16 of 32"]
+    assert row(text, "conv2/kernel") == ["conv2/kernel", "12,800", "6,400", "50.00%", "16 of 32", "400 of 400"]
     assert row(text, "overall") == ["overall", "414,608", "207,304", "50.00%", "-"]
     assert "- PGD on validation and test: linf, epsilon 0.3, step 0.01, 40 steps, 1 restart, random start" in text
     assert "- Run folder: /tmp/runs/lenet_mnist_filter" in text

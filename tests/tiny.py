@@ -1,75 +1,121 @@
-"""A run that takes seconds: its data, its settings, and itself as a program (`python tests/tiny.py OUT_DIR`)."""
+"""A run that takes seconds: its data, its settings, and the real command on it (`python tests/tiny.py --out_dir=...`)."""
 
+import contextlib
+import copy
 import dataclasses
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 
-from rap_jax.config import (
-    AttackConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    OutputConfig,
-    PruneConfig,
-    RunConfig,
-    StageConfig,
-)
+from launch import main as command
+from launch.flags import config_from_flags, resolve_flagfiles
+from rap_jax.config import STAGES, OutputConfig, RunConfig
 from rap_jax.data import Dataset, Split, content_hash
 
+# Three stages of 3 epochs of 3 steps. In these few steps the network learns something, and the retrain's best model
+# is not its last.
+FLAGS = (
+    *("--name=tiny", "--seed=1", "--width=1", "--initializer=kaiming_normal", "--sparsity=conv*:0.5,fc1:0.75"),
+    *("--epsilon=0.1", "--train_num_steps=2", "--select_num_steps=2", "--report_num_steps=2"),
+    *("--train_step_size=0.05", "--select_step_size=0.05", "--report_step_size=0.05", "--report_num_restarts=2"),
+    *("--pretrain_epochs=3", "--admm_epochs=3", "--retrain_epochs=3", "--rho=0.1"),
+    *("--pretrain_learning_rate=0.02", "--admm_learning_rate=0.02", "--retrain_learning_rate=0.02"),
+    *("--batch_size=48", "--eval_batch_size=40", "--steps_per_epoch=3"),
+)
+STEPS = 9
 EVERY_STEP = OutputConfig(log_every_steps=1, checkpoint_every_seconds=0.0)
 
 
-def tiny_dataset(seed: int = 0, num_classes: int = 10) -> Dataset:
-    """240 + 40 + 60 images, 8x8x1: each class is a pattern of its own under noise, so it can be learnt in few steps."""
-    generator = np.random.default_rng(seed)
-    patterns = generator.integers(0, 2, (num_classes, 8, 8, 1))
+def parse_flags(*arguments: str) -> flags.FlagValues:
+    """The flags of the command, parsed without touching the global ones."""
+    values = copy.deepcopy(flags.FLAGS)
+    values.unparse_flags()
+    assert values(resolve_flagfiles(["command", *arguments])) == ["command"]
+    return values
+
+
+def tiny_config(**changes: Any) -> RunConfig:
+    return dataclasses.replace(config_from_flags(parse_flags(*FLAGS)), **changes)
+
+
+def tiny_dataset() -> Dataset:
+    """240 + 40 + 60 images, 8x8x1, of 10 classes: each class is a pattern of its own under noise."""
+    generator = np.random.default_rng(0)
+    patterns = generator.integers(0, 2, (10, 8, 8, 1))
 
     def split(num_examples: int) -> Split:
-        labels = np.arange(num_examples, dtype=np.int32) % num_classes
+        labels = np.arange(num_examples, dtype=np.int32) % 10
         noise = generator.integers(0, 40, (num_examples, 8, 8, 1))
         return Split((patterns[labels] * 200 + noise).astype(np.uint8), labels)
 
     train, validation, test = split(240), split(40), split(60)
-    return Dataset("tiny", train, validation, test, num_classes, content_hash(train, test))
+    return Dataset("tiny", train, validation, test, 10, content_hash(train, test))
 
 
-def tiny_config(**changes: Any) -> RunConfig:
-    """Three stages of 2 epochs of 3 steps; `changes` are fields of `RunConfig`."""
-    attack = AttackConfig(epsilon=0.1, step_size=0.05, num_steps=2)
-    stage = StageConfig(2, OptimizerConfig(learning_rate=3e-3))
-    config = RunConfig(
-        name="tiny",
-        seed=1,
-        data=DataConfig(dataset="mnist"),
-        model=ModelConfig(width=1),
-        train_attack=attack,
-        select_attack=attack,
-        report_attack=dataclasses.replace(attack, num_restarts=2),
-        prune=PruneConfig(sparsity=(("conv*", 0.5), ("fc1", 0.75)), rho=0.1),
-        pretrain=stage,
-        admm=stage,
-        retrain=stage,
-        batch_size=16,
-        eval_batch_size=40,
-        steps_per_epoch=3,
-    )
-    return dataclasses.replace(config, **changes)
+@contextlib.contextmanager
+def quick_compilation(cache: Path) -> Iterator[None]:
+    """Compiles with little optimisation, and each program once for all processes that use `cache`."""
+    changes = {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: getattr(jax.config, name) for name in changes}
+    for settings in (changes, before):
+        compilation_cache.reset_cache()  # without this a cache that was looked for in vain is never looked for again
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        if settings is changes:
+            try:
+                yield
+            finally:
+                jax.clear_caches()
+
+
+def start_command(out_dir: Path, cache: Path, *arguments: str, num_devices: int = 8) -> subprocess.Popen[str]:
+    """The real command on the tiny data in a process of its own, that logs and saves every step."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    given = ["--log_every_steps=1", "--checkpoint_every_seconds=0", "--compilation_cache_dir=", *arguments]
+    line = [sys.executable, __file__, f"--out_dir={out_dir}", *given]
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """The sha256 of every bit of each stage's last state: weights, kept model, optimizer."""
+    files = {stage: folder / "checkpoints" / stage / str(STEPS) / "meta" / "metadata" for stage in STAGES}
+    return {stage: json.loads(path.read_text())["sha256"] for stage, path in files.items()}
+
+
+def without_time_and_place(results: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same whenever, wherever and however often interrupted a run was."""
+    stages = {name: {k: v for k, v in stage.items() if k != "seconds"} for name, stage in results["stages"].items()}
+    kept = {k: v for k, v in results.items() if k not in ("seconds", "command", "run_dir", "device")}
+    return kept | {"stages": stages}
 
 
 def main() -> None:
-    import jax
-
-    from rap_jax.pipeline import run
-
-    jax.config.update("jax_compilation_cache_dir", sys.argv[2])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    run(tiny_config(), tiny_dataset(), Path(sys.argv[1]), output=EVERY_STEP)
+    command.load_dataset = lambda config, seed: tiny_dataset()
+    sys.argv[1:1] = FLAGS
+    command.run()
 
 
 if __name__ == "__main__":

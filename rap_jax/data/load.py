@@ -24,7 +24,7 @@ def _mnist_builder() -> "type[ArrayBuilder]":
 _PREPARED: Mapping[str, "Callable[[], type[ArrayBuilder]]"] = {"mnist": _mnist_builder}
 _PACKAGED: Mapping[str, Callable[[], tuple[Split, Split, int]]] = {"mnist_5k": mnist_5k.load_mnist_5k}
 
-_FALLBACK_WARNING = "%s is NOT used: %s (%s images) takes its place. To use %s: %s"
+_FALLBACK_WARNING = "%s is NOT used: %s (%s images) takes its place. %s"
 
 
 def load_dataset(config: DataConfig, *, seed: int) -> Dataset:
@@ -68,7 +68,7 @@ def _load_or_fall_back(config: DataConfig) -> tuple[str, tuple[Split, Split, int
             raise
         train, test, num_classes = _PACKAGED[config.fallback_dataset]()
         size = len(train.labels) + len(test.labels)
-        logging.warning(_FALLBACK_WARNING, config.dataset, config.fallback_dataset, size, config.dataset, error)
+        logging.warning(_FALLBACK_WARNING, config.dataset, config.fallback_dataset, size, error)
     return config.fallback_dataset, (train, test, num_classes)
 
 

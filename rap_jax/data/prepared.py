@@ -118,4 +118,5 @@ def _prepare(builder: ArrayBuilder) -> None:
 def _how_to_provide(builder: ArrayBuilder, problem: str) -> str:
     folders = ", ".join(sorted({url.rpartition("/")[0] + "/" for url in builder.URLS.values()}))
     names = ", ".join(url.rpartition("/")[2] for url in builder.URLS.values())
-    return f"get {names} from {folders}, put them into a folder and pass --raw_data_dir=FOLDER. No download: {problem}"
+    state = f"No prepared data in {builder.data_path}, and no download"
+    return f"{state}. Get {names} from {folders}, put them into a folder and pass --raw_data_dir=FOLDER. ({problem})"

@@ -1,17 +1,13 @@
 """Networks by name. A new network is one Linen module in a file of its own and one entry of `_NETWORKS`."""
 
-from collections.abc import Callable
-
-from flax import linen as nn
-
 from rap_jax.config import ModelConfig, require
 from rap_jax.models.conv_relu_pool import IMPLEMENTATIONS, Implementation
 from rap_jax.models.initializers import kernel_initializer
 from rap_jax.models.lenet import LeNetMnist
 from rap_jax.models.model import Model, from_linen
 
-# Each is called with width, num_classes, kernel_init and implementation.
-_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+# Each is built with width, num_classes, kernel_init and implementation.
+_NETWORKS: dict[str, type[LeNetMnist]] = {
     "lenet_mnist": LeNetMnist,
 }
 NETWORKS: tuple[str, ...] = tuple(_NETWORKS)
@@ -48,4 +44,4 @@ def create_model(
         kernel_init=kernel_initializer(config.initializer),
         implementation=implementation,
     )
-    return from_linen(module, input_shape=input_shape, num_classes=num_classes)
+    return from_linen(module, input_shape=input_shape, num_classes=num_classes, output_layer=module.OUTPUT_LAYER)

@@ -1,6 +1,7 @@
 """The LeNet of the paper's MNIST experiments, of any width."""
 
 import functools
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
@@ -26,6 +27,8 @@ class LeNetMnist(nn.Module):
     Reference: Ye et al., 2019, Table 1, https://arxiv.org/abs/1903.12561.
     """
 
+    OUTPUT_LAYER: ClassVar[str] = "fc2"
+
     width: int
     num_classes: int = 10
     kernel_init: Initializer = kernel_initializer("default")
@@ -42,4 +45,4 @@ class LeNetMnist(nn.Module):
         hidden = conv(4 * self.width, name="conv2")(hidden)
         hidden = hidden.reshape(hidden.shape[0], -1)
         hidden = nn.relu(Dense(64 * self.width, name="fc1")(hidden))
-        return Dense(self.num_classes, name="fc2")(hidden)
+        return Dense(self.num_classes, name=self.OUTPUT_LAYER)(hidden)

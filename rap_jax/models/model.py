@@ -47,21 +47,24 @@ class Model(NamedTuple):
         apply: see `ApplyFn`.
         input_shape: (height, width, channels) of one image.
         num_classes: number of logits.
+        output_layer: path of the layer that gives the logits, such as `fc2`; its outputs are the classes.
     """
 
     init: InitFn
     apply: ApplyFn
     input_shape: tuple[int, int, int]
     num_classes: int
+    output_layer: str
 
 
-def from_linen(module: nn.Module, *, input_shape: tuple[int, int, int], num_classes: int) -> Model:
+def from_linen(module: nn.Module, *, input_shape: tuple[int, int, int], num_classes: int, output_layer: str) -> Model:
     """Wraps a Linen module with `__call__(images, train)` as a `Model`.
 
     Args:
         module: maps images [N, *input_shape] to logits [N, num_classes].
         input_shape: (height, width, channels) of one image.
         num_classes: number of logits, 2 or more.
+        output_layer: path of the layer that gives the logits.
 
     Returns:
         The model. Its `apply` raises a `ValueError` for images of another shape.
@@ -89,7 +92,7 @@ def from_linen(module: nn.Module, *, input_shape: tuple[int, int, int], num_clas
         logits, moved = outputs
         return logits, moved.get("batch_stats", {})
 
-    return Model(init, apply, input_shape, num_classes)
+    return Model(init, apply, input_shape, num_classes, output_layer)
 
 
 def num_params(params: Params) -> int:

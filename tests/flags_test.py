@@ -1,0 +1,248 @@
+"""Flags reach the config, a written flagfile gives the same run again, and bad values are refused in one line."""
+
+import copy
+import dataclasses
+import os
+import string
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from absl import flags
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import launch
+import launch.main  # defines the flags
+from launch.flags import config_from_flags, output_from_flags, resolve_flagfiles, serialize_flags
+from rap_jax.config import OutputConfig, RunConfig
+
+RECIPES = sorted(Path(launch.__file__).parent.glob("*.flags"))
+# A value for every flag, and none of them is the default or that of another stage or attack.
+CHANGED: dict[str, Any] = {
+    "name": "other", "out_dir": "/tmp/some where", "seed": 7, "dataset": "mnist_5k", "data_dir": "/data",
+    "raw_data_dir": "/raw", "fallback_dataset": "mnist_5k", "validation_fraction": 0.2, "model": "lenet", "width": 16,
+    "initializer": "uniform", "batch_size": 64, "eval_batch_size": 50, "steps_per_epoch": 11, "log_every_steps": 3,
+    "checkpoint_every_seconds": 1.5, "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,
+    "train_step_size": 0.5, "train_num_steps": 7, "train_num_restarts": 2, "select_step_size": 0.6,
+    "select_num_steps": 8, "select_num_restarts": 3, "report_step_size": 0.7, "report_num_steps": 9,
+    "report_num_restarts": 4, "structure": "column", "sparsity": "conv1:0.25,fc*:0.9", "rho": 3.0,
+    "rho_rule": "uniform", "rho_growth": 1.9, "rescale_dual": False, "dual_interval": 0.25,
+}  # fmt: skip
+for number, stage in enumerate(("pretrain", "admm", "retrain")):
+    values = {
+        "epochs": 20 + number, "optimizer": "sgd", "learning_rate": 0.1 + number, "schedule": "step",
+        "warmup_epochs": 0.5 + number, "step_epochs": f"{5 + number},9.5", "step_factor": 0.3 + number / 10,
+        "momentum": 0.5 + number / 10, "weight_decay": 0.25 + number, "epsilon_ramp_epochs": 1.5 + number,
+    }  # fmt: skip
+    CHANGED |= {f"{stage}_{field}": value for field, value in values.items()}
+ALONE = {"random_start": False}  # not with the restarts above
+PARSED = {"sparsity": (("conv1", 0.25), ("fc*", 0.9))} | {f"{s}_step_epochs": None for s in ("pretrain", "admm")}
+PARSED |= {f"{s}_step_epochs": (5.0 + i, 9.5) for i, s in enumerate(("pretrain", "admm", "retrain"))}
+
+
+def parse(*arguments: str) -> flags.FlagValues:
+    values = copy.deepcopy(flags.FLAGS)
+    values.unparse_flags()
+    rest = values(resolve_flagfiles(["command", *arguments]))
+    assert rest == ["command"]
+    return values
+
+
+def config_of(*arguments: str) -> RunConfig:
+    return config_from_flags(parse(*arguments))
+
+
+def as_arguments(given: dict[str, Any]) -> list[str]:
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in given.items()]
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def flag_of(setting: str) -> str:
+    """The flag that a field of the config, such as `admm.optimizer.learning_rate`, comes from."""
+    part, _, field = setting.rpartition(".")
+    if part in ("pretrain", "admm", "retrain") or part.endswith(".optimizer"):
+        stage, field = part.split(".")[0], "optimizer" if setting.endswith(".optimizer.name") else field
+        return f"{stage}_{field.removeprefix('num_') if field == 'num_epochs' else field}"
+    if part.endswith("_attack"):
+        shared = field in ("norm", "epsilon", "random_start")
+        return field if shared else f"{part.removesuffix('_attack')}_{field}"
+    return "model" if setting == "model.name" else field
+
+
+def written(tmp_path: Path, values: flags.FlagValues) -> str:
+    (tmp_path / "run.flags").write_text(serialize_flags(values))
+    return f"--flagfile={tmp_path / 'run.flags'}"
+
+
+def test_tables_cover_every_flag() -> None:
+    own = {flag.name for flag in flags.FLAGS.flags_by_module_dict()["launch.flags"]}
+    assert own == set(CHANGED) | set(ALONE)
+
+
+def test_every_setting_comes_from_its_flag_and_no_other() -> None:
+    before, after = (dict(leaves(dataclasses.asdict(config_of(*given)))) for given in ([], as_arguments(CHANGED)))
+    for setting, value in after.items():
+        name = flag_of(setting)
+        if name in ALONE:
+            continue
+        assert value == PARSED.get(name, CHANGED[name]), setting
+        assert value != before[setting], f"the table does not change {setting}"
+    assert config_of("--norandom_start").train_attack.random_start is False
+    assert config_of("--random_start=false").report_attack.random_start is False
+    output = output_from_flags(parse(*as_arguments(CHANGED)))
+    assert output == OutputConfig(log_every_steps=3, checkpoint_every_seconds=1.5)
+
+
+@pytest.mark.parametrize("given", [{}, CHANGED, ALONE], ids=["defaults", "changed", "alone"])
+def test_written_flagfile_gives_the_same_run(tmp_path: Path, given: dict[str, Any]) -> None:
+    first = parse(*as_arguments(given))
+    second = parse(written(tmp_path, first))
+    assert config_from_flags(second) == config_from_flags(first)
+    assert output_from_flags(second) == output_from_flags(first)
+    assert [second[name].value for name in CHANGED] == [first[name].value for name in CHANGED]
+
+
+POSITIVE = st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False)
+TEXT = st.text(f"{string.ascii_letters}0129 =#,'\"$\\{{}}~é/-", max_size=12).map(lambda text: f"/{text}/")
+ONE_FLAG = st.one_of(
+    st.tuples(st.just("seed"), st.integers(0, 2**32 - 1)),
+    st.tuples(st.sampled_from(["data_dir", "raw_data_dir", "out_dir"]), TEXT),
+    st.tuples(st.sampled_from(["rho", "dual_interval", "admm_learning_rate", "select_step_size"]), POSITIVE),
+    st.tuples(st.sampled_from(["epsilon", "validation_fraction"]), st.floats(0.001, 0.999)),
+    st.tuples(st.just("epsilon"), st.builds(lambda n: f"{n}/255", st.integers(0, 255))),
+    st.tuples(st.just("rescale_dual"), st.booleans()),
+    st.tuples(
+        st.just("sparsity"),
+        st.lists(st.tuples(st.text("abfcn0129*?[]_/", min_size=1), st.floats(0, 1, exclude_max=True)), min_size=1).map(
+            lambda pairs: ",".join(f"{pattern}:{ratio}" for pattern, ratio in pairs)
+        ),
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(given=st.lists(ONE_FLAG, max_size=6))
+def test_any_run_is_written_and_read_alike(tmp_path_factory: Any, given: list[tuple[str, Any]]) -> None:
+    first = parse(*as_arguments(dict(given)))
+    second = parse(written(tmp_path_factory.getbasetemp(), first))
+    assert config_from_flags(second) == config_from_flags(first)
+    assert second["out_dir"].value == first["out_dir"].value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", 8 / 255), ("0.3", 0.3), ("1", 1.0), ("3e-2", 0.03), (" 1/3 ", 1 / 3), ("0", 0.0)]
+)
+def test_radii_may_be_fractions(text: str, value: float) -> None:
+    config = config_of(f"--epsilon={text}", f"--report_step_size={text if value else '1/4'}")
+    assert config.train_attack.epsilon == config.report_attack.epsilon == value
+    assert config.report_attack.step_size == (value or 0.25)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.5", (("*", 0.5),)),
+        ("conv*:0.5,fc1:0.75", (("conv*", 0.5), ("fc1", 0.75))),
+        (" conv1 : 0.5 , fc1:0 ", (("conv1", 0.5), ("fc1", 0.0))),
+    ],
+)
+def test_sparsity_is_a_ratio_or_pairs(text: str, value: Any) -> None:
+    assert config_of(f"--sparsity={text}").prune.sparsity == value
+
+
+@pytest.mark.parametrize("name", ["epsilon", "train_step_size"])
+@pytest.mark.parametrize("text", ["8/0", "eight", "", "nan", "inf", "1/2/3", "8/255.5"])
+def test_bad_numbers_are_refused(name: str, text: str) -> None:
+    with pytest.raises(flags.IllegalFlagValueError, match="a number or a fraction such as 8/255") as error:
+        parse(f"--{name}={text}")
+    assert f"--{name}={text}" in str(error.value) and repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "half", "conv1:", "conv1:x", "0.5,", "conv1=0.5", "0.5;0.6"])
+def test_bad_sparsity_is_refused(text: str) -> None:
+    with pytest.raises(flags.IllegalFlagValueError, match=r"pairs such as conv\*:0\.5,fc1:0\.75") as error:
+        parse(f"--sparsity={text}")
+    assert f"--sparsity={text}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--sparsity=fc1:1.0", r"sparsity of fc1 is 1\.0; expected a share of zeros in \[0, 1\)"),
+        ("--sparsity=nan", r"sparsity of \* is nan; expected a share"),
+        ("--name=a/b", "name is 'a/b'; expected letters"),
+        ("--seed=-1", "seed is -1; expected a whole number"),
+        ("--validation_fraction=1", "validation_fraction is 1.0; expected"),
+        ("--batch_size=0", "batch_size is 0; expected 1 or more"),
+        ("--pretrain_epochs=0", "pretrain: num_epochs is 0; expected 1 or more"),
+        ("--retrain_learning_rate=nan", "retrain: learning_rate is nan; expected a number above 0"),
+        ("--admm_step_epochs=80,x", r"--admm_step_epochs is \['80', 'x'\]; expected epochs such as 80,150"),
+        ("--admm_step_epochs=9,8", r"admm: step_epochs is \(9\.0, 8\.0\); expected epochs above 0 in rising order"),
+        ("--report_step_size=-1/4", r"report attack: step_size is -0\.25; expected a number above 0"),
+        ("--select_num_restarts=0", "select attack: num_restarts is 0; expected 1 or more"),
+        ("--rho=0", r"rho is 0\.0; expected a number above 0"),
+    ],
+)
+def test_impossible_settings_are_refused(given: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of(given)
+
+
+@pytest.mark.parametrize("given", ["--norm=l1", "--width=four", "--admm_optimizer=lamb", "--no_such_flag=1"])
+def test_absl_refuses_the_rest(given: str) -> None:
+    with pytest.raises(flags.Error, match=given.removeprefix("--").partition("=")[0]):
+        parse(given)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("form", ["{stem}", "{stem}.flags", "launch/{stem}.flags", "{path}"])
+def test_every_recipe_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Path, form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = config_of(f"--flagfile={form.format(stem=recipe.stem, path=recipe)}", "--seed=5")
+    assert config.name == recipe.stem and config.seed == 5
+    assert config != config_of("--seed=5", f"--name={recipe.stem}")
+
+
+def test_a_flagfile_that_is_there_comes_before_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lenet_mnist").write_text("--seed=77\n")
+    assert config_of("--flagfile=lenet_mnist") == config_of("--seed=77")
+
+
+def test_other_arguments_are_left_alone() -> None:
+    given = ["command", "--flagfile=no_such_recipe", "--name=lenet_mnist", "-h", "--flagfile=", "x=y"]
+    assert resolve_flagfiles(given) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--nonsense=3", "Unknown command line flag 'nonsense'"),
+        ("--width=0", "width is 0; expected a whole number of 1 or more"),
+        ("--sparsity=1.0", "sparsity of * is 1.0; expected a share of zeros in [0, 1)"),
+        ("--epsilon=8", "epsilon is 8.0; expected at most 1, since pixels are in [0, 1] (write 8/255, not 8)"),
+        ("surplus", "Unexpected argument 'surplus'; flags are written --name=value"),
+        ("--sparsity=cnv*:0.5", "pattern 'cnv*' matches no layer; the layers are conv1, conv2, fc1, fc2"),
+    ],
+)
+def test_command_ends_with_one_message(tmp_path: Path, given: str, message: str) -> None:
+    command = [sys.executable, "-m", "launch.main", "--dataset=mnist_5k", f"--out_dir={tmp_path / 'run'}"]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    result = subprocess.run([*command, given], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.returncode not in (0, -2)
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) <= 2 and result.stdout == ""
+    assert list(tmp_path.iterdir()) == []  # refused before anything was made
