@@ -165,10 +165,10 @@ class _Run:
         self.state = self.state._replace(train=train)
         self.step += 1
         metrics = jax.device_get(metrics)
-        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
+        if not all(math.isfinite(x) for x in (metrics.loss, metrics.gradient_norm, metrics.weight_norm)):
             raise ValueError(
-                f"Loss is {metrics.loss} and gradient norm {metrics.gradient_norm} at step {self.step} of "
-                f"{self.stage}; expected finite numbers. The last good checkpoint is kept in "
+                f"Loss is {metrics.loss}, gradient norm {metrics.gradient_norm} and weight norm {metrics.weight_norm} "
+                f"at step {self.step} of {self.stage}; expected finite numbers. The last good checkpoint is kept in "
                 f"{self.setup.folder.checkpoints(self.stage)}. Try a smaller learning rate, or a smaller rho, in a "
                 f"new --out_dir."
             )

@@ -30,12 +30,14 @@ class StepMetrics(NamedTuple):
       loss: mean cross-entropy on the adversarial batch, before the update.
       accuracy: share of the adversarial batch that is classified correctly.
       gradient_norm: of the loss gradient, without penalty and decay.
+      weight_norm: of all weights, after the update.
       learning_rate, epsilon: as used in this step.
     """
 
     loss: jax.Array
     accuracy: jax.Array
     gradient_norm: jax.Array
+    weight_norm: jax.Array
     learning_rate: jax.Array
     epsilon: jax.Array
 
@@ -70,10 +72,15 @@ def make_train_step(
         loss_fn = _adversarial_loss(model, state.batch_stats, adversarial, labels)
         (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
-        metrics = StepMetrics(
-            loss, accuracy, optax.tree.norm(gradients), jnp.asarray(learning_rate(state.step)), scale * attack.epsilon
-        )
         params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(
+            loss=loss,
+            accuracy=accuracy,
+            gradient_norm=optax.tree.norm(gradients),
+            weight_norm=optax.tree.norm(params),
+            learning_rate=jnp.asarray(learning_rate(state.step)),
+            epsilon=scale * attack.epsilon,
+        )
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     whole = replicated(mesh)

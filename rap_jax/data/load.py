@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from absl import logging
 
 from rap_jax.config import DataConfig, require
-from rap_jax.data import mnist_5k
 from rap_jax.data.dataset import Dataset, Split, content_hash, hold_out
+from rap_jax.data.mnist_5k import load_mnist_5k
 
 if TYPE_CHECKING:
     from rap_jax.data.array_builder import ArrayBuilder
@@ -22,7 +22,7 @@ def _mnist_builder() -> "type[ArrayBuilder]":
 
 # Data sets that TFDS prepares from raw files, and those that come complete with a Python package.
 _PREPARED: Mapping[str, "Callable[[], type[ArrayBuilder]]"] = {"mnist": _mnist_builder}
-_PACKAGED: Mapping[str, Callable[[], tuple[Split, Split, int]]] = {"mnist_5k": mnist_5k.load_mnist_5k}
+_PACKAGED: Mapping[str, Callable[[], tuple[Split, Split, int]]] = {"mnist_5k": load_mnist_5k}
 
 _FALLBACK_WARNING = "%s is NOT used: %s (%s images) takes its place. %s"
 

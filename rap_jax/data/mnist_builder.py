@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rap_jax.data import raw_mnist
+import rap_jax.data.raw_mnist as raw_mnist
 from rap_jax.data.array_builder import ArrayBuilder
 from rap_jax.data.dataset import Split
 
