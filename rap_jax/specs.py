@@ -14,6 +14,7 @@ import optax
 
 from rap_jax import projections
 from rap_jax.config import PruneConfig
+from rap_jax.masking import apply_masks
 from rap_jax.projections import Column, Filter, Irregular, Spec
 
 Specs = Mapping[str, Spec]
@@ -62,29 +63,34 @@ def specs_from_config(params: chex.ArrayTree, config: PruneConfig, *, output_lay
 
 
 def selected(params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
-    """A tree of bool like `params`: True for the leaves that have a spec (a mask for `optax.masked`)."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in specs, params)
+    """A tree of bool like `params`: True for the leaves that the sets constrain (a mask for `optax.masked`).
+
+    These are the kernels with a spec, and the biases of those that lose whole filters: a removed filter that kept its
+    bias would still send a constant, so the bias has to go to zero with it, in ADMM already and not only at the cut.
+    """
+
+    def is_constrained(path: tuple[object, ...], _: jax.Array) -> bool:
+        name = path_name(path)
+        return name in specs or isinstance(specs.get(_kernel_beside(name)), Filter)
+
+    return jax.tree_util.tree_map_with_path(is_constrained, params)
 
 
 def only_selected(params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
-    """The params with `optax.MaskedNode` for leaves without a spec: the tree that `optax.masked` shows inside."""
+    """The params with `optax.MaskedNode` for leaves that are free: the tree that `optax.masked` shows inside."""
     return jax.tree.map(lambda leaf, chosen: leaf if chosen else optax.MaskedNode(), params, selected(params, specs))
 
 
 def project_tree(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
-    """Projects every leaf that has a spec, leaves the others as they are."""
-
-    def project_leaf(path: tuple[object, ...], weights: jax.Array) -> jax.Array:
-        spec = specs.get(path_name(path))
-        return weights if spec is None else projections.project(spec, weights)
-
-    return jax.tree_util.tree_map_with_path(project_leaf, params)
+    """Projects every kernel that has a spec, and zeroes the biases of outputs that are gone; the rest stays."""
+    return apply_masks(masks_of(specs, params), params)
 
 
 def masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
     """True where a weight survives the cut, bool tree like `params`.
 
-    An output whose weights are all gone loses its bias too: otherwise a removed filter would still send a constant.
+    Which structures survive is decided by the kernel alone, as in the paper. An output whose weights are all gone
+    loses its bias too.
     """
     kernel_masks = {name: projections.mask(specs[name], w) for name, w in kernels(params) if name in specs}
 
@@ -92,9 +98,15 @@ def masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
         name = path_name(path)
         if name in kernel_masks:
             return kernel_masks[name]
-        kernel_mask = kernel_masks.get(f"{name.removesuffix('bias')}kernel")
-        if name.endswith("bias") and kernel_mask is not None:
+        kernel_mask = kernel_masks.get(_kernel_beside(name))
+        if kernel_mask is not None:
             return kernel_mask.reshape(-1, kernel_mask.shape[-1]).any(0)
         return jnp.ones(leaf.shape, bool)
 
     return jax.tree_util.tree_map_with_path(mask_leaf, params)
+
+
+def _kernel_beside(name: str) -> str:
+    """The kernel of the layer that a bias belongs to; of anything else a name that no kernel has."""
+    layer, _, leaf = name.rpartition("/")
+    return f"{layer}/kernel" if leaf == "bias" else ""

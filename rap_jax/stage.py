@@ -193,6 +193,8 @@ class _Run:
         names = [specs_lib.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(found.rho)]
         columns = [[float(x) for x in jax.tree.leaves(tree)] for tree in found]
         for layer, primal, dual, distance, rho in zip(names, *columns, strict=True):
+            if layer not in specs:  # a bias that goes with its filter
+                continue
             values = {"distance": distance, "primal_residual": primal, "dual_residual": dual, "rho": rho}
             self.setup.folder.log(self._record("admm") | {"layer": layer} | values)
 

@@ -1,5 +1,8 @@
 """Layer-name patterns to sparsity sets."""
 
+from collections.abc import Callable
+
+import chex
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -49,8 +52,17 @@ def test_refuses(pattern: str, expected: str) -> None:
 def test_trees() -> None:
     chosen = {"fc1/kernel": Filter(0.5)}
     assert [name for name, _ in kernels(PARAMS)] == [f"{layer}/kernel" for layer in PARAMS]
-    assert selected(PARAMS, chosen)["fc1"] == {"kernel": True, "bias": False}
+    assert selected(PARAMS, chosen)["fc1"] == {"kernel": True, "bias": True}
+    assert selected(PARAMS, chosen)["fc2"] == {"kernel": False, "bias": False}
+    assert selected(PARAMS, {"fc1/kernel": Irregular(0.5)})["fc1"] == {"kernel": True, "bias": False}
     assert isinstance(only_selected(PARAMS, chosen)["fc2"]["kernel"], optax.MaskedNode)
-    projected = project_tree(chosen, PARAMS)
+
+
+@pytest.mark.parametrize("show", [lambda params, specs: params, only_selected], ids=["whole", "selected"])
+def test_projecting_a_tree(show: Callable) -> None:
+    chosen = {"fc1/kernel": Filter(0.5), "conv1/kernel": Irregular(0.5)}
+    projected = project_tree(chosen, show(PARAMS, chosen))
     np.testing.assert_array_equal(projected["fc1"]["kernel"].sum(0), [6, 6, 0, 0])
-    np.testing.assert_array_equal(projected["conv1"]["kernel"], PARAMS["conv1"]["kernel"])
+    np.testing.assert_array_equal(projected["fc1"]["bias"], [1, 1, 0, 0])
+    assert projected["conv1"]["kernel"].sum() == 18
+    chex.assert_trees_all_equal(projected["conv2"], show(PARAMS, chosen)["conv2"])
