@@ -4,13 +4,13 @@ Radii and steps are in [0, 1] and may be written as fractions: `--epsilon=8/255`
 parsed or where the configs are built, with the value and what was expected.
 """
 
-import fractions
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from launch.parsers import FractionParser, SparsityParser, SparsitySerializer
 from rap_jax.config import (
     STAGES,
     AttackConfig,
@@ -27,40 +27,8 @@ from rap_jax.config import (
 FLAGS = flags.FLAGS
 
 
-class _FractionParser(flags.ArgumentParser[float]):
-    """A number, or a fraction of two whole numbers such as 8/255."""
-
-    syntactic_help = "a number or a fraction such as 8/255"
-
-    def parse(self, argument: Any) -> float:
-        try:
-            return float(fractions.Fraction(str(argument).strip()))
-        except (ValueError, ZeroDivisionError) as error:
-            raise ValueError(f"expected {self.syntactic_help}, got {argument!r}") from error
-
-
-class _SparsityParser(flags.ArgumentParser[tuple[tuple[str, float], ...]]):
-    """`0.5` for all layers that can be pruned, or pattern:ratio pairs such as `conv*:0.5,fc1:0.75`."""
-
-    syntactic_help = "a ratio such as 0.5, or pattern:ratio pairs such as conv*:0.5,fc1:0.75"
-
-    def parse(self, argument: Any) -> tuple[tuple[str, float], ...]:
-        if isinstance(argument, tuple):
-            return argument
-        pairs = [item.strip().rpartition(":") for item in str(argument).split(",")]
-        try:
-            return tuple((pattern.strip() or "*", float(ratio)) for pattern, _, ratio in pairs)
-        except ValueError as error:
-            raise ValueError(f"expected {self.syntactic_help}, got {argument!r}") from error
-
-
-class _SparsitySerializer(flags.ArgumentSerializer[tuple[tuple[str, float], ...]]):
-    def serialize(self, value: tuple[tuple[str, float], ...]) -> str:
-        return ",".join(f"{pattern}:{ratio!r}" for pattern, ratio in value)
-
-
 def _define_fraction(name: str, default: float, text: str) -> None:
-    flags.DEFINE(_FractionParser(), name, default, text, serializer=flags.ArgumentSerializer())
+    flags.DEFINE(FractionParser(), name, default, text, serializer=flags.ArgumentSerializer())
 
 
 def define_flags() -> None:
@@ -87,7 +55,8 @@ def _define_run_flags() -> None:
     flags.DEFINE_integer("width", model.width, "Width w of the network.")
     flags.DEFINE_string("initializer", model.initializer, "How the weights start.")
     flags.DEFINE_integer("batch_size", 128, "Images per training step, over all devices.")
-    flags.DEFINE_integer("eval_batch_size", 500, "Images per evaluation step, over all devices.")
+    flags.DEFINE_integer("eval_batch_size", 500, "Images per evaluation step, over all devices; rounded up to "
+                         "a multiple of them (then PGD starts at other random points).")  # fmt: skip
     flags.DEFINE_integer("steps_per_epoch", 0, "Steps that count as one epoch; 0 is one pass over the data.")
     output = OutputConfig()
     flags.DEFINE_integer("log_every_steps", output.log_every_steps, "Steps between lines of metrics.jsonl.")
@@ -110,15 +79,17 @@ def _define_attack_flags() -> None:
 def _define_prune_flags() -> None:
     default = PruneConfig()
     flags.DEFINE_enum("structure", default.structure, ["irregular", "filter", "column"], "What is pruned.")
-    flags.DEFINE(_SparsityParser(), "sparsity", default.sparsity, "Share to remove: one ratio for all layers, or "
+    flags.DEFINE(SparsityParser(), "sparsity", default.sparsity, "Share to remove: one ratio for all layers, or "
                  "pattern:ratio pairs; the first pattern that matches a layer counts.",
-                 serializer=_SparsitySerializer())  # fmt: skip
+                 serializer=SparsitySerializer())  # fmt: skip
     flags.DEFINE_float("rho", default.rho, "ADMM penalty; what it means depends on --rho_rule.")
     flags.DEFINE_enum("rho_rule", default.rho_rule, ["uniform", "gradient"], "uniform: one rho for all layers, as in "
                       "the paper. gradient: rho times each layer's gradient norm over its weight norm.")  # fmt: skip
     flags.DEFINE_float("rho_growth", default.rho_growth, "Factor on rho at each dual step.")
     flags.DEFINE_bool("rescale_dual", default.rescale_dual, "Keep rho*u when rho grows (Boyd); off: keep u (paper).")
-    flags.DEFINE_float("dual_interval", default.dual_interval, "Epochs between dual steps.")
+    flags.DEFINE_float("dual_interval", default.dual_interval, "Time between dual steps.")
+    units = ["epochs", "steps"]
+    flags.DEFINE_enum("dual_interval_unit", default.dual_interval_unit, units, "What --dual_interval counts.")
 
 
 def _define_stage_flags(stage: Stage) -> None:
@@ -200,6 +171,10 @@ def _stage(stage: Stage, get: Callable[[str], Any]) -> StageConfig:
 def resolve_flagfiles(arguments: list[str]) -> list[str]:
     """Lets `--flagfile=lenet_mnist` (or `launch/lenet_mnist.flags`) name a recipe of this package from any folder."""
     here = Path(__file__).parent
+    arguments = list(arguments)
+    for number in range(len(arguments) - 2, 0, -1):  # `--flagfile NAME` is `--flagfile=NAME`
+        if arguments[number] in ("--flagfile", "-flagfile"):
+            arguments[number : number + 2] = [f"--flagfile={arguments[number + 1]}"]
     resolved = []
     for argument in arguments:
         name, _, value = argument.partition("=")

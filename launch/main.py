@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
         out_dir = _out_dir(config, dataset)
         command = shlex.join(["python", "-m", "launch.main", *sys.argv[1:]])
         results = run_pipeline(config, dataset, out_dir, output=output, command=command, flags=serialize_flags())
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a full disk, a folder that went away
         sys.exit(f"error: {error}")
     except Interrupted as stopped:
         print(f"\nThe run was {stopped}. Run the same command to go on.", file=sys.stderr)

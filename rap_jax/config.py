@@ -111,7 +111,8 @@ class PruneConfig:
     """Which weights go, and how hard ADMM pulls.
 
     `sparsity` holds (pattern, ratio) pairs: a pattern is a shell-style wildcard over layer names such as `conv1`,
-    the first that matches a layer decides, and layers that none matches stay dense. `dual_interval` is in epochs.
+    the first that matches a layer decides, and layers that none matches stay dense. `dual_interval` counts epochs or
+    steps, see its unit.
     """
 
     structure: Literal["irregular", "filter", "column"] = "filter"
@@ -121,6 +122,7 @@ class PruneConfig:
     rho_growth: float = 1.3
     rescale_dual: bool = True
     dual_interval: float = 0.5
+    dual_interval_unit: Literal["epochs", "steps"] = "epochs"
 
     def __post_init__(self) -> None:
         _require_choice("structure", self.structure, ("irregular", "filter", "column"))
@@ -132,6 +134,7 @@ class PruneConfig:
         _require_positive("rho", self.rho)
         require(self.rho_growth >= 1, "rho_growth", self.rho_growth, "a factor of 1 or more per dual step")
         _require_positive("dual_interval", self.dual_interval)
+        _require_choice("dual_interval_unit", self.dual_interval_unit, ("epochs", "steps"))
 
 
 @dataclasses.dataclass(frozen=True)

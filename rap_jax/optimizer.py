@@ -26,7 +26,7 @@ def learning_rate_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num
     the start of the stage.
 
     Raises:
-      ValueError: the warm-up is as long as the stage or longer.
+      ValueError: the warm-up is as long as the stage or longer, or a fall of `step` is not after it.
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if warmup >= num_steps:
@@ -36,8 +36,13 @@ def learning_rate_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, num_steps - warmup)
     elif config.schedule == "step":
-        boundaries = {round(epoch * steps_per_epoch) - warmup: config.step_factor for epoch in config.step_epochs}
-        after = optax.piecewise_constant_schedule(peak, boundaries)
+        falls = [round(epoch * steps_per_epoch) - warmup for epoch in config.step_epochs]
+        if falls[0] <= 0 or len(set(falls)) < len(falls):
+            raise ValueError(
+                f"step_epochs is {config.step_epochs!r}; expected epochs after the warm-up of {config.warmup_epochs!r} "
+                f"epochs, at least one step of 1/{steps_per_epoch} epoch apart."
+            )
+        after = optax.piecewise_constant_schedule(peak, dict.fromkeys(falls, config.step_factor))
     else:
         after = optax.constant_schedule(peak)
     if warmup == 0:

@@ -15,6 +15,7 @@ from absl import logging
 
 from rap_jax import plots
 from rap_jax.config import STAGES
+from rap_jax.folder import write_atomically
 
 Results = dict[str, Any]
 
@@ -61,9 +62,9 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     }
     for name, png in pictures.items():
         if png is not None:
-            _write(folder / f"{name}.png", png)
+            write_atomically(folder / f"{name}.png", png)
     text = _markdown(results, [name for name, png in pictures.items() if png is not None])
-    _write(folder / "report.md", text.encode())
+    write_atomically(folder / "report.md", text)
     return folder / "report.md"
 
 
@@ -96,15 +97,6 @@ def _read_metrics(path: Path) -> plots.Metrics:
     if skipped:
         logging.warning("%s: %d lines that cannot be read were skipped.", path, skipped)
     return sorted(lines.values(), key=lambda line: line["step"])
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _title(results: Results) -> str:

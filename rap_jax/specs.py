@@ -2,6 +2,9 @@
 
 A spec is static, so the mapping is a plain dict beside the params, keyed by a weight's path; functions that work on
 a whole tree of params take it as an argument.
+
+Differs from the authors' code: (1) the bias of a filter belongs to it. ADMM pulls it to zero with the filter, and the
+cut takes it; theirs leaves it, and a "removed" filter goes on sending relu(bias).
 """
 
 import fnmatch

@@ -74,8 +74,9 @@ def stage_length(config: RunConfig, stage: Stage, num_examples: int) -> Length:
     epoch = config.steps_per_epoch or num_examples // config.batch_size
     settings = config.stage(stage)
     num_steps = settings.num_epochs * epoch
-    dual = max(1, round(config.prune.dual_interval * epoch)) if stage == "admm" else 0
-    shorter = f"fewer epochs than the ADMM stage's {settings.num_epochs}, so that there is a dual step"
+    unit = epoch if config.prune.dual_interval_unit == "epochs" else 1
+    dual = max(1, round(config.prune.dual_interval * unit)) if stage == "admm" else 0
+    shorter = f"less than the ADMM stage's {settings.num_epochs} epochs of {epoch} steps, so that there is a dual step"
     require(dual < num_steps, "dual_interval", config.prune.dual_interval, shorter)
     return Length(epoch, num_steps, dual, round(settings.epsilon_ramp_epochs * epoch))
 

@@ -1,6 +1,5 @@
 """Flags reach the config, a written flagfile gives the same run again, and bad values are refused in one line."""
 
-import copy
 import dataclasses
 import os
 import string
@@ -14,11 +13,11 @@ import pytest
 from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import parse_flags as parse
 
 import launch
-import launch.main  # defines the flags
 from launch.flags import config_from_flags, output_from_flags, resolve_flagfiles, serialize_flags
-from rap_jax.config import OutputConfig, RunConfig
+from rap_jax.config import STAGES, OutputConfig, RunConfig
 
 RECIPES = sorted(Path(launch.__file__).parent.glob("*.flags"))
 # A value for every flag, and none of them is the default or that of another stage or attack.
@@ -31,25 +30,20 @@ CHANGED: dict[str, Any] = {
     "select_num_steps": 8, "select_num_restarts": 3, "report_step_size": 0.7, "report_num_steps": 9,
     "report_num_restarts": 4, "structure": "column", "sparsity": "conv1:0.25,fc*:0.9", "rho": 3.0,
     "rho_rule": "uniform", "rho_growth": 1.9, "rescale_dual": False, "dual_interval": 0.25,
+    "dual_interval_unit": "steps",
 }  # fmt: skip
-for number, stage in enumerate(("pretrain", "admm", "retrain")):
-    values = {
+CHANGED |= {
+    f"{stage}_{field}": value
+    for number, stage in enumerate(STAGES)
+    for field, value in {
         "epochs": 20 + number, "optimizer": "sgd", "learning_rate": 0.1 + number, "schedule": "step",
         "warmup_epochs": 0.5 + number, "step_epochs": f"{5 + number},9.5", "step_factor": 0.3 + number / 10,
         "momentum": 0.5 + number / 10, "weight_decay": 0.25 + number, "epsilon_ramp_epochs": 1.5 + number,
-    }  # fmt: skip
-    CHANGED |= {f"{stage}_{field}": value for field, value in values.items()}
+    }.items()
+}  # fmt: skip
 ALONE = {"random_start": False}  # not with the restarts above
-PARSED = {"sparsity": (("conv1", 0.25), ("fc*", 0.9))} | {f"{s}_step_epochs": None for s in ("pretrain", "admm")}
-PARSED |= {f"{s}_step_epochs": (5.0 + i, 9.5) for i, s in enumerate(("pretrain", "admm", "retrain"))}
-
-
-def parse(*arguments: str) -> flags.FlagValues:
-    values = copy.deepcopy(flags.FLAGS)
-    values.unparse_flags()
-    rest = values(resolve_flagfiles(["command", *arguments]))
-    assert rest == ["command"]
-    return values
+PARSED: dict[str, Any] = {"sparsity": (("conv1", 0.25), ("fc*", 0.9))}
+PARSED |= {f"{stage}_step_epochs": (5.0 + number, 9.5) for number, stage in enumerate(STAGES)}
 
 
 def config_of(*arguments: str) -> RunConfig:
@@ -71,9 +65,9 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 def flag_of(setting: str) -> str:
     """The flag that a field of the config, such as `admm.optimizer.learning_rate`, comes from."""
     part, _, field = setting.rpartition(".")
-    if part in ("pretrain", "admm", "retrain") or part.endswith(".optimizer"):
-        stage, field = part.split(".")[0], "optimizer" if setting.endswith(".optimizer.name") else field
-        return f"{stage}_{field.removeprefix('num_') if field == 'num_epochs' else field}"
+    stage = part.removesuffix(".optimizer")
+    if stage in STAGES:
+        return f"{stage}_{ {'num_epochs': 'epochs', 'name': 'optimizer'}.get(field, field) }"
     if part.endswith("_attack"):
         shared = field in ("norm", "epsilon", "random_start")
         return field if shared else f"{part.removesuffix('_attack')}_{field}"
@@ -169,7 +163,7 @@ def test_bad_numbers_are_refused(name: str, text: str) -> None:
     assert f"--{name}={text}" in str(error.value) and repr(text) in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "half", "conv1:", "conv1:x", "0.5,", "conv1=0.5", "0.5;0.6"])
+@pytest.mark.parametrize("text", ["", "half", "conv1:", "conv1:x", "0.5,", "conv1=0.5", "0.5;0.6", "0.5,0.7"])
 def test_bad_sparsity_is_refused(text: str) -> None:
     with pytest.raises(flags.IllegalFlagValueError, match=r"pairs such as conv\*:0\.5,fc1:0\.75") as error:
         parse(f"--sparsity={text}")
@@ -222,6 +216,12 @@ def test_a_flagfile_that_is_there_comes_before_a_recipe(tmp_path: Path, monkeypa
     assert config_of("--flagfile=lenet_mnist") == config_of("--seed=77")
 
 
+def test_a_flagfile_in_two_words() -> None:
+    found = resolve_flagfiles(["command", "--flagfile", "lenet_mnist", "--seed=3", "--flagfile", "lenet_mnist_paper"])
+    assert found[0::2] == ["command", "--seed=3"]
+    assert [Path(name).name for name in found[1::2]] == ["lenet_mnist.flags", "lenet_mnist_paper.flags"]
+
+
 def test_other_arguments_are_left_alone() -> None:
     given = ["command", "--flagfile=no_such_recipe", "--name=lenet_mnist", "-h", "--flagfile=", "x=y"]
     assert resolve_flagfiles(given) == given
@@ -239,9 +239,16 @@ def test_other_arguments_are_left_alone() -> None:
     ],
 )
 def test_command_ends_with_one_message(tmp_path: Path, given: str, message: str) -> None:
-    command = [sys.executable, "-m", "launch.main", "--dataset=mnist_5k", f"--out_dir={tmp_path / 'run'}"]
+    settings = ["--dataset=mnist_5k", "--compilation_cache_dir=", f"--out_dir={tmp_path / 'run'}"]
     environment = os.environ | {"XLA_FLAGS": ""}
-    result = subprocess.run([*command, given], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    result = subprocess.run(
+        [sys.executable, "-m", "launch.main", *settings, given],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=60,
+    )
     assert result.returncode not in (0, -2)
     assert message in result.stderr and "Traceback" not in result.stderr
     assert len(result.stderr.splitlines()) <= 2 and result.stdout == ""

@@ -96,7 +96,7 @@ def test_ignored_signal_stays_ignored_afterwards(caught: list[int]) -> None:
 
 
 def test_a_thread_that_cannot_catch_signals_runs_without() -> None:
-    outcome: list[int | None | Exception] = []
+    outcome: list[int | Exception | None] = []
 
     def work() -> None:
         try:

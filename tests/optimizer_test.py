@@ -40,6 +40,12 @@ def test_a_warm_up_longer_than_the_stage_is_refused() -> None:
         rates(OptimizerConfig(warmup_epochs=10), [0])
 
 
+@pytest.mark.parametrize("step_epochs", [(2.0, 5.0), (3.0, 3.01)])
+def test_falls_that_would_be_lost_are_refused(step_epochs: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="step_epochs is"):
+        rates(OptimizerConfig(schedule="step", warmup_epochs=2, step_epochs=step_epochs), [0])
+
+
 def test_sgd_with_momentum_and_decay_equals_its_definition() -> None:
     config = OptimizerConfig("sgd", momentum=0.9, weight_decay=0.1)
     tx = make_optimizer(config, optax.constant_schedule(0.5))

@@ -126,7 +126,7 @@ def test_table_has_a_row_per_evaluation() -> None:
 def test_table_has_sparsity_attack_and_folder() -> None:
     text = report.format_table(make_results())
     assert row(text, "conv2/kernel") == ["conv2/kernel", "12,800", "6,400", "50.00%", "16 of 32", "400 of 400"]
-    assert row(text, "overall") == ["overall", "414,608", "207,304", "50.00%", "-"]
+    assert row(text, "overall") == ["overall", "414,608", "207,304", "50.00%", "-", "-"]
     assert "- PGD on validation and test: linf, epsilon 0.3, step 0.01, 40 steps, 1 restart, random start" in text
     assert "- Run folder: /tmp/runs/lenet_mnist_filter" in text
     assert text.startswith("mnist_5k, lenet_mnist of width 4, seed 3, 414,608 parameters\n")

@@ -1,4 +1,4 @@
-"""A run that takes seconds: its data, its settings, and the real command on it (`python tests/tiny.py --out_dir=...`)."""
+"""A run that takes seconds: its data, its settings, and itself as the real command (`python tests/tiny.py FLAGS`)."""
 
 import contextlib
 import copy
@@ -9,17 +9,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pytest
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from launch import main as command
 from launch.flags import config_from_flags, resolve_flagfiles
-from rap_jax.config import STAGES, OutputConfig, RunConfig
+from rap_jax import pipeline
+from rap_jax import stage as stage_lib
+from rap_jax.config import STAGES, OutputConfig, RunConfig, Stage
 from rap_jax.data import Dataset, Split, content_hash
+from rap_jax.stage import Outcome
+from rap_jax.state import Weights
 
 # Three stages of 3 epochs of 3 steps. In these few steps the network learns something, and the retrain's best model
 # is not its last.
@@ -69,16 +74,51 @@ def quick_compilation(cache: Path) -> Iterator[None]:
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_disable_most_optimizations": True,
     }
-    before = {name: getattr(jax.config, name) for name in changes}
-    for settings in (changes, before):
-        compilation_cache.reset_cache()  # without this a cache that was looked for in vain is never looked for again
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        if settings is changes:
-            try:
-                yield
-            finally:
-                jax.clear_caches()
+    before = {name: jax.config.values[name] for name in changes}
+    try:
+        _set(changes)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(settings: dict[str, Any]) -> None:
+    compilation_cache.reset_cache()  # where none was found before, none would ever be looked for again
+    for name, value in settings.items():
+        jax.config.update(name, value)
+
+
+class Watched(NamedTuple):
+    """A finished run: what it returned, and where each stage began, from which weights, and what it handed over."""
+
+    folder: Path
+    results: dict[str, Any]
+    began: dict[Stage, int]
+    starts: dict[Stage, Weights]
+    outcomes: dict[Stage, Outcome]
+
+
+def run_and_watch(folder: Path, config: RunConfig | None = None, **arguments: Any) -> Watched:
+    """`pipeline.run` on the tiny data, with its arrays as numpy arrays."""
+    began, starts, outcomes = {}, {}, {}
+    restore = stage_lib._Run.restore
+
+    def restore_and_note(run: stage_lib._Run) -> None:
+        restore(run)
+        began[run.stage] = run.step
+
+    def run_stage(stage: Stage, setup: stage_lib.Setup, start: Weights) -> Outcome:
+        starts[stage] = jax.device_get(start)
+        outcome = stage_lib.run_stage(stage, setup, start)
+        outcomes[stage] = jax.device_get(outcome)
+        return outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_lib._Run, "restore", restore_and_note)
+        patch.setattr(pipeline, "run_stage", run_stage)
+        given = {"output": EVERY_STEP} | arguments
+        results = pipeline.run(config or tiny_config(), tiny_dataset(), folder, **given)
+    return Watched(folder, results, began, starts, outcomes)
 
 
 def start_command(out_dir: Path, cache: Path, *arguments: str, num_devices: int = 8) -> subprocess.Popen[str]:
