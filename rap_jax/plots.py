@@ -50,7 +50,8 @@ def training_png(metrics: Metrics, title: str) -> bytes | None:
             top.plot(_epochs(ours, span), _values(ours, name), "-o", color=color, markersize=3, linewidth=1.4)
             chosen = [line for line in ours if line.get("selected")][-1:]
             star: dict[str, Any] = {"markersize": 15, "markeredgecolor": "black", "clip_on": False, "zorder": 5}
-            top.plot(_epochs(chosen, span), _values(chosen, name), "*", color=color, **star)
+            if chosen:  # an unclipped line without points would upset the layout
+                top.plot(_epochs(chosen, span), _values(chosen, name), "*", color=color, **star)
     _label_stages(top, bottom, spans)
     top.set_ylim(-0.02, 1.02)
     top.set_ylabel("accuracy")

@@ -75,7 +75,7 @@ def make_metrics(layers: tuple[str, ...] = tuple(LAYERS)) -> Lines:
             done = 1 - np.exp(-epoch / 3 - place)
             line = {"kind": "validation", "stage": stage, "step": epoch * 20, "epoch": float(epoch)}
             scores = {"natural_accuracy": 0.3 + 0.68 * done, "robust_accuracy": 0.1 + 0.8 * done}
-            lines.append({**line, **scores, "selected": epoch != epochs})
+            lines.append({**line, **scores, "selected": epoch != epochs and stage != "admm"})
     for count in range(17):
         for depth, layer in enumerate(layers):
             line = {"kind": "admm", "stage": "admm", "step": count * 10, "epoch": count / 2, "layer": layer}
@@ -248,8 +248,23 @@ def test_marked_checkpoint_is_the_last_selected_of_each_stage(monkeypatch: pytes
 
     monkeypatch.setattr(plots.Axes, "plot", watch)
     assert plots.training_png(make_metrics(), "title")
-    assert sorted({epochs[0] for epochs, _ in stars}) == [9.0, 17.0, 23.0]  # stages of 10, 8 and 6 epochs
-    assert len(stars) == 6 and all(len(epochs) == 1 for epochs, _ in stars)
+    assert sorted({epochs[0] for epochs, _ in stars}) == [9.0, 23.0]  # stages of 10, 8 and 6 epochs
+    assert len(stars) == 4 and all(len(epochs) == 1 for epochs, _ in stars)
+
+
+@pytest.mark.parametrize("layers", [("conv1/kernel",), tuple(LAYERS)])
+def test_panels_fill_the_pictures(monkeypatch: pytest.MonkeyPatch, layers: tuple[str, ...]) -> None:
+    png = plots._png
+
+    def measure(figure: Any) -> bytes:
+        drawn = png(figure)
+        covered = sum(axes.get_position().width * axes.get_position().height for axes in figure.axes)
+        assert covered > 0.45
+        return drawn
+
+    monkeypatch.setattr(plots, "_png", measure)
+    assert plots.training_png(make_metrics(layers), "title") and plots.admm_png(make_metrics(layers), "title")
+    assert plots.sparsity_png(sparsity(0.5), "title")
 
 
 def test_values_that_are_zero_or_nan_are_drawn_without_a_warning(tmp_path: Path) -> None:
