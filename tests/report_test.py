@@ -259,7 +259,7 @@ def test_panels_fill_the_pictures(monkeypatch: pytest.MonkeyPatch, layers: tuple
     def measure(figure: Any) -> bytes:
         drawn = png(figure)
         covered = sum(axes.get_position().width * axes.get_position().height for axes in figure.axes)
-        assert covered > 0.45
+        assert covered > 0.3  # of the whole picture; a squeezed layout leaves 0.03
         return drawn
 
     monkeypatch.setattr(plots, "_png", measure)
