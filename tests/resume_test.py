@@ -21,6 +21,7 @@ from rap_jax.config import STAGES, OutputConfig, Stage
 from rap_jax.interrupt import Interrupted
 from rap_jax.stage import Outcome
 
+pytestmark = pytest.mark.slow
 SEED = 20191027
 # Two numbers of devices add up in another order. What that rounding becomes in 9 steps of PGD (whose sign turns
 # rounding into whole steps of a pixel) and Adam was 4e-6 at most for four seeds; one step of training moves weights by
