@@ -92,6 +92,7 @@ def run(
         if flags:
             write_atomically(folder.path / "run.flags", flags)
         if folder.read_json("results.json") is None:
+            about = describe(config, dataset, start, mesh) | {"command": command, "run_dir": str(out_dir)}
             with catch_signals() as interrupt:
                 put = lambda split: put_split(split.images, split.labels, mesh)
                 setup = Setup(
@@ -107,8 +108,7 @@ def run(
                     interrupt=interrupt,
                 )
                 found = _train_and_test(setup, start, put(dataset.test))
-            place = {"command": command, "run_dir": str(out_dir)}
-            folder.write_json("results.json", describe(config, dataset, start, mesh) | found | place)
+            folder.write_json("results.json", about | found)
         if not (folder.path / "report.md").exists():
             write_report(folder.path)
         results = folder.read_json("results.json")
@@ -135,9 +135,16 @@ def describe(config: RunConfig, dataset: Dataset, start: Weights, mesh: Mesh) ->
         "seed": config.seed,
         "model": dataclasses.asdict(config.model) | {"num_params": num_params(start.params)},
         "config": dataclasses.asdict(config),
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({mesh.devices.flat[0].platform})",
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from its sources without being installed
+        return "not installed"
 
 
 def _check_devices(config: RunConfig, num_devices: int) -> None:
@@ -156,7 +163,9 @@ def _train_and_test(setup: Setup, start: Weights, test_split: DeviceSplit) -> di
     final, stages = _run_stages(setup, judge, start)
     began = time.monotonic()
     test = judge._replace(split=test_split)(f"{config.name} test", final)
-    seconds = {stage: stages[stage]["seconds"] for stage in STAGES} | {"test": time.monotonic() - began}
+    seconds: dict[str, float] = {stage: stages[stage]["seconds"] for stage in STAGES}
+    seconds["validation"] = sum(stages[stage]["validation_seconds"] for stage in STAGES)
+    seconds["test"] = time.monotonic() - began
     return {
         "stages": stages,
         "test": test.to_json(),
@@ -189,7 +198,8 @@ def _record(setup: Setup, judge: _Judge, stage: Stage, outcome: Outcome, *, cut:
     if found is not None:
         return found
     label = f"{setup.config.name} {stage} validation"
-    record = {
+    began = time.monotonic()
+    record: dict[str, Any] = {
         "validation": judge(label, outcome.weights).to_json(),
         "step": outcome.step,
         "seconds": outcome.seconds,
@@ -197,5 +207,6 @@ def _record(setup: Setup, judge: _Judge, stage: Stage, outcome: Outcome, *, cut:
     }
     if cut:
         record["cut"] = judge(f"{label} after a cut", _cut(setup, outcome.weights)).to_json()
+    record["validation_seconds"] = time.monotonic() - began
     setup.folder.write_json(name, record)
     return record

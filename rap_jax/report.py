@@ -34,9 +34,8 @@ def format_table(results: Results) -> str:
     if sparsity := _sparsity(results):
         parts.append(_sparsity_table(sparsity))
     seconds = results.get("seconds", {}).get("total")
-    parts.append(
-        f"- Run folder: {results.get('run_dir', '-')}" + (f"\n- Time: {_seconds(seconds)} s" if seconds else "")
-    )
+    time = f"\n- Time, with validation: {_seconds(seconds)} s" if seconds else ""
+    parts.append(f"- Run folder: {results.get('run_dir', '-')}{time}")
     return "\n\n".join(parts) + "\n"
 
 
