@@ -24,6 +24,10 @@ def _require_positive(name: str, value: float) -> None:
     require(math.isfinite(value) and value > 0, name, value, "a number above 0")
 
 
+def _require_at_least(name: str, value: float, least: float, unit: str = "") -> None:
+    require(math.isfinite(value) and value >= least, name, value, f"{least} or more{unit}, and finite")
+
+
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     require(value in choices, name, value, f"one of {', '.join(choices)}")
 
@@ -96,14 +100,15 @@ class OptimizerConfig:
         _require_choice("optimizer", self.name, ("adam", "sgd"))
         _require_choice("schedule", self.schedule, ("constant", "cosine", "step"))
         _require_positive("learning_rate", self.learning_rate)
-        require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more epochs")
+        _require_at_least("warmup_epochs", self.warmup_epochs, 0, " epochs")
         increasing = all(a < b for a, b in zip((0.0, *self.step_epochs), self.step_epochs, strict=False))
+        increasing = increasing and all(map(math.isfinite, self.step_epochs))
         require(increasing, "step_epochs", self.step_epochs, "epochs above 0 in rising order, such as 80,150")
         stepped = self.schedule != "step" or bool(self.step_epochs)
         require(stepped, "step_epochs", self.step_epochs, "at least one epoch when schedule is step")
         _require_positive("step_factor", self.step_factor)
         require(0 <= self.momentum < 1, "momentum", self.momentum, "a number in [0, 1)")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        _require_at_least("weight_decay", self.weight_decay, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +137,7 @@ class PruneConfig:
             require(bool(pattern), "sparsity", self.sparsity, "a layer pattern before each ratio, such as conv1:0.5")
             require(0 <= ratio < 1, f"sparsity of {pattern}", ratio, "a share of zeros in [0, 1)")
         _require_positive("rho", self.rho)
-        require(self.rho_growth >= 1, "rho_growth", self.rho_growth, "a factor of 1 or more per dual step")
+        _require_at_least("rho_growth", self.rho_growth, 1, " per dual step")
         _require_positive("dual_interval", self.dual_interval)
         _require_choice("dual_interval_unit", self.dual_interval_unit, ("epochs", "steps"))
 
@@ -147,7 +152,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         require(self.num_epochs >= 1, "num_epochs", self.num_epochs, "1 or more epochs")
-        require(self.epsilon_ramp_epochs >= 0, "epsilon_ramp_epochs", self.epsilon_ramp_epochs, "0 or more epochs")
+        _require_at_least("epsilon_ramp_epochs", self.epsilon_ramp_epochs, 0, " epochs")
 
 
 @dataclasses.dataclass(frozen=True)
