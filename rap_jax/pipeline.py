@@ -34,6 +34,7 @@ from rap_jax.sparsity import count_sparsity
 from rap_jax.stage import Outcome, Setup, run_stage, stage_length
 from rap_jax.state import DeviceSplit, Weights, make_mesh, put_split, replicated
 
+_RESULT_KEYS = ("name", "dataset", "data", "seed", "model", "stages", "test", "sparsity", "seconds")
 _PACKAGES = ("rap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
@@ -91,7 +92,7 @@ def run(
     with open_run_folder(out_dir, identity(config, dataset)) as folder:
         if flags:
             write_atomically(folder.path / "run.flags", flags)
-        if folder.read_json("results.json") is None:
+        if folder.read_json("results.json", _RESULT_KEYS) is None:
             about = describe(config, dataset, start, mesh) | {"command": command, "run_dir": str(out_dir)}
             with catch_signals() as interrupt:
                 put = lambda split: put_split(split.images, split.labels, mesh)
@@ -194,7 +195,7 @@ def _cut(setup: Setup, weights: Weights) -> Weights:
 def _record(setup: Setup, judge: _Judge, stage: Stage, outcome: Outcome, *, cut: bool) -> dict[str, Any]:
     """The result of a finished stage; evaluated once, then read from its file."""
     name = f"stages/{stage}.json"
-    found = setup.folder.read_json(name)
+    found = setup.folder.read_json(name, ("validation", "step", "seconds", "sparsity", "validation_seconds"))
     if found is not None:
         return found
     label = f"{setup.config.name} {stage} validation"

@@ -70,7 +70,12 @@ def selected(params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
 
     These are the kernels with a spec, and the biases of those that lose whole filters: a removed filter that kept its
     bias would still send a constant, so the bias has to go to zero with it, in ADMM already and not only at the cut.
+
+    Raises:
+      ValueError: a spec's key is no leaf of the params.
     """
+
+    _refuse_unknown(specs, params)
 
     def is_constrained(path: tuple[object, ...], _: jax.Array) -> bool:
         name = path_name(path)
@@ -94,8 +99,13 @@ def masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
 
     Which structures survive is decided by the kernel alone, as in the paper. An output whose weights are all gone
     loses its bias too.
+
+    Raises:
+      ValueError: a spec's key is no leaf of the params, or its weights have fewer than two axes.
     """
-    kernel_masks = {name: projections.mask(specs[name], w) for name, w in kernels(params) if name in specs}
+    _refuse_unknown(specs, params)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    kernel_masks = {n: projections.mask(specs[n], w) for n, w in ((path_name(p), w) for p, w in leaves) if n in specs}
 
     def mask_leaf(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
         name = path_name(path)
@@ -107,6 +117,16 @@ def masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
         return jnp.ones(leaf.shape, bool)
 
     return jax.tree_util.tree_map_with_path(mask_leaf, params)
+
+
+def _refuse_unknown(specs: Specs, params: chex.ArrayTree) -> None:
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    unknown = [name for name in specs if name not in names]
+    if unknown:
+        raise ValueError(
+            f"Specs name {', '.join(unknown)}, but the weights are {', '.join(names)}; expected their paths as keys "
+            f"(an nnx.State goes through nnx.to_pure_dict first)."
+        )
 
 
 def _kernel_beside(name: str) -> str:

@@ -31,6 +31,8 @@ from rap_jax.specs import Specs
 from rap_jax.state import DeviceSplit, Kept, StageState, Weights, init_stage_state, replicated
 from rap_jax.train import StepMetrics, TrainStep, make_train_step
 
+_MANY_STEPS = 2**40  # beyond any run, and below what rounding a float can break
+
 
 class Setup(NamedTuple):
     """What all stages of a run share."""
@@ -74,11 +76,12 @@ def stage_length(config: RunConfig, stage: Stage, num_examples: int) -> Length:
     epoch = config.steps_per_epoch or num_examples // config.batch_size
     settings = config.stage(stage)
     num_steps = settings.num_epochs * epoch
+    in_steps = lambda time, unit=epoch: round(min(time * unit, _MANY_STEPS))
     unit = epoch if config.prune.dual_interval_unit == "epochs" else 1
-    dual = max(1, round(config.prune.dual_interval * unit)) if stage == "admm" else 0
+    dual = max(1, in_steps(config.prune.dual_interval, unit)) if stage == "admm" else 0
     shorter = f"less than the ADMM stage's {settings.num_epochs} epochs of {epoch} steps, so that there is a dual step"
     require(dual < num_steps, "dual_interval", config.prune.dual_interval, shorter)
-    return Length(epoch, num_steps, dual, round(settings.epsilon_ramp_epochs * epoch))
+    return Length(epoch, num_steps, dual, in_steps(settings.epsilon_ramp_epochs))
 
 
 def run_stage(stage: Stage, setup: Setup, start: Weights) -> Outcome:
@@ -139,6 +142,8 @@ class _Run:
         if self.stage == "admm" and self.step == 0:
             self._log_residuals()
         with Progress(label, self.length.stage, start=self.step) as progress:
+            if self.step:
+                progress.line(f"{self.stage}: going on from the checkpoint of step {self.step}")
             for indices in self._batches():
                 metrics = self._advance(indices)
                 self._log_step(metrics)

@@ -133,7 +133,8 @@ def test_gradient_rule_measures_each_layer() -> None:
 
 def test_masked_prunes_some_leaves_only() -> None:
     chosen = {"conv1": {"kernel": True, "bias": False}, "fc1": {"kernel": False, "bias": False}}
-    tx = optax.masked(add_admm_penalty(3.0, project_fn), chosen)
+    project_conv1 = functools.partial(project_tree, {"conv1/kernel": Filter(0.5)})
+    tx = optax.masked(add_admm_penalty(3.0, project_conv1), chosen)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     updates, state = tx.update(zeros, tx.init(PARAMS), PARAMS, dual_step=False)
     chex.assert_trees_all_equal(updates["fc1"], zeros["fc1"])

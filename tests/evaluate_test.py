@@ -35,7 +35,7 @@ def make_labels(images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("num_devices", [1, 8])
-@pytest.mark.parametrize("batch_size", [8, 16, 64])
+@pytest.mark.parametrize("batch_size", [8, 13, 64, 10**9])
 def test_counts_equal_a_plain_loop(images: np.ndarray, labels: np.ndarray, num_devices: int, batch_size: int) -> None:
     """A linear binary margin has a known worst case under L-infinity, so no attack is needed for the answer."""
     mesh = make_mesh(jax.devices()[:num_devices])

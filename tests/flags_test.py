@@ -156,7 +156,7 @@ def test_sparsity_is_a_ratio_or_pairs(text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["epsilon", "train_step_size"])
-@pytest.mark.parametrize("text", ["8/0", "eight", "", "nan", "inf", "1/2/3", "8/255.5"])
+@pytest.mark.parametrize("text", ["8/0", "eight", "", "nan", "inf", "1e999", "1/2/3", "8/255.5"])
 def test_bad_numbers_are_refused(name: str, text: str) -> None:
     with pytest.raises(flags.IllegalFlagValueError, match="a number or a fraction such as 8/255") as error:
         parse(f"--{name}={text}")
@@ -214,6 +214,27 @@ def test_a_flagfile_that_is_there_comes_before_a_recipe(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lenet_mnist").write_text("--seed=77\n")
     assert config_of("--flagfile=lenet_mnist") == config_of("--seed=77")
+
+
+def test_only_a_name_means_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lenet_mnist").mkdir()
+    assert Path(resolve_flagfiles(["command", "--flagfile=lenet_mnist"])[1].partition("=")[2]).is_file()
+    for wrong in ("--flagfile=/nowhere/lenet_mnist.flags", "--flagfile=sub/lenet_mnist.flags"):
+        assert resolve_flagfiles(["command", wrong]) == ["command", wrong]
+
+
+def test_an_empty_string_takes_back_a_flagfile() -> None:
+    config = config_of("--flagfile=lenet_mnist", "--fallback_dataset=", "--raw_data_dir=")
+    assert config.data.fallback_dataset is None and config.data.raw_data_dir is None
+
+
+def test_help_lists_the_flags() -> None:
+    for command in ([sys.executable, "-m", "launch.main"], [str(Path(sys.executable).parent / "rap-jax")]):
+        if not Path(command[0]).exists():
+            pytest.skip("the console script is not installed")
+        shown = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=180)
+        assert "--pretrain_epochs: Epochs of pretrain." in shown.stdout
 
 
 def test_a_flagfile_in_two_words() -> None:

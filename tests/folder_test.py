@@ -121,8 +121,8 @@ def test_going_back_in_a_stage_keeps_later_stages(tmp_path: Path) -> None:
 
 def test_last_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"name": "\xc3')
-    assert list(read_jsonl(path)) == [{"step": 1}, {"step": 2}]
+    path.write_bytes(b'{"stage": "admm", "step": 1}\n5\n{}\n{"stage": "admm", "step": 2}\n{"name": "\xc3')
+    assert [record["step"] for record in read_jsonl(path)] == [1, 2]
 
 
 def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
@@ -175,11 +175,11 @@ def test_damaged_json_is_named(tmp_path: Path, name: str, damage: bytes) -> None
     with open_run_folder(tmp_path, CONFIG) as folder:
         folder.write_json(name, CONFIG)
         (tmp_path / name).write_bytes(damage)
-        with pytest.raises(ValueError, match="not valid JSON") as error:
+        with pytest.raises(ValueError, match="is damaged") as error:
             folder.read_json(name)
         assert str(tmp_path / name) in str(error.value)
     if name == "config.json":
-        with pytest.raises(ValueError, match="not valid JSON"):
+        with pytest.raises(ValueError, match="is damaged"):
             open_run_folder(tmp_path, CONFIG)
 
 
@@ -211,3 +211,11 @@ def test_lock_ends_with_the_block(tmp_path: Path) -> None:
         raise RuntimeError("as a run that fails does")
     with open_run_folder(tmp_path, CONFIG):  # the error, with the frames of the run, is still alive
         assert error.value is not None
+
+
+def test_incomplete_json_is_refused_with_what_is_missing(tmp_path: Path) -> None:
+    with open_run_folder(tmp_path / "run", CONFIG) as folder:
+        (folder.path / "part.json").write_text('{"seconds": 3}')
+        assert folder.read_json("part.json", ("seconds",)) == {"seconds": 3}
+        with pytest.raises(ValueError, match=r"part\.json is damaged \(it has no validation, step\); delete it"):
+            folder.read_json("part.json", ("seconds", "validation", "step"))

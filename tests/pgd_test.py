@@ -124,6 +124,21 @@ def test_zero_gradient_stays_finite(images: jax.Array) -> None:
         np.testing.assert_array_equal(found, images)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e25])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_step_is_as_long_whatever_the_scale_of_the_loss(images: jax.Array, norm: str, scale: float) -> None:
+    """Confident networks have gradients whose squares are zero in float32."""
+    settings = {"norm": norm, "epsilon": 0.5, "step_size": 0.01, "num_steps": 1, "random_start": False}
+    inside = 0.25 + images / 2  # nothing is clipped
+    found = pgd(jax.random.key(0), lambda x: scale * smooth_loss(x), inside, **settings)
+    np.testing.assert_allclose(NORMS[norm].size(found - inside), 0.01, rtol=1e-4)
+
+
+def test_bytes_are_refused() -> None:
+    with pytest.raises(ValueError, match="uint8; expected floating point"):
+        pgd(jax.random.key(0), smooth_loss, jnp.zeros(SHAPE, jnp.uint8), epsilon=0.1, step_size=0.1, num_steps=1)
+
+
 def test_no_gradient_flows_through(images: jax.Array) -> None:
     total = lambda x: pgd(jax.random.key(0), smooth_loss, x, epsilon=0.1, step_size=0.1, num_steps=1).sum()
     np.testing.assert_array_equal(jax.grad(total)(images), jnp.zeros_like(images))

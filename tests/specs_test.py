@@ -49,6 +49,20 @@ def test_refuses(pattern: str, expected: str) -> None:
         specs(((pattern, 0.5),))
 
 
+def test_a_key_that_is_no_weight_is_refused() -> None:
+    for key in ("fc_1/kernel", "fc1/weight", "fc1"):
+        for function in (lambda specs: selected(PARAMS, specs), lambda specs: project_tree(specs, PARAMS)):
+            with pytest.raises(ValueError, match=f"{key}, but the weights are conv1/bias, conv1/kernel"):
+                function({key: Filter(0.5)})
+
+
+def test_weights_need_not_be_called_kernel() -> None:
+    params = {"w1": jnp.ones((3, 4)), "b1": jnp.ones(4)}
+    projected = project_tree({"w1": Filter(0.5)}, params)
+    np.testing.assert_array_equal(projected["w1"].sum(0), [3, 3, 0, 0])
+    np.testing.assert_array_equal(projected["b1"], 1)
+
+
 def test_trees() -> None:
     chosen = {"fc1/kernel": Filter(0.5)}
     assert [name for name, _ in kernels(PARAMS)] == [f"{layer}/kernel" for layer in PARAMS]

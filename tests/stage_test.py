@@ -89,6 +89,9 @@ def test_lengths_in_epochs_and_in_steps() -> None:
     assert stage_lib.stage_length(config, "pretrain", 500) == (10, 20, 0, 5)  # 500 images are 10 batches of 48
     assert stage_lib.stage_length(config, "admm", 500) == (10, 30, 5, 0)
     assert stage_lib.stage_length(dataclasses.replace(config, prune=count_steps), "admm", 500).dual == 4
+    huge = dataclasses.replace(CONFIG.prune, dual_interval=1e308)
+    with pytest.raises(ValueError, match="dual_interval is 1e\\+308; expected less than"):
+        stage_lib.stage_length(dataclasses.replace(config, prune=huge), "admm", 500)
 
 
 @pytest.mark.parametrize(

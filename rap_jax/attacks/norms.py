@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Smallest divisor of a gradient's length: an example with zero gradient stays where it is instead of becoming NaN.
+# Smallest divisor of a length: a vector of length zero stays zero instead of becoming NaN.
 _TINY = 1e-12
 
 
@@ -60,7 +60,11 @@ def _l2_random(key: jax.Array, images: jax.Array, epsilon: jax.Array | float) ->
 
 
 def _l2_steepest(gradient: jax.Array) -> jax.Array:
-    return gradient / jnp.maximum(_l2_length(gradient), _TINY)
+    # The gradient of a confident example may be 1e-30: its square is 0 in float32, so it is scaled to 1 first. Only a
+    # gradient that is exactly zero has no direction; that example stays where it is.
+    largest = jnp.abs(gradient).max(_example_axes(gradient), keepdims=True)
+    scaled = gradient / jnp.where(largest > 0, largest, 1.0)
+    return scaled / jnp.maximum(_l2_length(scaled), _TINY)
 
 
 def _l2_project(perturbation: jax.Array, epsilon: jax.Array | float) -> jax.Array:

@@ -84,6 +84,8 @@ def pgd_restarts(
 
     An evaluation wants all of them: the restart of highest loss need not be one that is misclassified.
     """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images have dtype {images.dtype}; expected floating point, with pixels in [0, 1].")
     if num_steps < 0 or num_restarts < 1:
         raise ValueError(
             f"num_steps is {num_steps!r} and num_restarts is {num_restarts!r}; expected at least 0 steps and 1 restart."

@@ -33,5 +33,5 @@ def _ask(url: str, seconds: float) -> str | None:
     try:
         response = requests.head(url, timeout=seconds)
     except (OSError, ValueError) as error:  # requests raises subclasses of these two, and some of them bare.
-        return f"{url} cannot be reached ({type(error).__name__}: {error})"
+        return f"{url} cannot be reached ({type(error).__name__})"
     return None if response.status_code == 200 else f"{url} answers with status {response.status_code}, not 200"

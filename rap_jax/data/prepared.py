@@ -61,7 +61,7 @@ def read_prepared(builder_class: type[ArrayBuilder], data_dir: Path) -> tuple[Sp
         builder = builder_class(data_dir=data_dir)
         train, test = (_read_split(builder, split) for split in ("train", "test"))
     except Exception as error:  # A damaged copy raises RuntimeError, KeyError, ParseError and more.
-        raise ValueError(f"The prepared data in {path} cannot be read: {error} {advice}") from error
+        raise ValueError(f"The prepared data in {path} cannot be read ({error}). {advice}") from error
     digest = content_hash(train, test)
     if digest != builder_class.CONTENT_SHA256:
         expected = f"expected SHA-256 {builder_class.CONTENT_SHA256}, got {digest}"
