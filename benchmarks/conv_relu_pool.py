@@ -6,13 +6,13 @@ repeats counts, because other work on the machine can only slow a run down.
 """
 
 import functools
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from benchmarks.timing import Timed, print_table
 from rap_jax.config import ModelConfig
 from rap_jax.models import Implementation, Model, create_model
 from rap_jax.models.model import Params
@@ -20,10 +20,6 @@ from rap_jax.models.model import Params
 WIDTHS = (1, 4, 16)
 BATCH_SIZE = 128
 NUM_STEPS = 10
-NUM_REPEATS = 5
-IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "cells")
-
-Timed = Callable[[], jax.Array | Params]
 
 
 def loss(model: Model, params: Params, images: jax.Array) -> jax.Array:
@@ -54,27 +50,10 @@ def compiled(function: Callable[..., jax.Array | Params], width: int, implementa
     return run
 
 
-def best_times(runs: list[Timed]) -> list[float]:
-    """Milliseconds of each, the best of `NUM_REPEATS` rounds in which all take their turn."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(NUM_REPEATS):
-        for run, measured in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            measured.append(1e3 * (time.perf_counter() - start))
-    return [min(measured) for measured in times]
-
-
 def main() -> None:
     """Prints the table."""
-    print(f"LeNet, batch {BATCH_SIZE}, {jax.default_backend()}; times in ms, ratios to {IMPLEMENTATIONS[0]}")
-    print(f"{'width':>5}  {'work':<20}" + "".join(f"{name:>10}{'ratio':>7}" for name in IMPLEMENTATIONS))
     work = {f"attack of {NUM_STEPS} steps": attack, "parameter gradient": jax.grad(loss, argnums=1)}
-    for width in WIDTHS:
-        for name, function in work.items():
-            times = best_times([compiled(function, width, implementation) for implementation in IMPLEMENTATIONS])
-            cells = "".join(f"{milliseconds:>10.1f}{times[0] / milliseconds:>7.2f}" for milliseconds in times)
-            print(f"{width:>5}  {name:<20}{cells}", flush=True)
+    print_table(f"LeNet, batch {BATCH_SIZE}, {jax.default_backend()}", WIDTHS, work, compiled)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from launch.flags import config_from_flags, define_flags, output_from_flags, resolve_flagfiles, serialize_flags
+from launch.configs import config_from_flags, output_from_flags
+from launch.flagfiles import expand_flagfiles, serialize_flags
+from launch.flags import define_flags
+from launch.help import HELP, help_text
 from rap_jax.config import RunConfig
 from rap_jax.data import Dataset, load_dataset
 from rap_jax.interrupt import Interrupted
@@ -57,9 +60,14 @@ def _enable_compilation_cache(folder: str) -> None:
 
 def run() -> None:
     """Entry point of the console script."""
-    for flag in FLAGS.flags_by_module_dict()[define_flags.__module__]:  # so that --help lists them
-        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(main, argv=resolve_flagfiles(sys.argv))
+    if any(argument in HELP for argument in sys.argv[1:]):
+        print(help_text(), end="")
+        return
+    try:
+        arguments = expand_flagfiles(sys.argv)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    app.run(main, argv=arguments)
 
 
 if __name__ == "__main__":

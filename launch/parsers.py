@@ -20,14 +20,16 @@ class FractionParser(flags.ArgumentParser[float]):
 
 
 class SparsityParser(flags.ArgumentParser[tuple[tuple[str, float], ...]]):
-    """`0.5` for all layers that can be pruned, or pattern:ratio pairs such as `conv*:0.5,fc1:0.75`."""
+    """`0.5` for all layers that can be pruned, pattern:ratio pairs such as `conv*:0.5,fc1:0.75`, or `none`."""
 
-    syntactic_help = "a ratio such as 0.5, or pattern:ratio pairs such as conv*:0.5,fc1:0.75"
+    syntactic_help = "a ratio such as 0.5, or pattern:ratio pairs such as conv*:0.5,fc1:0.75, or none"
 
     def parse(self, argument: Any) -> tuple[tuple[str, float], ...]:
         """Returns (pattern, ratio) pairs, or raises a ValueError that shows what was given."""
         if isinstance(argument, tuple):
             return argument
+        if str(argument).strip() in ("", "none"):
+            return ()
         pairs = [item.strip().rpartition(":") for item in str(argument).split(",")]
         try:
             found = tuple((pattern.strip() or "*", float(ratio)) for pattern, _, ratio in pairs)
@@ -42,5 +44,5 @@ class SparsitySerializer(flags.ArgumentSerializer[tuple[tuple[str, float], ...]]
     """The inverse of `SparsityParser.parse`."""
 
     def serialize(self, value: tuple[tuple[str, float], ...]) -> str:
-        """Returns pattern:ratio pairs."""
-        return ",".join(f"{pattern}:{ratio!r}" for pattern, ratio in value)
+        """Returns pattern:ratio pairs, or `none`."""
+        return ",".join(f"{pattern}:{ratio!r}" for pattern, ratio in value) or "none"

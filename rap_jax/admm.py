@@ -5,10 +5,10 @@ every so often a dual step sets  z = P(w + u),  u = u + w - z  (Ye et al., 2019,
 al., "Distributed Optimization and Statistical Learning via ADMM", 2011, section 3.1.1).
 
 Differs from the authors' code: (1) z and u are constants of the gradient; theirs differentiates through u, which
-multiplies the penalty's gradient by 1 + the number of dual steps. (2) When rho changes, u is rescaled so that the
-unscaled multiplier rho u stays what it was (Boyd, section 3.4.1); theirs leaves u, available as
-`rescale_dual=False`. (3) z exists from the first step on and lives in the optimizer state, so it is sharded, saved
-and restored with it. (4) rho may follow the layer, see `add_admm_penalty`.
+multiplies the penalty's gradient by 1 + the number of dual steps, available as `dual_keeps_graph=True`. (2) When rho
+changes, u is rescaled so that the unscaled multiplier rho u stays what it was (Boyd, section 3.4.1); theirs leaves u,
+available as `rescale_dual=False`. (3) z exists from the first step on and lives in the optimizer state, so it is
+sharded, saved and restored with it. (4) rho may follow the layer, see `add_admm_penalty`.
 """
 
 from collections.abc import Callable
@@ -53,6 +53,7 @@ def add_admm_penalty(
     *,
     rho_rule: Literal["uniform", "gradient"] = "uniform",
     rescale_dual: bool = True,
+    dual_keeps_graph: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Adds the gradient of the augmented Lagrangian, rho (w - z + u), to the updates.
 
@@ -69,6 +70,9 @@ def add_admm_penalty(
         loss / weight^2 must scale so (the ratio is the one by which LARS normalises a layer's step, You et al., 2017,
         https://arxiv.org/abs/1708.03888); one rho for all starves layers with large gradients and few weights.
       rescale_dual: keep rho u, not u, when rho changes.
+      dual_keeps_graph: the penalty that the authors' results really had. They never detach w in u = u + w - z, so that
+        du/dw grows by 1 with each dual step, and the gradient is (1 + num_dual_steps) rho (w - z + u). The `rho` of
+        the state stays without that factor. For their numbers take `rescale_dual=False` with it.
 
     Raises:
       ValueError: at once if rho is not above 0 or the rule is unknown; in `update` if params are missing.
@@ -106,7 +110,9 @@ def add_admm_penalty(
         state = _measure_gradient(state, updates)
         state = jax.lax.cond(state.num_steps == 1, with_new_rho, unchanged, state, params)
         state = jax.lax.cond(dual_step, take_dual_step, unchanged, state, params)
-        return jax.tree.map(_penalised, updates, params, state.z, state.u, state.rho), state
+        growth = 1 + state.num_dual_steps if dual_keeps_graph else 1
+        pull = jax.tree.map(lambda rho: growth * rho, state.rho)
+        return jax.tree.map(_penalised, updates, params, state.z, state.u, pull), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

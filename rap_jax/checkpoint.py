@@ -96,7 +96,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
     if step in manager.all_steps():
         return False
     try:
-        record = {"meta": json.loads(json.dumps(meta)), "layout": _layout(state), "sha256": _digest(state)}
+        record = {"meta": json.loads(json.dumps(meta)), "layout": _layout(state), "sha256": digest(state)}
     except TypeError as error:
         raise ValueError(f"meta of checkpoint {step} is {meta!r}; expected what JSON can hold ({error}).") from error
     meta_args = ocp.args.JsonSave({**record, "seal": _seal(record)})
@@ -161,7 +161,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[
         raise ValueError(f"{folder} does not fit this run: {reason}. {OTHER_SETTINGS}")
     if state is None:
         return f"its state cannot be read: {reason}", None
-    if _digest(state[0]) != record["sha256"]:
+    if digest(state[0]) != record["sha256"]:
         return "the checksum of its state differs", None
     return "", Restored(step, state[0], record["meta"])
 
@@ -232,8 +232,8 @@ def _layout(tree: Any) -> dict[str, str]:
     return layout
 
 
-def _digest(tree: Any) -> str:
-    """Returns the sha256 over name, dtype, shape and bytes of every leaf, by name; a key counts by its data."""
+def digest(tree: Any) -> str:
+    """Returns the hex sha256 over name, dtype, shape and bytes of every leaf, by name; a key counts by its data."""
     total = hashlib.sha256(json.dumps(_layout(tree), sort_keys=True).encode())
     for _, leaf in sorted(_named_leaves(tree), key=lambda named: named[0]):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

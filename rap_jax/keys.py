@@ -9,8 +9,8 @@ import jax
 
 from rap_jax.config import STAGES, Stage
 
-Purpose = Literal["init", "order", "attack", "select", "report"]
-_PURPOSES: tuple[Purpose, ...] = ("init", "order", "attack", "select", "report")
+Purpose = Literal["init", "order", "attack", "select", "report", "batch"]
+_PURPOSES: tuple[Purpose, ...] = ("init", "order", "attack", "select", "report", "batch")
 
 
 def stream_key(seed: int, purpose: Purpose, stage: Stage | None = None) -> jax.Array:

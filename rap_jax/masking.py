@@ -1,7 +1,8 @@
 """Pruned weights stay at exactly zero: the last link of the optimizer chain.
 
 Differs from the authors' code, which multiplies gradients by the mask before momentum and weight decay: (1) here the
-finished update is masked, so neither can move a pruned weight; (2) the bias of a filter that is gone goes with it.
+finished update is masked, so neither can move a pruned weight; (2) the bias of a filter that is gone goes with it, and
+so do the scale and the shift of its BatchNorm.
 """
 
 from typing import Any, NamedTuple
@@ -47,3 +48,8 @@ def keep_masked(masks: chex.ArrayTree) -> optax.GradientTransformationExtraArgs:
 def apply_masks(masks: chex.ArrayTree, params: chex.ArrayTree) -> chex.ArrayTree:
     """The params with exact zeros where the masks are False."""
     return jax.tree.map(lambda keep, w: jnp.where(keep, w, jnp.zeros((), w.dtype)), masks, params)
+
+
+def both(masks: chex.ArrayTree, other: chex.ArrayTree) -> chex.ArrayTree:
+    """True where both trees of masks are: what survives two rounds of pruning."""
+    return jax.tree.map(jnp.logical_and, masks, other)

@@ -19,15 +19,24 @@ from rap_jax.masking import keep_masked
 from rap_jax.specs import Specs
 
 
-def learning_rate_schedule(config: OptimizerConfig, *, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
+def learning_rate_schedule(
+    config: OptimizerConfig, *, steps_per_epoch: int, num_steps: int, reset_every: int = 0
+) -> optax.Schedule:
     """Learning rate over the steps of a stage; a linear warm-up from 0 comes before any of the shapes.
 
     `cosine` ends at 0 after `num_steps`; `step` multiplies by `step_factor` at each of `step_epochs`, counted from
     the start of the stage.
 
+    Args:
+      reset_every: if not 0, the schedule, warm-up included, is one of so many steps and begins anew after them: with
+        the steps between dual steps it is the authors' reset of the learning rate at each dual step.
+
     Raises:
       ValueError: the warm-up is as long as the stage or longer, or a fall of `step` is not after it.
     """
+    if reset_every:
+        cycle = learning_rate_schedule(config, steps_per_epoch=steps_per_epoch, num_steps=reset_every)
+        return lambda step: cycle(step % reset_every)
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if warmup >= num_steps:
         raise ValueError(f"warmup_epochs is {config.warmup_epochs!r}, {warmup} steps; the stage has {num_steps} steps.")
@@ -61,7 +70,7 @@ def make_optimizer(
 
     Args:
       penalty: the ADMM stage's penalty, from `make_penalty`.
-      masks: the masked retrain's masks, bool tree like the params.
+      masks: False where a weight has to stay zero, bool tree like the params.
     """
     links: list[optax.GradientTransformation] = []
     if penalty is not None:
@@ -86,5 +95,6 @@ def make_penalty(params: chex.ArrayTree, config: PruneConfig, specs: Specs) -> o
         lambda weights: specs_lib.project_tree(specs, weights),
         rho_rule=config.rho_rule,
         rescale_dual=config.rescale_dual,
+        dual_keeps_graph=config.dual_keeps_graph,
     )
     return optax.masked(penalty, specs_lib.selected(params, specs))

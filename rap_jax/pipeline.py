@@ -1,41 +1,44 @@
 """A run from its config to its results: pretrain, ADMM, cut, masked retrain, and the test set once at the end.
 
     pretrain (adversarial)  ->  best on validation
-    admm (adversarial + penalty)  ->  last weights  ->  cut: projected on the sparsity sets
+    admm (adversarial + penalty)  ->  last weights
+    cut: projected on the sparsity sets
     retrain (adversarial, pruned weights held at zero)  ->  best on validation  ->  test
+
+A stage of 0 epochs is left out, which makes the paper's baselines: without `admm` it is post-pruning (Table A1),
+without `admm` and `retrain` one-shot magnitude pruning, and with an empty sparsity a dense network.
 
 Every finished stage leaves its result in stages/<stage>.json, so that a run that is called again only does what is
 missing; a finished run returns its results and reads the test set no second time.
 """
 
-import dataclasses
-import platform
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from rap_jax import specs as specs_lib
-from rap_jax.config import STAGES, OutputConfig, RunConfig, Stage
+from rap_jax.config import STAGES, OutputConfig, RunConfig, Stage, require
 from rap_jax.data import Dataset
+from rap_jax.describe import describe, identity
 from rap_jax.evaluate import Accuracy, Evaluator, make_evaluator
 from rap_jax.folder import open_run_folder, write_atomically
 from rap_jax.interrupt import Interrupt, catch_signals
 from rap_jax.keys import stream_key
+from rap_jax.length import stage_length
 from rap_jax.masking import apply_masks
-from rap_jax.models import create_model, num_params
-from rap_jax.optimizer import learning_rate_schedule
+from rap_jax.models import create_model
 from rap_jax.progress import Progress
 from rap_jax.report import write_report
+from rap_jax.saved_network import save_network
 from rap_jax.sparsity import count_sparsity
-from rap_jax.stage import Outcome, Setup, run_stage, stage_length
-from rap_jax.state import DeviceSplit, Weights, make_mesh, put_split, replicated
+from rap_jax.specs import Specs
+from rap_jax.stage import Outcome, Setup, run_stage, stage_learning_rate
+from rap_jax.start import make_start
+from rap_jax.state import DeviceSplit, Weights, make_mesh, put_split
 
-_RESULT_KEYS = ("name", "dataset", "data", "seed", "model", "stages", "test", "sparsity", "seconds")
-_PACKAGES = ("rap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+_RESULT_KEYS = ("name", "dataset", "data", "seed", "model", "start", "stages", "test", "sparsity", "seconds")
 
 
 class _Judge(NamedTuple):
@@ -83,13 +86,10 @@ def run(
     mesh = make_mesh(devices)
     _check_devices(config, mesh.size)
     model = create_model(config.model, input_shape=dataset.train.images.shape[1:], num_classes=dataset.num_classes)
-    init = jax.jit(model.init, out_shardings=replicated(mesh))
-    start = Weights(*init(stream_key(config.seed, "init")))
-    specs = specs_lib.specs_from_config(start.params, config.prune, output_layer=model.output_layer)
-    for stage in STAGES:  # lengths that cannot work are refused before anything is trained
-        length, optimizer = stage_length(config, stage, len(dataset.train.labels)), config.stage(stage).optimizer
-        learning_rate_schedule(optimizer, steps_per_epoch=length.epoch, num_steps=length.stage)
-    with open_run_folder(out_dir, identity(config, dataset)) as folder:
+    start = make_start(config, model, mesh)
+    specs = specs_lib.specs_from_config(start.weights.params, config.prune, output_layer=model.output_layer)
+    _check_stages(config, specs, len(dataset.train.labels))
+    with open_run_folder(out_dir, identity(config, dataset, start)) as folder:
         if flags:
             write_atomically(folder.path / "run.flags", flags)
         if folder.read_json("results.json", _RESULT_KEYS) is None:
@@ -105,47 +105,17 @@ def run(
                     validation=put(dataset.validation),
                     select=make_evaluator(model, config.select_attack, mesh, batch_size=config.eval_batch_size),
                     specs=specs,
+                    keep_zeros=config.start.run_dir is not None and config.start.keep_zeros,
                     folder=folder,
                     interrupt=interrupt,
                 )
-                found = _train_and_test(setup, start, put(dataset.test))
+                found = _train_and_test(setup, start.weights, put(dataset.test))
             folder.write_json("results.json", about | found)
         if not (folder.path / "report.md").exists():
             write_report(folder.path)
         results = folder.read_json("results.json")
     assert results is not None
     return results
-
-
-def identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
-    """What must be the same for a run to be gone on with: the config, and the data by content instead of by place."""
-    settings = dataclasses.asdict(config)
-    for place in ("data_dir", "raw_data_dir", "fallback_dataset", "dataset"):
-        del settings["data"][place]
-    settings["data"] |= {"name": dataset.name, "sha256": dataset.sha256}
-    return settings
-
-
-def describe(config: RunConfig, dataset: Dataset, start: Weights, mesh: Mesh) -> dict[str, Any]:
-    """The part of results.json that says what was run, on what."""
-    sizes = {name: len(getattr(dataset, name).labels) for name in ("train", "validation", "test")}
-    return {
-        "name": config.name,
-        "dataset": dataset.name,
-        "data": sizes | {"sha256": dataset.sha256},
-        "seed": config.seed,
-        "model": dataclasses.asdict(config.model) | {"num_params": num_params(start.params)},
-        "config": dataclasses.asdict(config),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({mesh.devices.flat[0].platform})",
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from its sources without being installed
-        return "not installed"
 
 
 def _check_devices(config: RunConfig, num_devices: int) -> None:
@@ -156,6 +126,18 @@ def _check_devices(config: RunConfig, num_devices: int) -> None:
         )
 
 
+def _check_stages(config: RunConfig, specs: Specs, num_examples: int) -> None:
+    """Refuses, before anything is trained, lengths that cannot work, and a penalty with nothing to pull."""
+    for stage in _stages(config):
+        stage_learning_rate(config, stage, stage_length(config, stage, num_examples))
+    hint = "a ratio above 0 for some layer, or --admm_epochs=0"
+    require(bool(specs) or config.admm.num_epochs == 0, "sparsity", config.prune.sparsity, hint)
+
+
+def _stages(config: RunConfig) -> list[Stage]:
+    return [stage for stage in STAGES if config.stage(stage).num_epochs > 0]
+
+
 def _train_and_test(setup: Setup, start: Weights, test_split: DeviceSplit) -> dict[str, Any]:
     """The part of results.json that says what was found."""
     config = setup.config
@@ -164,8 +146,9 @@ def _train_and_test(setup: Setup, start: Weights, test_split: DeviceSplit) -> di
     final, stages = _run_stages(setup, judge, start)
     began = time.monotonic()
     test = judge._replace(split=test_split)(f"{config.name} test", final)
-    seconds: dict[str, float] = {stage: stages[stage]["seconds"] for stage in STAGES}
-    seconds["validation"] = sum(stages[stage]["validation_seconds"] for stage in STAGES)
+    save_network(setup.folder.path, final)
+    seconds: dict[str, float] = {stage: stages[stage]["seconds"] for stage in _stages(config)}
+    seconds["validation"] = sum(stage["validation_seconds"] for stage in stages.values())
     seconds["test"] = time.monotonic() - began
     return {
         "stages": stages,
@@ -176,29 +159,30 @@ def _train_and_test(setup: Setup, start: Weights, test_split: DeviceSplit) -> di
 
 
 def _run_stages(setup: Setup, judge: _Judge, start: Weights) -> tuple[Weights, dict[str, Any]]:
-    stages: dict[str, Any] = {}
-    pretrained = run_stage("pretrain", setup, start)
-    stages["pretrain"] = _record(setup, judge, "pretrain", pretrained, cut=True)
-    pulled = run_stage("admm", setup, pretrained.weights)
-    stages["admm"] = _record(setup, judge, "admm", pulled, cut=True)
-    retrained = run_stage("retrain", setup, _cut(setup, pulled.weights))
-    stages["retrain"] = _record(setup, judge, "retrain", retrained, cut=False)
-    return retrained.weights, stages
+    """The final weights and the record of each stage; weights that come from another run are a stage of their own."""
+    weights, stages = start, dict[str, Any]()
+    if setup.config.start.run_dir is not None:
+        stages["start"] = _record(setup, judge, "start", Outcome(start, 0, 0.0))
+    for stage in _stages(setup.config):
+        outcome = run_stage(stage, setup, _cut(setup, weights) if stage == "retrain" else weights)
+        weights = outcome.weights
+        stages[stage] = _record(setup, judge, stage, outcome)
+    return weights if "retrain" in stages else _cut(setup, weights), stages
 
 
 def _cut(setup: Setup, weights: Weights) -> Weights:
-    """Pruned for good: what the sparsity sets do not hold becomes zero, with the biases of removed filters."""
+    """Pruned for good: what the sparsity sets do not hold becomes zero, with all that belongs to removed filters."""
     masks = specs_lib.masks_of(setup.specs, weights.params)
     return weights._replace(params=apply_masks(masks, weights.params))
 
 
-def _record(setup: Setup, judge: _Judge, stage: Stage, outcome: Outcome, *, cut: bool) -> dict[str, Any]:
+def _record(setup: Setup, judge: _Judge, name: str, outcome: Outcome) -> dict[str, Any]:
     """The result of a finished stage; evaluated once, then read from its file."""
-    name = f"stages/{stage}.json"
-    found = setup.folder.read_json(name, ("validation", "step", "seconds", "sparsity", "validation_seconds"))
+    path = f"stages/{name}.json"
+    found = setup.folder.read_json(path, ("validation", "step", "seconds", "sparsity", "validation_seconds"))
     if found is not None:
         return found
-    label = f"{setup.config.name} {stage} validation"
+    label = f"{setup.config.name} {name} validation"
     began = time.monotonic()
     record: dict[str, Any] = {
         "validation": judge(label, outcome.weights).to_json(),
@@ -206,8 +190,8 @@ def _record(setup: Setup, judge: _Judge, stage: Stage, outcome: Outcome, *, cut:
         "seconds": outcome.seconds,
         "sparsity": count_sparsity(outcome.weights.params),
     }
-    if cut:
+    if setup.specs and name != "retrain":
         record["cut"] = judge(f"{label} after a cut", _cut(setup, outcome.weights)).to_json()
     record["validation_seconds"] = time.monotonic() - began
-    setup.folder.write_json(name, record)
+    setup.folder.write_json(path, record)
     return record

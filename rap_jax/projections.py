@@ -1,20 +1,26 @@
-"""Projections on the sparsity sets of Ye et al., 2019, section 3.1: irregular, filter and column.
+"""Projections on the sparsity sets of Ye et al., 2019, section 3.1, and of filters chosen by their BatchNorm.
 
 A weight has its outputs on the last axis, as Flax stores it: [H, W, Cin, Cout] or [in, out]. A set holds the weights
 with at most `num_kept` non-zero structures:
 
-    Irregular   single weights                                           score |w|
-    Filter      all weights of one output, w[..., n]                     score the sum of their squares
-    Column      one place of all filters, w[h, w, c, :] (dense: one input)   score the sum of their squares
+    Irregular     single weights                                           score |w|
+    Filter        all weights of one output, w[..., n]                     score the sum of their squares
+    Column        one place of all filters, w[h, w, c, :] (dense: one input)   score the sum of their squares
+    ScaleFilter   one output, by its BatchNorm scale, [Cout]               score |scale|
 
-The Euclidean projection keeps the structures of highest score and zeroes the others.
+The Euclidean projection keeps the structures of highest score and zeroes the others. Weights with the budget `global`
+share one count, see `masks_together`.
 
 Differs from the authors' code: (1) exactly `num_kept` structures survive, a tie goes to the lower index; theirs
-compares with a percentile, and a tie there leaves weights that are neither zeroed nor kept by the mask.
+compares with a percentile, and a tie there leaves weights that are neither zeroed nor kept by the mask. (2) The global
+budget is ours: theirs, as the paper, prunes each layer by its own ratio.
 """
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +28,16 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class _Spec:
-    """`sparsity` is the share of structures to remove, in [0, 1)."""
+    """`sparsity` is the share of structures to remove, in [0, 1); a `global` budget is shared with other weights."""
 
     sparsity: float
+    budget: Literal["layer", "global"] = "layer"
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is {self.sparsity!r}; expected a share of zeros in [0, 1).")
+        if self.budget not in ("layer", "global"):
+            raise ValueError(f"budget is {self.budget!r}; expected layer or global.")
 
 
 class Irregular(_Spec):
@@ -43,7 +52,11 @@ class Column(_Spec):
     """Whole inputs go: the same place in every filter of a layer."""
 
 
-Spec = Irregular | Filter | Column
+class ScaleFilter(_Spec):
+    """Whole outputs go, those of the smallest BatchNorm scale: a set of scales [outputs], not of kernels."""
+
+
+Spec = Irregular | Filter | Column | ScaleFilter
 
 
 def num_kept(spec: Spec, num_structures: int) -> int:
@@ -54,7 +67,7 @@ def num_kept(spec: Spec, num_structures: int) -> int:
 
 def scores(spec: Spec, weights: jax.Array) -> jax.Array:
     """One score per structure, flat: [weights.size], [outputs] or [inputs]."""
-    if isinstance(spec, Irregular):
+    if isinstance(spec, Irregular | ScaleFilter):
         return jnp.abs(weights).ravel()
     squares = (weights * weights).reshape(-1, weights.shape[-1])
     return squares.sum(0 if isinstance(spec, Filter) else 1)
@@ -70,22 +83,66 @@ def keep_largest(values: jax.Array, count: int) -> jax.Array:
 
 
 def mask(spec: Spec, weights: jax.Array) -> jax.Array:
-    """True where a weight survives, bool, shape of `weights`.
+    """True where a weight survives, bool, shape of `weights`. With a global budget the weights have it for themselves.
 
     Raises:
-      ValueError: fewer than two axes, so there are no outputs and inputs to speak of.
+      ValueError: fewer than two axes, so there are no outputs and inputs to speak of; scales with more than one axis.
     """
-    if weights.ndim < 2:
-        raise ValueError(f"weights have shape {weights.shape}; expected [..., inputs, outputs] with 2 or more axes.")
+    if spec.budget == "global":
+        return masks_together(spec, [weights])[0]
+    _refuse_axes(spec, weights)
     values = scores(spec, weights)
-    kept = keep_largest(values, num_kept(spec, values.size))
-    if isinstance(spec, Irregular):
+    return _spread(spec, keep_largest(values, num_kept(spec, values.size)), weights)
+
+
+def masks_together(spec: Spec, weights: Sequence[jax.Array]) -> list[jax.Array]:
+    """Masks of several weights that share one budget of `num_kept(spec, all their weights)` weights.
+
+    Structures are ranked by score per weight and kept, best first, while the kept weights fit the budget; at least one
+    stays per array. Among equals the earlier array wins, then the lower index. For single weights and for scales this
+    is the Euclidean projection. Filters and columns of different layers differ in size, and the best choice would be
+    a knapsack: this is its linear relaxation without the fractional item, so the weights kept fall short of the
+    budget by less than one structure (unless one structure per array is already more than the budget).
+
+    Args:
+      spec: the set of all of them, whatever its `budget`.
+      weights: one array or more, [..., inputs, outputs], or [outputs] for scales.
+
+    Raises:
+      ValueError: as `mask`.
+    """
+    for array in weights:
+        _refuse_axes(spec, array)
+    values = [scores(spec, array) for array in weights]
+    sizes = [array.size // value.size for array, value in zip(weights, values, strict=True)]
+    per_weight = jnp.concatenate([value / size for value, size in zip(values, sizes, strict=True)])
+    best = jnp.concatenate([jnp.arange(value.size) == jnp.argmax(value) for value in values])
+    size_of = jnp.concatenate([jnp.full(value.size, size) for value, size in zip(values, sizes, strict=True)])
+    room = num_kept(spec, sum(array.size for array in weights))
+    # The best of each array comes first, so that it takes its place out of the budget.
+    order = jnp.argsort(jnp.where(best, jnp.inf, per_weight), descending=True, stable=True)
+    fits = jnp.cumsum(size_of[order]) <= room
+    kept = best | jnp.zeros_like(best).at[order].set(fits)
+    ends = list(itertools.accumulate(value.size for value in values))
+    return [_spread(spec, part, array) for part, array in zip(jnp.split(kept, ends[:-1]), weights, strict=True)]
+
+
+def project(spec: Spec, weights: jax.Array) -> jax.Array:
+    """The nearest weights, in Euclidean distance, with `num_kept` structures or fewer; same shape and dtype."""
+    return jnp.where(mask(spec, weights), weights, jnp.zeros((), weights.dtype))
+
+
+def _spread(spec: Spec, kept: jax.Array, weights: jax.Array) -> jax.Array:
+    """One bool per structure, flat, on all weights of the structure."""
+    if isinstance(spec, Irregular | ScaleFilter):
         return kept.reshape(weights.shape)
     if isinstance(spec, Filter):
         return jnp.broadcast_to(kept, weights.shape)
     return jnp.broadcast_to(kept.reshape(*weights.shape[:-1], 1), weights.shape)
 
 
-def project(spec: Spec, weights: jax.Array) -> jax.Array:
-    """The nearest weights, in Euclidean distance, with `num_kept` structures or fewer; same shape and dtype."""
-    return jnp.where(mask(spec, weights), weights, jnp.zeros((), weights.dtype))
+def _refuse_axes(spec: Spec, weights: jax.Array) -> None:
+    if isinstance(spec, ScaleFilter) and weights.ndim != 1:
+        raise ValueError(f"scales have shape {weights.shape}; expected [outputs], the scale of a BatchNorm.")
+    if not isinstance(spec, ScaleFilter) and weights.ndim < 2:
+        raise ValueError(f"weights have shape {weights.shape}; expected [..., inputs, outputs] with 2 or more axes.")

@@ -110,7 +110,7 @@ def _sparsity(results: Results) -> dict[str, Any]:
 
 def _accuracies(results: Results) -> Iterator[tuple[str, str, dict[str, Any], float | None]]:
     """Yields name, split, accuracy and seconds of every evaluation that there is, in the order of the run."""
-    for stage in STAGES:
+    for stage in ("start", *STAGES):
         result = results["stages"].get(stage, {})
         if "validation" in result:
             yield stage, "validation", result["validation"], result.get("seconds")
@@ -151,7 +151,7 @@ def _notes(results: Results) -> str:
         names += [] if split in names else [split]
     lines = [f"- PGD on {' and '.join(names)}: {attack}" for attack, names in splits.items()]
     lines.append("- In brackets: 95% interval (Wilson).")
-    cuts = {"pretrain": "after pretrain (no ADMM)", "admm": "after ADMM"}
+    cuts = {"start": "at the start", "pretrain": "after pretrain (no ADMM)", "admm": "after ADMM"}
     found = [text for stage, text in cuts.items() if "cut" in results["stages"].get(stage, {})]
     lines += [f"- Cut: the weights to prune set to zero {' or '.join(found)}, no retraining yet."] if found else []
     return "\n".join(lines)
@@ -222,7 +222,11 @@ def _headline(results: Results) -> str:
 
 
 def _cut_sentence(results: Results) -> str:
-    names = {"admm": "with ADMM", "pretrain": "without ADMM (the pretrained network, cut directly)"}
+    names = {
+        "admm": "with ADMM",
+        "pretrain": "without ADMM (the pretrained network, cut directly)",
+        "start": "without ADMM (the network at the start, cut directly)",
+    }
     found = [(text, results["stages"].get(stage, {}).get("cut")) for stage, text in names.items()]
     texts = [f"{_pair(cut)} {text}" for text, cut in found if cut]
     return f"Right after the cut, before any retraining: {'; '.join(texts)}." if texts else ""
@@ -230,7 +234,7 @@ def _cut_sentence(results: Results) -> str:
 
 def _again(results: Results) -> str:
     data, versions = results.get("data", {}), results.get("versions", {})
-    sizes = ", ".join(f"{data[split]:,} {split}" for split in ("train", "validation", "test") if split in data)
+    sizes = ", ".join(f"{size:,} {split}" for split, size in data.get("num_images", {}).items())
     lines = [
         f"    {results.get('command')}\n",
         f"- Data: {results['dataset']} ({sizes}), sha256 `{data.get('sha256')}`",

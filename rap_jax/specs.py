@@ -1,14 +1,20 @@
 """From layer-name patterns to one sparsity set per weight: `{"conv1/kernel": Filter(0.5), ...}`.
 
 A spec is static, so the mapping is a plain dict beside the params, keyed by a weight's path; functions that work on
-a whole tree of params take it as an argument.
+a whole tree of params take it as an argument. `ScaleFilter` is keyed by the scale that it chooses by, `conv1/scale`.
 
-Differs from the authors' code: (1) the bias of a filter belongs to it. ADMM pulls it to zero with the filter, and the
-cut takes it; theirs leaves it, and a "removed" filter goes on sending relu(bias).
+What belongs to an output (see `layers`) goes with it. Under `Filter` ADMM pulls all of it to zero with the kernel: a
+removed filter that kept its bias or shift would go on sending a constant, and BatchNorm divides a vanishing filter by
+its own vanishing deviation, so that without the scale nothing would vanish from the output before the cut. Under
+`ScaleFilter` ADMM pulls the scale, shift and bias, and the kernel goes at the cut only. The kernel alone decides which
+outputs a `Filter` keeps, the scale alone which a `ScaleFilter` keeps.
+
+Differs from the authors' code: (1) bias, scale and shift of a filter belong to it; theirs pulls and cuts the kernel
+alone, or under `bn_filter` the scale alone, and a "removed" filter goes on sending relu of its bias or shift.
 """
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import chex
 import jax
@@ -17,71 +23,96 @@ import optax
 
 from rap_jax import projections
 from rap_jax.config import PruneConfig
+from rap_jax.layers import belongings, beside, kernels, leaves_by_name, path_name
 from rap_jax.masking import apply_masks
-from rap_jax.projections import Column, Filter, Irregular, Spec
+from rap_jax.projections import Column, Filter, Irregular, ScaleFilter, Spec
 
 Specs = Mapping[str, Spec]
-_STRUCTURES: dict[str, type[Spec]] = {"irregular": Irregular, "filter": Filter, "column": Column}
-
-
-def path_name(path: tuple[object, ...]) -> str:
-    """A leaf's path as `conv1/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def kernels(params: chex.ArrayTree) -> Iterator[tuple[str, jax.Array]]:
-    """The weights that pruning is about: every leaf named `kernel`, with its path, in the order of the tree."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = path_name(path)
-        if name.rsplit("/", 1)[-1] == "kernel":
-            yield name, leaf
+_STRUCTURES: dict[str, type[Spec]] = {
+    "irregular": Irregular,
+    "filter": Filter,
+    "column": Column,
+    "bn_filter": ScaleFilter,
+}
 
 
 def specs_from_config(params: chex.ArrayTree, config: PruneConfig, *, output_layer: str) -> dict[str, Spec]:
     """The sparsity set of every layer that a pattern of `config.sparsity` matches.
 
-    The pattern `*` alone means every layer that can be pruned: under `filter` the output layer is left out, since
-    removing one of its outputs would remove a class.
+    A pattern is compared with a layer's whole path, such as `group1_block0/conv1`. The pattern `*` alone means every
+    layer that can be pruned: under `filter` and `bn_filter` the output layer is left out, since removing one of its
+    outputs would remove a class, and under `bn_filter` the layers without BatchNorm.
 
     Raises:
-      ValueError: a pattern matches no layer, or names the output layer for filter pruning.
+      ValueError: a pattern matches no layer, names the output layer for filter pruning, or under `bn_filter` names
+        a layer without BatchNorm; `bn_filter` where there is no BatchNorm at all.
     """
-    layers = {name.removesuffix("/kernel"): name for name, _ in kernels(params)}
-    filters = config.structure == "filter"
+    layers = _weights_that_decide(params, config.structure)
     specs: dict[str, Spec] = {}
     for pattern, ratio in config.sparsity:
-        matched = [layer for layer in layers if fnmatch.fnmatchcase(layer, pattern)]
-        if not matched:
-            raise ValueError(f"sparsity pattern {pattern!r} matches no layer; the layers are {', '.join(layers)}.")
-        if filters and pattern == "*":
-            matched.remove(output_layer)
-        if filters and output_layer in matched and ratio > 0:
-            raise ValueError(
-                f"sparsity pattern {pattern!r} matches the output layer {output_layer!r}: pruning its filters would "
-                f"remove classes. Leave it out, or use --structure=column or irregular."
-            )
-        for layer in matched:
-            specs.setdefault(layers[layer], _STRUCTURES[config.structure](ratio))
+        for layer in _matching(pattern, ratio, layers, config.structure, output_layer):
+            weights = layers[layer]
+            if weights is not None:  # `*`, or a ratio of 0, may mean layers without BatchNorm too
+                specs.setdefault(weights, _STRUCTURES[config.structure](ratio, config.budget))
     return {name: spec for name, spec in specs.items() if spec.sparsity > 0}
+
+
+def _weights_that_decide(params: chex.ArrayTree, structure: str) -> dict[str, str | None]:
+    """For each layer the weights that a spec of it is keyed by: its kernel, or the scale of its BatchNorm if any."""
+    leaves = leaves_by_name(params)
+    found: dict[str, str | None] = {}
+    for kernel, _ in kernels(params):
+        scale = beside(kernel, "scale")
+        has_scale = scale in belongings(kernel, leaves)
+        found[kernel.removesuffix("/kernel")] = kernel if structure != "bn_filter" else scale if has_scale else None
+    return found
+
+
+def _matching(
+    pattern: str, ratio: float, layers: Mapping[str, str | None], structure: str, output_layer: str
+) -> list[str]:
+    """The layers that a pattern means; refuses those that cannot be pruned, where a ratio above 0 asks for it."""
+    matched = [layer for layer in layers if fnmatch.fnmatchcase(layer, pattern)]
+    if not matched:
+        raise ValueError(f"sparsity pattern {pattern!r} matches no layer; the layers are {', '.join(layers)}.")
+    if ratio > 0 and not any(layers.values()):
+        raise ValueError(
+            f"structure is {structure!r}, which chooses filters by the scale of their BatchNorm, but the network has "
+            f"no BatchNorm: none of {', '.join(layers)} has a scale. Use --structure=filter."
+        )
+    removes_outputs = structure in ("filter", "bn_filter")
+    if pattern == "*":
+        return [layer for layer in matched if not (removes_outputs and layer == output_layer)]
+    if ratio > 0 and removes_outputs and output_layer in matched:
+        raise ValueError(
+            f"sparsity pattern {pattern!r} matches the output layer {output_layer!r}: pruning its filters would "
+            f"remove classes. Leave it out, or use --structure=column or irregular."
+        )
+    bare = [layer for layer in matched if layers[layer] is None]
+    if ratio > 0 and bare:
+        raise ValueError(
+            f"sparsity pattern {pattern!r} matches {', '.join(bare)} without BatchNorm, whose scale structure "
+            f"{structure!r} needs. Leave them out by an earlier pattern that gives them 0, or use --structure=filter."
+        )
+    return matched
 
 
 def selected(params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
     """A tree of bool like `params`: True for the leaves that the sets constrain (a mask for `optax.masked`).
 
-    These are the kernels with a spec, and the biases of those that lose whole filters: a removed filter that kept its
-    bias would still send a constant, so the bias has to go to zero with it, in ADMM already and not only at the cut.
+    These are the weights with a spec and, of layers that lose whole outputs, all that belongs to the outputs: it has
+    to go to zero with them, in ADMM already and not only at the cut. Under `ScaleFilter` the kernel stays free.
 
     Raises:
-      ValueError: a spec's key is no leaf of the params.
+      ValueError: see `masks_of`.
     """
-
-    _refuse_unknown(specs, params)
-
-    def is_constrained(path: tuple[object, ...], _: jax.Array) -> bool:
-        name = path_name(path)
-        return name in specs or isinstance(specs.get(_kernel_beside(name)), Filter)
-
-    return jax.tree_util.tree_map_with_path(is_constrained, params)
+    leaves = leaves_by_name(params)
+    _refuse_bad(specs, leaves)
+    chosen = set(specs)
+    for name, spec in specs.items():
+        if isinstance(spec, Filter | ScaleFilter):
+            chosen.update(belongings(name, leaves))
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in chosen, params)
 
 
 def only_selected(params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
@@ -90,46 +121,76 @@ def only_selected(params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
 
 
 def project_tree(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
-    """Projects every kernel that has a spec, and zeroes the biases of outputs that are gone; the rest stays."""
+    """Projects all weights that have a spec, and zeroes all that outputs which are gone leave behind; the rest stays.
+
+    Of the tree that `only_selected` gives it is ADMM's projection, of whole params it is the cut.
+    """
     return apply_masks(masks_of(specs, params), params)
 
 
 def masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
     """True where a weight survives the cut, bool tree like `params`.
 
-    Which structures survive is decided by the kernel alone, as in the paper. An output whose weights are all gone
-    loses its bias too.
+    An output whose kernel weights are all gone, now or before, loses what belongs to it, whatever the structure.
+    Weights that are zero already have the lowest scores, so they count as removed: a sparsity of 0.75 after one of 0.5
+    means 0.75 in all. Where fewer are asked for than are gone already, the mask is True at some zeros; take
+    `both(masks, masks_of_zeros(params))` to hold those at zero too. Specs with the budget `global` share one count, in
+    the order of the tree.
 
     Raises:
-      ValueError: a spec's key is no leaf of the params, or its weights have fewer than two axes.
+      ValueError: a spec's key is no leaf of the params, or its weights have the wrong number of axes; a layer has two
+        specs, for kernel and scale; specs with the budget `global` differ.
     """
-    _refuse_unknown(specs, params)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    kernel_masks = {n: projections.mask(specs[n], w) for n, w in ((path_name(p), w) for p, w in leaves) if n in specs}
-
-    def mask_leaf(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
-        name = path_name(path)
-        if name in kernel_masks:
-            return kernel_masks[name]
-        kernel_mask = kernel_masks.get(_kernel_beside(name))
-        if kernel_mask is not None:
-            return kernel_mask.reshape(-1, kernel_mask.shape[-1]).any(0)
-        return jnp.ones(leaf.shape, bool)
-
-    return jax.tree_util.tree_map_with_path(mask_leaf, params)
+    leaves = leaves_by_name(params)
+    _refuse_bad(specs, leaves)
+    masks = {name: projections.mask(specs[name], leaves[name]) for name in leaves if _has_budget(specs, name, "layer")}
+    rivals = [name for name in leaves if _has_budget(specs, name, "global")]
+    if rivals:
+        together = projections.masks_together(specs[rivals[0]], [leaves[name] for name in rivals])
+        masks.update(zip(rivals, together, strict=True))
+    for name in [name for name in masks if isinstance(specs[name], ScaleFilter)]:
+        kernel = beside(name, "kernel")  # ADMM does not see it, the cut does
+        if kernel in leaves and name in belongings(kernel, leaves):
+            masks[kernel] = jnp.broadcast_to(masks[name], leaves[kernel].shape)
+    return _on_whole_tree(masks, params)
 
 
-def _refuse_unknown(specs: Specs, params: chex.ArrayTree) -> None:
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    unknown = [name for name in specs if name not in names]
+def masks_of_zeros(params: chex.ArrayTree) -> chex.ArrayTree:
+    """True where a weight was not pruned before, bool tree like `params`: for zeros that are to stay zero.
+
+    False at the zeros of every kernel and at what belongs to outputs whose kernel is all zero. Other zeros are not
+    pruned weights: shifts, and often biases, start at exactly zero.
+    """
+    return _on_whole_tree({name: kernel != 0 for name, kernel in kernels(params)}, params)
+
+
+def _on_whole_tree(masks: Mapping[str, jax.Array], params: chex.ArrayTree) -> chex.ArrayTree:
+    """Masks of some leaves as a tree like `params`: outputs that are gone take along what belongs to them."""
+    leaves = leaves_by_name(params)
+    found = {name: jnp.ones(leaf.shape, bool) for name, leaf in leaves.items()} | dict(masks)
+    for owner, mask in masks.items():
+        # A scale of zero is not a removed filter: some networks start there.
+        left = mask & (leaves[owner] != 0) if mask.ndim > 1 else mask
+        alive = left.reshape(-1, left.shape[-1]).any(0)
+        for name in belongings(owner, leaves):
+            found[name] &= alive
+    return jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], params)
+
+
+def _has_budget(specs: Specs, name: str, budget: str) -> bool:
+    return name in specs and specs[name].budget == budget
+
+
+def _refuse_bad(specs: Specs, leaves: Mapping[str, jax.Array]) -> None:
+    unknown = [name for name in specs if name not in leaves]
     if unknown:
         raise ValueError(
-            f"Specs name {', '.join(unknown)}, but the weights are {', '.join(names)}; expected their paths as keys "
+            f"Specs name {', '.join(unknown)}, but the weights are {', '.join(leaves)}; expected their paths as keys "
             f"(an nnx.State goes through nnx.to_pure_dict first)."
         )
-
-
-def _kernel_beside(name: str) -> str:
-    """The kernel of the layer that a bias belongs to; of anything else a name that no kernel has."""
-    layer, _, leaf = name.rpartition("/")
-    return f"{layer}/kernel" if leaf == "bias" else ""
+    twice = [name for name, spec in specs.items() if isinstance(spec, ScaleFilter) and beside(name, "kernel") in specs]
+    if twice:
+        raise ValueError(f"Specs name {', '.join(twice)} and the kernel beside; expected one spec to a layer.")
+    rivals = {name: spec for name, spec in specs.items() if spec.budget == "global"}
+    if len(set(rivals.values())) > 1:
+        raise ValueError(f"Specs with the budget 'global' are {rivals}; expected one set with one sparsity for all.")

@@ -10,32 +10,34 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from rap_jax import checkpoint
 from rap_jax import specs as specs_lib
 from rap_jax.admm import find_admm_state, residuals
-from rap_jax.config import OutputConfig, RunConfig, Stage, require
+from rap_jax.config import OutputConfig, RunConfig, Stage
 from rap_jax.data import epoch_order
 from rap_jax.evaluate import Accuracy, Evaluator
 from rap_jax.folder import RunFolder
 from rap_jax.interrupt import Interrupt
 from rap_jax.keys import stream_key
+from rap_jax.length import Length, stage_length
+from rap_jax.masking import both
 from rap_jax.models import Model
 from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penalty
 from rap_jax.progress import Progress
 from rap_jax.specs import Specs
 from rap_jax.state import DeviceSplit, Kept, StageState, Weights, init_stage_state, replicated
-from rap_jax.train import StepMetrics, TrainStep, make_train_step
-
-_MANY_STEPS = 2**40  # beyond any run, and below what rounding a float can break
+from rap_jax.train import StepKeys, StepMetrics, TrainStep, make_train_step
 
 
 class Setup(NamedTuple):
-    """What all stages of a run share."""
+    """What all stages of a run share. `keep_zeros`: weights that were zero at the start stay zero."""
 
     config: RunConfig
     output: OutputConfig
@@ -45,6 +47,7 @@ class Setup(NamedTuple):
     validation: DeviceSplit
     select: Evaluator
     specs: Specs
+    keep_zeros: bool
     folder: RunFolder
     interrupt: Interrupt
 
@@ -55,33 +58,6 @@ class Outcome(NamedTuple):
     weights: Weights
     step: int
     seconds: float
-
-
-class Length(NamedTuple):
-    """A stage's lengths in steps. Attributes: epoch; stage; dual: steps between dual steps, 0 for none; ramp."""
-
-    epoch: int
-    stage: int
-    dual: int
-    ramp: int
-
-
-def stage_length(config: RunConfig, stage: Stage, num_examples: int) -> Length:
-    """Turns epochs into steps.
-
-    Raises:
-      ValueError: a batch is larger than the training split, or the dual interval is not shorter than the stage.
-    """
-    require(config.batch_size <= num_examples, "batch_size", config.batch_size, f"at most the {num_examples} images")
-    epoch = config.steps_per_epoch or num_examples // config.batch_size
-    settings = config.stage(stage)
-    num_steps = settings.num_epochs * epoch
-    in_steps = lambda time, unit=epoch: round(min(time * unit, _MANY_STEPS))
-    unit = epoch if config.prune.dual_interval_unit == "epochs" else 1
-    dual = max(1, in_steps(config.prune.dual_interval, unit)) if stage == "admm" else 0
-    shorter = f"less than the ADMM stage's {settings.num_epochs} epochs of {epoch} steps, so that there is a dual step"
-    require(dual < num_steps, "dual_interval", config.prune.dual_interval, shorter)
-    return Length(epoch, num_steps, dual, in_steps(settings.epsilon_ramp_epochs))
 
 
 def run_stage(stage: Stage, setup: Setup, start: Weights) -> Outcome:
@@ -105,19 +81,39 @@ def run_stage(stage: Stage, setup: Setup, start: Weights) -> Outcome:
     return Outcome(Weights(kept.params, kept.batch_stats), int(kept.step), run.seconds)
 
 
+def stage_learning_rate(config: RunConfig, stage: Stage, length: Length) -> optax.Schedule:
+    """The learning rate over the steps of a stage."""
+    reset_every = length.dual if config.prune.reset_learning_rate else 0
+    settings = config.stage(stage).optimizer
+    return learning_rate_schedule(
+        settings, steps_per_epoch=length.epoch, num_steps=length.stage, reset_every=reset_every
+    )
+
+
+def _masks(stage: Stage, setup: Setup, start: Weights) -> chex.ArrayTree | None:
+    """What has to stay zero in a stage: what the cut took, and what was zero when the run began."""
+    masks = specs_lib.masks_of(setup.specs, start.params) if stage == "retrain" else None
+    if not setup.keep_zeros:
+        return masks
+    # Each stage keeps them, so those of its start are still those of the run's start.
+    zeros = specs_lib.masks_of_zeros(start.params)
+    return zeros if masks is None else both(masks, zeros)
+
+
 class _Run:
     """The moving parts of a stage under way: its state, the clock, and where it writes."""
 
     def __init__(self, stage: Stage, setup: Setup, start: Weights, length: Length):
         self.stage, self.setup, self.length = stage, setup, length
-        config = setup.config.stage(stage).optimizer
-        learning_rate = learning_rate_schedule(config, steps_per_epoch=length.epoch, num_steps=length.stage)
+        learning_rate = stage_learning_rate(setup.config, stage, length)
         penalty = make_penalty(start.params, setup.config.prune, setup.specs) if stage == "admm" else None
-        masks = specs_lib.masks_of(setup.specs, start.params) if stage == "retrain" else None
-        tx = make_optimizer(config, learning_rate, penalty=penalty, masks=masks)
+        masks = _masks(stage, setup, start)
+        tx = make_optimizer(setup.config.stage(stage).optimizer, learning_rate, penalty=penalty, masks=masks)
         self.train_step: TrainStep = make_train_step(
-            setup.model, tx, setup.config.train_attack, learning_rate, setup.mesh, ramp_steps=length.ramp
+            setup.model, tx, setup.config.train, learning_rate, setup.mesh, ramp_steps=length.ramp
         )
+        seed = setup.config.seed
+        self.keys = StepKeys(stream_key(seed, "attack", stage), stream_key(seed, "batch", stage))
         init = jax.jit(lambda weights: init_stage_state(weights, tx), out_shardings=replicated(setup.mesh))
         self.state: StageState = init(start)
         project_fn = functools.partial(specs_lib.project_tree, setup.specs)
@@ -165,9 +161,8 @@ class _Run:
 
     def _advance(self, indices: np.ndarray) -> StepMetrics:
         """One step; waits for it, since two programs in flight on CPU devices can block each other for ever."""
-        key = stream_key(self.setup.config.seed, "attack", self.stage)
         dual_step = self._is_dual_step(self.step)
-        train, metrics = self.train_step(self.state.train, self.setup.train, indices, key, dual_step)
+        train, metrics = self.train_step(self.state.train, self.setup.train, indices, self.keys, dual_step)
         self.state = self.state._replace(train=train)
         self.step += 1
         metrics = jax.device_get(metrics)

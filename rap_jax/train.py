@@ -1,7 +1,12 @@
 """One training step: attack the batch, take the loss on what the attack found, update.
 
 Ye et al., 2019, eq. 3 and 8: the objective is the cross-entropy on adversarial images alone (no natural term); the
-ADMM penalty, where there is one, is part of the optimizer chain.
+ADMM penalty, where there is one, is part of the optimizer chain. Without an attack it is natural training.
+
+Differs from the authors' code: (1) the attack sees BatchNorm in evaluation mode: its gradient then belongs to the
+network that is evaluated and shipped, and an example's attack does not depend on its neighbours. Theirs uses batch
+statistics, available as `attack_batch_norm="batch"`. (2) Only the training pass moves the running statistics; theirs
+moves them in every forward pass of the attack as well.
 """
 
 import dataclasses
@@ -16,9 +21,9 @@ import optax
 from jax.sharding import Mesh
 
 from rap_jax.attacks import pgd
-from rap_jax.config import AttackConfig
-from rap_jax.data import to_unit
-from rap_jax.losses import cross_entropy
+from rap_jax.batch import Batch, make_batch
+from rap_jax.config import AttackConfig, TrainConfig
+from rap_jax.losses import cross_entropy, smooth_labels
 from rap_jax.models import Model
 from rap_jax.state import DeviceSplit, TrainState, replicated, split_over_data
 
@@ -27,7 +32,7 @@ class StepMetrics(NamedTuple):
     """Scalars of one step.
 
     Attributes:
-      loss: mean cross-entropy on the adversarial batch, before the update.
+      loss: mean cross-entropy on the adversarial batch (on the clean one without an attack), before the update.
       accuracy: share of the adversarial batch that is classified correctly.
       gradient_norm: of the loss gradient, without penalty and decay.
       weight_norm: of all weights, after the update.
@@ -42,19 +47,26 @@ class StepMetrics(NamedTuple):
     epsilon: jax.Array
 
 
-TrainStep = Callable[[TrainState, DeviceSplit, np.ndarray, jax.Array, bool], tuple[TrainState, StepMetrics]]
+class StepKeys(NamedTuple):
+    """Keys of a stage, from which each step folds its own. Attributes: attack; batch: augmentation and mixup."""
+
+    attack: jax.Array
+    batch: jax.Array
+
+
+TrainStep = Callable[[TrainState, DeviceSplit, np.ndarray, StepKeys, bool], tuple[TrainState, StepMetrics]]
 
 
 def make_train_step(
     model: Model,
     tx: optax.GradientTransformationExtraArgs,
-    attack: AttackConfig,
+    config: TrainConfig,
     learning_rate: optax.Schedule,
     mesh: Mesh,
     *,
     ramp_steps: int = 0,
 ) -> TrainStep:
-    """Builds `step(state, split, indices, key, dual_step) -> (state, metrics)`, compiled once per stage.
+    """Builds `step(state, split, indices, keys, dual_step) -> (state, metrics)`, compiled once per stage.
 
     The state is donated: it lives on in the returned one. Its leaves are replicated over the mesh, the batch is
     split over it, and the loss is a mean over the global batch, so XLA sums gradients over the devices by itself.
@@ -64,12 +76,16 @@ def make_train_step(
     """
 
     def train_step(
-        state: TrainState, split: DeviceSplit, indices: jax.Array, key: jax.Array, dual_step: jax.Array
+        state: TrainState, split: DeviceSplit, indices: jax.Array, keys: StepKeys, dual_step: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
-        images, labels = to_unit(split.images[indices]), split.labels[indices]
+        attack_key, batch_key = (jax.random.fold_in(key, state.step) for key in keys)
+        batch = make_batch(batch_key, split, indices, config, num_classes=model.num_classes)
         scale = jnp.minimum(1.0, (state.step + 1) / ramp_steps) if ramp_steps else jnp.ones(())
-        adversarial = _attack_batch(model, attack, state, images, labels, jax.random.fold_in(key, state.step), scale)
-        loss_fn = _adversarial_loss(model, state.batch_stats, adversarial, labels)
+        if config.attack is not None:
+            batch_norm = config.attack_batch_norm == "batch"
+            images = _attack_batch(model, config.attack, state, batch, attack_key, scale, train=batch_norm)
+            batch = batch._replace(images=images)
+        loss_fn = _loss(model, state.batch_stats, batch, config.label_smoothing)
         (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
         params = optax.apply_updates(state.params, updates)
@@ -79,7 +95,7 @@ def make_train_step(
             gradient_norm=optax.tree.norm(gradients),
             weight_norm=optax.tree.norm(params),
             learning_rate=jnp.asarray(learning_rate(state.step)),
-            epsilon=scale * attack.epsilon,
+            epsilon=scale * (config.attack.epsilon if config.attack is not None else 0.0),
         )
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
@@ -96,29 +112,32 @@ def _attack_batch(
     model: Model,
     attack: AttackConfig,
     state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
+    batch: Batch,
     key: jax.Array,
     scale: jax.Array,
+    *,
+    train: bool,
 ) -> jax.Array:
-    """Adversarial images for the model in evaluation mode, at `scale` times the attack's radius."""
+    """Adversarial images at `scale` times the attack's radius; BatchNorm in evaluation mode unless `train`."""
 
     def loss_fn(x: jax.Array) -> jax.Array:
-        return cross_entropy(model.apply(state.params, state.batch_stats, x, False)[0], labels)
+        return cross_entropy(model.apply(state.params, state.batch_stats, x, train)[0], batch.targets)
 
     settings = dataclasses.asdict(attack) | {
         "epsilon": scale * attack.epsilon,
         "step_size": scale * attack.step_size,
     }
-    return pgd(key, loss_fn, images, **settings)
+    return pgd(key, loss_fn, batch.images, **settings)
 
 
-def _adversarial_loss(
-    model: Model, batch_stats: chex.ArrayTree, images: jax.Array, labels: jax.Array
+def _loss(
+    model: Model, batch_stats: chex.ArrayTree, batch: Batch, label_smoothing: float
 ) -> Callable[[chex.ArrayTree], tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]]:
+    targets = smooth_labels(batch.targets, label_smoothing, model.num_classes)
+
     def loss_fn(params: chex.ArrayTree) -> tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]:
-        logits, new_stats = model.apply(params, batch_stats, images, True)
-        accuracy = jnp.mean(logits.argmax(-1) == labels)
-        return cross_entropy(logits, labels).mean(), (accuracy, new_stats)
+        logits, new_stats = model.apply(params, batch_stats, batch.images, True)
+        accuracy = jnp.mean(logits.argmax(-1) == batch.labels)
+        return cross_entropy(logits, targets).mean(), (accuracy, new_stats)
 
     return loss_fn

@@ -131,6 +131,33 @@ def test_gradient_rule_measures_each_layer() -> None:
         np.testing.assert_allclose(state.rho["fc1"]["kernel"], 100.0, rtol=1e-5)
 
 
+def test_dual_that_keeps_its_graph_equals_autodiff_through_it() -> None:
+    """u = u + w - z with w never detached, as the authors build it: each dual step adds one more path to w."""
+    tx = add_admm_penalty(0.7, project_fn, rescale_dual=False, dual_keeps_graph=True)
+    update = jax.jit(tx.update)
+    state, seen = tx.init(PARAMS), []
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    for number in range(7):
+        params = random_like(PARAMS, 10 + number)
+        if number % 2:  # dual steps at the 2nd, 4th and 6th update
+            seen.append(params)
+        updates, state = update(zeros, state, params, dual_step=bool(number % 2))
+
+        def penalty(w: chex.ArrayTree, now: chex.ArrayTree = params) -> jax.Array:
+            u, z = zeros, project_fn(PARAMS)
+            for before in seen:
+                # The same array in the authors' code: the value it had then, the derivative of today.
+                w_then = jax.tree.map(lambda old, leaf, new: old + (leaf - new), before, w, now)
+                shifted = optax.tree.add(w_then, u)
+                z = jax.lax.stop_gradient(project_fn(shifted))
+                u = optax.tree.sub(shifted, z)
+            gap = optax.tree.add(optax.tree.sub(w, z), u)
+            return 0.7 / 2 * optax.tree.norm(gap, squared=True)
+
+        chex.assert_trees_all_close(updates, jax.grad(penalty)(params), rtol=1e-4, atol=1e-4)
+    assert int(state.num_dual_steps) == 3 and float(state.rho["fc1"]["kernel"]) == pytest.approx(0.7)
+
+
 def test_masked_prunes_some_leaves_only() -> None:
     chosen = {"conv1": {"kernel": True, "bias": False}, "fc1": {"kernel": False, "bias": False}}
     project_conv1 = functools.partial(project_tree, {"conv1/kernel": Filter(0.5)})

@@ -11,13 +11,14 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rap_jax.models.conv_relu_pool import ConvReluPool, Implementation, conv_relu_pool
+from rap_jax.models.conv_relu_pool import ConvReluPool, conv_relu_pool
+from rap_jax.models.implementation import Implementation
 
 Shape = tuple[int, ...]
 Arguments = tuple[jax.Array, jax.Array, jax.Array]
 Layer = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-BOTH = pytest.mark.parametrize("implementation", ["cells", "xla"])
+BOTH = pytest.mark.parametrize("implementation", ["cpu", "xla"])
 
 
 def reference(images: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -118,8 +119,8 @@ def test_vmap_over_restarts_is_the_loop_over_restarts(implementation: Implementa
 def test_forward_mode_agrees_with_reverse_mode() -> None:
     (images, kernel, bias), weights = draw(3, (2, 8, 8, 1), (5, 5, 1, 4))
     direction = to_jax(np.random.default_rng(4).normal(size=images.shape))
-    _, tangent = jax.jvp(lambda x: conv_relu_pool(x, kernel, bias, implementation="cells"), (images,), (direction,))
-    _, (backward, _, _) = value_and_gradients(layer("cells"), (images, kernel, bias), weights)
+    _, tangent = jax.jvp(lambda x: conv_relu_pool(x, kernel, bias, implementation="cpu"), (images,), (direction,))
+    _, (backward, _, _) = value_and_gradients(layer("cpu"), (images, kernel, bias), weights)
     np.testing.assert_allclose(jnp.vdot(tangent, weights), jnp.vdot(backward, direction), rtol=1e-4)
 
 
@@ -156,14 +157,14 @@ def test_odd_sizes_use_xla_and_drop_the_last_row_and_column() -> None:
     assert actual.shape == (2, 3, 4, 2)
     np.testing.assert_allclose(actual, reference(images, kernel, bias), atol=1e-6)
     with pytest.raises(ValueError, match=r"image size is \(7, 9\); expected even sizes; or use implementation xla"):
-        conv_relu_pool(images, kernel, bias, implementation="cells")
+        conv_relu_pool(images, kernel, bias, implementation="cpu")
 
 
 def test_auto_avoids_reduce_window_on_the_cpu() -> None:
     arguments, _ = draw(7, (2, 8, 8, 1), (3, 3, 1, 2))
-    jaxprs = {name: str(jax.make_jaxpr(layer(name))(*arguments)) for name in ("auto", "cells", "xla")}
-    assert jaxprs["auto"] == (jaxprs["cells"] if jax.default_backend() == "cpu" else jaxprs["xla"])
-    assert "conv_general_dilated" not in jaxprs["cells"] and "conv_general_dilated" in jaxprs["xla"]
+    jaxprs = {name: str(jax.make_jaxpr(layer(name))(*arguments)) for name in ("auto", "cpu", "xla")}
+    assert jaxprs["auto"] == (jaxprs["cpu"] if jax.default_backend() == "cpu" else jaxprs["xla"])
+    assert "conv_general_dilated" not in jaxprs["cpu"] and "conv_general_dilated" in jaxprs["xla"]
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 1, 2), (3, 5, 1, 2)])
@@ -174,5 +175,5 @@ def test_even_and_oblong_kernels_are_refused(shape: Shape) -> None:
 
 def test_unknown_implementation_is_refused() -> None:
     unknown: Any = "fast"
-    with pytest.raises(ValueError, match="implementation is 'fast'; expected one of auto, cells, xla"):
+    with pytest.raises(ValueError, match="implementation is 'fast'; expected one of auto, cpu, xla"):
         conv_relu_pool(jnp.zeros((1, 8, 8, 1)), jnp.zeros((3, 3, 1, 2)), jnp.zeros(2), implementation=unknown)

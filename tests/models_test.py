@@ -64,7 +64,7 @@ def test_params_are_plain_dicts_with_in_and_out_last() -> None:
     assert type(lenet_params()) is dict and type(lenet_params()["conv1"]) is dict
 
 
-@pytest.mark.parametrize("implementation", ["cells", "xla"])
+@pytest.mark.parametrize("implementation", ["cpu", "xla"])
 @pytest.mark.parametrize("batch", [1, 5])
 def test_lenet_and_its_gradients_are_those_of_plain_operations(implementation: Implementation, batch: int) -> None:
     random = np.random.default_rng(batch)
@@ -123,7 +123,7 @@ def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(ValueError, match="initializer is 'he'; expected one of default"):
         create_model(ModelConfig(initializer="he"), **MNIST)
     unknown: Any = "fast"
-    with pytest.raises(ValueError, match="implementation is 'fast'; expected one of auto, cells, xla"):
+    with pytest.raises(ValueError, match="implementation is 'fast'; expected one of auto, cpu, xla"):
         create_model(ModelConfig(), **MNIST, implementation=unknown)
 
 

@@ -50,7 +50,9 @@ def test_results_have_everything(finished: Watched) -> None:
     results = finished.results
     assert results == json.loads((finished.folder / "results.json").read_text())
     assert (results["dataset"], results["seed"], results["name"]) == ("tiny", 1, "tiny")
-    assert results["data"] == {"train": 240, "validation": 40, "test": 60, "sha256": tiny.tiny_dataset().sha256}
+    assert results["data"] == json.loads(json.dumps(tiny.tiny_dataset().describe()))
+    assert results["data"]["num_images"] == {"train": 240, "validation": 40, "test": 60}
+    assert results["start"] == {"weights": "random"}
     assert results["model"] == dataclasses.asdict(CONFIG.model) | {"num_params": 1994}
     assert results["config"] == json.loads(json.dumps(dataclasses.asdict(CONFIG)))
     assert results["command"] == "tiny --seed=1" and results["run_dir"] == str(finished.folder)
@@ -99,7 +101,9 @@ def test_final_sparsity_is_what_was_asked_for(finished: Watched) -> None:
         assert counted["zeros"] == int((kernel == 0).sum()) == round(counted["sparsity"] * kernel.size)
     assert kept == {"conv1": (1, 2), "conv2": (2, 4), "fc1": (16, 64), "fc2": (10, 10)}
     # 25 of 50, 100 of 200 and 768 of 1024 weights are gone, 640 stay.
-    assert finished.results["sparsity"]["overall"] == {"size": 1914, "zeros": 893, "sparsity": 893 / 1914}
+    assert finished.results["sparsity"]["overall"] == {
+        "size": 1914, "zeros": 893, "sparsity": 893 / 1914, "leftovers": 0,
+    }  # fmt: skip
     assert finished.results["stages"]["retrain"]["sparsity"] == finished.results["sparsity"]
     assert finished.results["stages"]["admm"]["sparsity"]["overall"]["zeros"] == 0
 

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from normed import NORMED, NORMED_LAYERS
 
 from rap_jax.config import PruneConfig
-from rap_jax.projections import Column, Filter, Irregular
-from rap_jax.specs import kernels, only_selected, project_tree, selected, specs_from_config
+from rap_jax.layers import kernels
+from rap_jax.projections import Column, Filter, Irregular, ScaleFilter
+from rap_jax.specs import masks_of, only_selected, project_tree, selected, specs_from_config
 
 PARAMS = {
     "conv1": {"kernel": jnp.ones((3, 3, 1, 4)), "bias": jnp.ones(4)},
@@ -80,3 +82,72 @@ def test_projecting_a_tree(show: Callable) -> None:
     np.testing.assert_array_equal(projected["fc1"]["bias"], [1, 1, 0, 0])
     assert projected["conv1"]["kernel"].sum() == 18
     chex.assert_trees_all_equal(projected["conv2"], show(PARAMS, chosen)["conv2"])
+
+
+def normed_specs(sparsity: tuple, structure: str, output_layer: str = "fc", **more: str) -> dict:
+    return specs_from_config(
+        NORMED, PruneConfig(structure=structure, sparsity=sparsity, **more), output_layer=output_layer
+    )
+
+
+def test_patterns_match_whole_paths() -> None:
+    found = normed_specs((("*/conv1", 0.25), ("conv1", 0.0), ("*", 0.5)), "filter")
+    assert found == {"group1_block0/conv1/kernel": Filter(0.25), "group1_block0/shortcut/kernel": Filter(0.5)}
+    assert set(normed_specs((("*", 0.5),), "filter")) == {f"{layer}/kernel" for layer in NORMED_LAYERS}
+
+
+def test_bn_filter_is_keyed_by_the_scale() -> None:
+    everywhere = {f"{layer}/scale": ScaleFilter(0.5) for layer in NORMED_LAYERS}
+    assert normed_specs((("*", 0.5),), "bn_filter") == everywhere
+    assert normed_specs((("fc", 0.0), ("conv1", 0.0), ("*", 0.5)), "bn_filter").keys() == set(everywhere) - {
+        "conv1/scale"
+    }
+    assert normed_specs((("*/short*", 0.25),), "bn_filter") == {"group1_block0/shortcut/scale": ScaleFilter(0.25)}
+
+
+def test_bn_filter_spares_the_classes() -> None:
+    assert set(normed_specs((("*", 0.5),), "bn_filter", output_layer="conv1")) == {
+        f"{layer}/scale" for layer in NORMED_LAYERS[1:]
+    }
+    with pytest.raises(ValueError, match="'conv\\*'.*output layer 'conv1'"):
+        normed_specs((("conv*", 0.5),), "bn_filter", output_layer="conv1")
+    with pytest.raises(ValueError, match="'f\\*' matches the output layer 'fc'"):
+        normed_specs((("f*", 0.5),), "bn_filter")
+
+
+def test_bn_filter_refuses_layers_without_batch_norm() -> None:
+    with pytest.raises(ValueError, match="'f\\*' matches fc without BatchNorm"):
+        normed_specs((("f*", 0.5),), "bn_filter", output_layer="conv1")
+    for pattern in ("*", "conv1"):
+        with pytest.raises(ValueError, match="the network has no BatchNorm: none of conv1, conv2, fc1, fc2"):
+            specs(((pattern, 0.5),), "bn_filter")
+    assert specs((), "bn_filter") == {} == specs((("*", 0.0),), "bn_filter")
+
+
+def test_the_budget_reaches_the_specs() -> None:
+    found = normed_specs((("conv1", 0.0), ("*", 0.5)), "column", budget="global")
+    assert found == {f"{name}/kernel": Column(0.5, "global") for name in [*NORMED_LAYERS[1:], "fc"]}
+
+
+def test_all_that_belongs_to_a_filter_is_constrained_with_it() -> None:
+    chosen = selected(NORMED, {"conv1/kernel": Filter(0.5), "group1_block0/conv1/scale": ScaleFilter(0.5)})
+    everything = dict.fromkeys(["kernel", "bias", "scale", "shift"], True)
+    assert chosen["conv1"] == everything
+    assert chosen["group1_block0"]["conv1"] == everything | {"kernel": False}
+    assert chosen["group1_block0"]["shortcut"] == dict.fromkeys(everything, False)
+    for kind in (Irregular, Column):
+        assert selected(NORMED, {"conv1/kernel": kind(0.5)})["conv1"] == dict.fromkeys(everything, False) | {
+            "kernel": True
+        }
+
+
+@pytest.mark.parametrize("other", [Filter(0.25, "global"), Column(0.5, "global")])
+def test_refuses_global_budgets_that_differ(other: Filter) -> None:
+    for function in (masks_of, project_tree, lambda specs, params: selected(params, specs)):
+        with pytest.raises(ValueError, match="global"):
+            function({"conv1/kernel": Filter(0.5, "global"), "fc/kernel": other}, NORMED)
+
+
+def test_refuses_two_specs_for_a_layer() -> None:
+    with pytest.raises(ValueError, match="conv1/scale and the kernel beside"):
+        masks_of({"conv1/scale": ScaleFilter(0.5), "conv1/kernel": Irregular(0.5)}, NORMED)

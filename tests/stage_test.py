@@ -14,6 +14,7 @@ from rap_jax import pipeline
 from rap_jax import stage as stage_lib
 from rap_jax.config import STAGES, AttackConfig, OptimizerConfig, StageConfig
 from rap_jax.evaluate import Accuracy
+from rap_jax.length import stage_length
 from rap_jax.train import StepMetrics
 
 CONFIG = tiny.tiny_config()
@@ -86,12 +87,12 @@ def test_batches_and_dual_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_lengths_in_epochs_and_in_steps() -> None:
     count_steps = dataclasses.replace(CONFIG.prune, dual_interval=4.0, dual_interval_unit="steps")
     config = dataclasses.replace(CONFIG, steps_per_epoch=0, pretrain=StageConfig(2, epsilon_ramp_epochs=0.5))
-    assert stage_lib.stage_length(config, "pretrain", 500) == (10, 20, 0, 5)  # 500 images are 10 batches of 48
-    assert stage_lib.stage_length(config, "admm", 500) == (10, 30, 5, 0)
-    assert stage_lib.stage_length(dataclasses.replace(config, prune=count_steps), "admm", 500).dual == 4
+    assert stage_length(config, "pretrain", 500) == (10, 20, 0, 5)  # 500 images are 10 batches of 48
+    assert stage_length(config, "admm", 500) == (10, 30, 5, 0)
+    assert stage_length(dataclasses.replace(config, prune=count_steps), "admm", 500).dual == 4
     huge = dataclasses.replace(CONFIG.prune, dual_interval=1e308)
     with pytest.raises(ValueError, match="dual_interval is 1e\\+308; expected less than"):
-        stage_lib.stage_length(dataclasses.replace(config, prune=huge), "admm", 500)
+        stage_length(dataclasses.replace(config, prune=huge), "admm", 500)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from launch import main as command
-from launch.flags import config_from_flags, resolve_flagfiles
+from launch.configs import config_from_flags
+from launch.flagfiles import expand_flagfiles
 from rap_jax import pipeline
 from rap_jax import stage as stage_lib
 from rap_jax.config import STAGES, OutputConfig, RunConfig, Stage
@@ -44,7 +45,7 @@ def parse_flags(*arguments: str) -> flags.FlagValues:
     """The flags of the command, parsed without touching the global ones."""
     values = copy.deepcopy(flags.FLAGS)
     values.unparse_flags()
-    assert values(resolve_flagfiles(["command", *arguments])) == ["command"]
+    assert values(expand_flagfiles(["command", *arguments])) == ["command"]
     return values
 
 

@@ -1,9 +1,9 @@
 """A tiny TFDS data set for the tests of preparing and loading. TFDS allows each name once, hence this file."""
 
+import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from rap_jax.config import DataConfig
 from rap_jax.data import Dataset, Split, content_hash, load_dataset
 from rap_jax.data.array_builder import ArrayBuilder
 from rap_jax.data.dataset import make_split
+from rap_jax.data.raw_files import RawFile
 
 
 def tiny_arrays(num_examples: int) -> Split:
@@ -22,31 +23,44 @@ def tiny_arrays(num_examples: int) -> Split:
 TRAIN, TEST = tiny_arrays(60), tiny_arrays(9)
 
 
+def raw_bytes(train: Split = TRAIN, test: Split = TEST) -> bytes:
+    """What is in the raw file."""
+    file = io.BytesIO()
+    np.savez(file, x=train.images, y=train.labels, test_x=test.images, test_y=test.labels)
+    return file.getvalue()
+
+
+def raw_file(data: bytes, url: str = "http://example.invalid/files/tiny.npz") -> RawFile:
+    return RawFile(url, hashlib.sha256(data).hexdigest())
+
+
 class RapTestTiny(ArrayBuilder):
-    """60 training and 9 test images, in one raw file."""
+    """60 training and 9 test images, in one raw file; their content hash is known."""
 
     SHAPE = (4, 5, 3)
-    NUM_CLASSES = 3
+    CLASS_NAMES = ("ant", "bee", "cat")
     CONTENT_SHA256 = content_hash(TRAIN, TEST)
-    URLS: ClassVar = {"tiny.npz": "http://example.invalid/files/tiny.npz"}
+    FILES = (raw_file(raw_bytes()),)
 
     @staticmethod
-    def find_raw(folder: str | Path) -> Mapping[str, str | Path]:
-        path = Path(folder) / "tiny.npz"
-        if not path.is_file():
-            raise ValueError(f"{folder} lacks tiny.npz")
-        return {"tiny.npz": path}
-
-    @staticmethod
-    def read_raw(paths: Mapping[str, str | Path]) -> tuple[Split, Split]:
-        arrays = np.load(io.BytesIO(Path(paths["tiny.npz"]).read_bytes()))
+    def parse(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
+        arrays = np.load(io.BytesIO(contents["tiny.npz"]))
         return Split(arrays["x"], arrays["y"]), Split(arrays["test_x"], arrays["test_y"])
 
 
-def write_raw(folder: Path, train: Split = TRAIN, test: Split = TEST) -> str:
+class RapTestTinyStored(RapTestTiny):
+    """The same; their content hash is not known in advance."""
+
+    CONTENT_SHA256 = None
+
+
+TINY = "tiny_dataset:RapTestTiny"  # as the table in load.py has it
+
+
+def write_raw(folder: Path, train: Split = TRAIN) -> str:
     """Writes the raw file and returns its folder."""
     folder.mkdir(exist_ok=True)
-    np.savez(folder / "tiny.npz", x=train.images, y=train.labels, test_x=test.images, test_y=test.labels)
+    (folder / "tiny.npz").write_bytes(raw_bytes(train))
     return str(folder)
 
 

@@ -6,16 +6,17 @@ import numpy as np
 import optax
 import pytest
 
-from rap_jax.config import AttackConfig
+from rap_jax.config import AttackConfig, AugmentConfig, TrainConfig
 from rap_jax.models import Model
 from rap_jax.state import DeviceSplit, TrainState, make_mesh, put_split
-from rap_jax.train import StepMetrics, make_train_step
+from rap_jax.train import StepKeys, StepMetrics, make_train_step
 
 IMAGES = np.random.default_rng(0).integers(40, 216, (24, 2, 2, 1), np.uint8)
 LABELS = np.random.default_rng(1).integers(0, 3, 24).astype(np.int32)
 INDICES = np.array([3, 1, 4, 15, 9, 2, 6, 5], np.int32)
 PARAMS = {"kernel": jax.random.normal(jax.random.key(0), (4, 3))}
 ATTACK = AttackConfig(epsilon=0.1, step_size=0.1, num_steps=1, random_start=False)
+TRAIN = TrainConfig(ATTACK)
 LEARNING_RATE = 0.5
 
 
@@ -30,19 +31,24 @@ def linear_apply(params: dict, batch_stats: dict, images: jax.Array, train: bool
 LINEAR = Model(lambda key: ({}, {}), linear_apply, (2, 2, 1), 3, "dense")
 
 
-def one_step(num_devices: int, ramp_steps: int = 0, step: int = 0) -> tuple[TrainState, StepMetrics]:
+def one_step(
+    num_devices: int, ramp_steps: int = 0, step: int = 0, config: TrainConfig = TRAIN
+) -> tuple[TrainState, StepMetrics]:
     mesh = make_mesh(jax.devices()[:num_devices])
     tx = optax.with_extra_args_support(optax.sgd(LEARNING_RATE))
     learning_rate = lambda step: LEARNING_RATE + step
-    train_step = make_train_step(LINEAR, tx, ATTACK, learning_rate, mesh, ramp_steps=ramp_steps)
+    train_step = make_train_step(LINEAR, tx, config, learning_rate, mesh, ramp_steps=ramp_steps)
     params = jax.tree.map(jnp.copy, PARAMS)
     state = TrainState(jnp.int32(step), params, {"passes": jnp.int32(7)}, tx.init(params))
     split: DeviceSplit = put_split(IMAGES, LABELS, mesh)
-    return train_step(state, split, INDICES, jax.random.key(1), False)
+    return train_step(state, split, INDICES, StepKeys(jax.random.key(1), jax.random.key(2)), False)
 
 
-def by_hand(scale: float) -> tuple[float, float, np.ndarray, np.ndarray]:
-    """Loss, accuracy and gradient on the attacked batch, and the weights after the step, in NumPy."""
+def by_hand(scale: float, direction: int = -1, smoothing: float = 0.0) -> tuple[float, float, np.ndarray, np.ndarray]:
+    """Loss, accuracy and gradient on the attacked batch, and the weights after the step, in NumPy.
+
+    Evaluation mode, which the attack sees, has the logits -x W; a `direction` of 1 is that of training mode.
+    """
     kernel = np.asarray(PARAMS["kernel"], np.float64)
     images, labels = IMAGES[INDICES].reshape(8, 4) / 255, LABELS[INDICES]
 
@@ -50,12 +56,12 @@ def by_hand(scale: float) -> tuple[float, float, np.ndarray, np.ndarray]:
         powers = np.exp(logits - logits.max(1, keepdims=True))
         return powers / powers.sum(1, keepdims=True)
 
-    # The attack sees evaluation mode, whose logits are -x W.
-    rising = (softmax(-images @ kernel) - np.eye(3)[labels]) @ -kernel.T
+    rising = (softmax(direction * images @ kernel) - np.eye(3)[labels]) @ (direction * kernel.T)
     attacked = images + scale * 0.1 * np.sign(rising)
     logits = attacked @ kernel
-    loss = -np.log(softmax(logits)[np.arange(8), labels]).mean()
-    gradient = attacked.T @ (softmax(logits) - np.eye(3)[labels]) / 8
+    targets = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
+    loss = -(targets * np.log(softmax(logits))).sum(1).mean()
+    gradient = attacked.T @ (softmax(logits) - targets) / 8
     return loss, (logits.argmax(1) == labels).mean(), gradient, kernel - LEARNING_RATE * gradient
 
 
@@ -73,3 +79,35 @@ def test_step_equals_numpy(num_devices: int, ramp_steps: int, step: int, scale: 
     assert float(metrics.learning_rate) == LEARNING_RATE + step
     assert int(state.step) == step + 1
     assert int(state.batch_stats["passes"]) == 8  # the attack has not moved them, the one training pass has
+
+
+@pytest.mark.parametrize(
+    ("config", "scale", "direction", "smoothing"),
+    [
+        (TrainConfig(None), 0.0, -1, 0.0),  # natural training
+        (TrainConfig(ATTACK, attack_batch_norm="batch"), 1.0, 1, 0.0),
+        (TrainConfig(ATTACK, label_smoothing=0.3), 1.0, -1, 0.3),  # the attack sees no smoothing
+    ],
+)
+def test_settings_of_a_step(config: TrainConfig, scale: float, direction: int, smoothing: float) -> None:
+    state, metrics = one_step(8, config=config)
+    loss, accuracy, _, kernel = by_hand(scale, direction, smoothing)
+    np.testing.assert_allclose(state.params["kernel"], kernel, atol=1e-5)
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
+    assert float(metrics.accuracy) == accuracy
+    assert float(metrics.epsilon) == pytest.approx(0.1 if config.attack else 0.0)
+    assert int(state.batch_stats["passes"]) == 8  # the attack moves no statistics, in whichever mode it sees them
+
+
+def test_augmentation_and_mixup_change_the_batch() -> None:
+    plain, *others = (
+        one_step(1, config=config)[0].params["kernel"]
+        for config in (
+            TrainConfig(None),
+            TrainConfig(None, augment=AugmentConfig(crop_padding=1)),
+            TrainConfig(None, augment=AugmentConfig(horizontal_flip=True)),
+            TrainConfig(None, mixup_alpha=1.0),
+        )
+    )
+    for other in others:
+        assert float(jnp.abs(other - plain).max()) > 1e-4

@@ -1,16 +1,22 @@
-"""Data sets as arrays in memory, read through TFDS without TensorFlow.
+"""Data sets as arrays in memory; those that have official files are read through TFDS without TensorFlow.
 
-dataset.py         `Dataset`, `Split`, their hash, and the stratified validation split
-raw_mnist.py       the official MNIST files: found, verified, parsed
-array_builder.py   TFDS builder for arrays (imports TFDS)
-mnist_builder.py   the one of MNIST
-network.py         quick check whether a file can be downloaded
-prepared.py        the prepared copy: made, read, verified
-mnist_5k.py        5,000 real images for runs without a network
-load.py            `load_dataset`: all of the above in the right order
-order.py           seeded epochs, padded batches, bytes to [0, 1]
+dataset.py             `Dataset`, `Split`, their hash, and the stratified validation split
+raw_files.py           official files: found, verified
+raw_idx.py             the file format of MNIST and Fashion-MNIST
+raw_cifar10.py         the file format of CIFAR-10
+array_builder.py       TFDS builder for arrays (imports TFDS)
+*_builder.py           one per data set: its files, its classes
+network.py             quick check whether a file can be downloaded
+prepared.py            the prepared copy: made, read, verified
+mnist_5k.py            5,000 real images for runs without a network
+cifar10_unverified.py  files in the layout of CIFAR-10 that are not the official ones
+image_folder.py        a user's own images, one sub-folder per class
+load.py                `load_dataset`: all of the above in the right order
+order.py               seeded epochs, padded batches, bytes to [0, 1]
+augment.py             random crops and mirror images
 """
 
+from rap_jax.data.augment import augment as augment
 from rap_jax.data.dataset import Dataset as Dataset
 from rap_jax.data.dataset import Split as Split
 from rap_jax.data.dataset import content_hash as content_hash

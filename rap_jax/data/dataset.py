@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,20 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
+class TrainTest(NamedTuple):
+    """A data set as it comes, before validation is held out.
+
+    Attributes:
+      train: all the training data.
+      test: the test data.
+      class_names: name of each label, from label 0 on.
+    """
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Three disjoint splits. Train and validation share the official training images; test is the official one.
@@ -32,6 +46,9 @@ class Dataset:
       test: examples that are read once, for the reported numbers.
       num_classes: number of labels.
       sha256: `content_hash` of training and test data, taken before validation was split off.
+      class_names: name of each label, from label 0 on; None if unknown.
+      validation_fraction: share of the training data that was held out; None if it came apart.
+      validation_seed: of that choice.
     """
 
     name: str
@@ -40,6 +57,23 @@ class Dataset:
     test: Split
     num_classes: int
     sha256: str
+    class_names: tuple[str, ...] | None = None
+    validation_fraction: float | None = None
+    validation_seed: int | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what a reader of results must know of the data, in types that JSON has."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "image_shape": list(self.train.images.shape[1:]),
+            "num_classes": self.num_classes,
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "num_images": {name: len(split.labels) for name, split in splits.items()},
+            "validation_fraction": self.validation_fraction,
+            "validation_seed": self.validation_seed,
+        }
 
 
 def make_split(images: np.ndarray, labels: np.ndarray) -> Split:

@@ -1,39 +1,42 @@
 """From a data configuration to a data set in memory, wherever its files are."""
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import logging
 
 from rap_jax.config import DataConfig, require
-from rap_jax.data.dataset import Dataset, Split, content_hash, hold_out
+from rap_jax.data.cifar10_unverified import load_cifar10_unverified
+from rap_jax.data.dataset import Dataset, TrainTest, content_hash, hold_out
 from rap_jax.data.mnist_5k import load_mnist_5k
 
-if TYPE_CHECKING:
-    from rap_jax.data.array_builder import ArrayBuilder
+# Data sets that TFDS prepares from raw files: where the builder is. Imported by name, and only if it is asked for: to
+# import TFDS takes time that other runs can save.
+_PREPARED: Mapping[str, str] = {
+    "mnist": "rap_jax.data.mnist_builder:RapMnist",
+    "fashion_mnist": "rap_jax.data.fashion_mnist_builder:RapFashionMnist",
+    "cifar10": "rap_jax.data.cifar10_builder:RapCifar10",
+    "svhn": "rap_jax.data.svhn_builder:RapSvhn",
+}
+# Data sets that come complete with a Python package, and those that are read from `raw_data_dir` each time.
+_PACKAGED: Mapping[str, Callable[[], TrainTest]] = {"mnist_5k": load_mnist_5k}
+_DIRECT: Mapping[str, Callable[[str | None], TrainTest]] = {"cifar10_unverified": load_cifar10_unverified}
+# What a packaged data set may stand in for: other images would not be a sample of what was asked for.
+_SAMPLE_OF: Mapping[str, str] = {"mnist_5k": "mnist"}
 
-
-def _mnist_builder() -> "type[ArrayBuilder]":
-    from rap_jax.data.mnist_builder import RapMnist  # Here, since importing TFDS takes time that other runs can save.
-
-    return RapMnist
-
-
-# Data sets that TFDS prepares from raw files, and those that come complete with a Python package.
-_PREPARED: Mapping[str, "Callable[[], type[ArrayBuilder]]"] = {"mnist": _mnist_builder}
-_PACKAGED: Mapping[str, Callable[[], tuple[Split, Split, int]]] = {"mnist_5k": load_mnist_5k}
-
+_FOLDER = "folder:"
 _FALLBACK_WARNING = "%s is NOT used: %s (%s images) takes its place. %s"
 
 
 def load_dataset(config: DataConfig, *, seed: int) -> Dataset:
     """Reads a data set, prepares it first if that has not been done, and holds out the validation split.
 
-    Of `mnist` the prepared copy in `data_dir` is read. If there is none it is prepared, from `raw_data_dir` if that is
-    given, otherwise from the network. Without a network `fallback_dataset` is used instead, with a warning, and the
-    result bears its name. `raw_data_dir` must hold the raw files whenever it is given, and excludes a fallback;
-    `mnist_5k` needs neither folder.
+    Of `mnist`, `fashion_mnist`, `cifar10` and `svhn` the prepared copy in `data_dir` is read. If there is none it is
+    prepared, from `raw_data_dir` if that is given, otherwise from the network. Without a network `fallback_dataset` is
+    used instead if it is a sample of `dataset`, with a warning, and the result bears its name. `raw_data_dir` must hold
+    the raw files whenever it is given, and excludes a fallback. `cifar10_unverified` is read from `raw_data_dir`,
+    `folder:PATH` from PATH (see `image_folder.py`); `mnist_5k` needs no folder.
 
     Args:
       config: what to load, and from where.
@@ -46,39 +49,59 @@ def load_dataset(config: DataConfig, *, seed: int) -> Dataset:
       ValueError: the data cannot be had (told within seconds without a network), is damaged, or `config` asks for a
         data set that does not exist. The message says what to do.
     """
-    known = (*_PREPARED, *_PACKAGED)
-    require(config.dataset in known, "dataset", config.dataset, f"one of {', '.join(known)}")
+    _require_known(config)
+    name, (train, test, class_names) = _load_or_fall_back(config)
+    digest = content_hash(train, test)
+    fraction = config.validation_fraction
+    train, validation = hold_out(train, fraction, seed)
+    return Dataset(name, train, validation, test, len(class_names), digest, class_names, fraction, seed)
+
+
+def _require_known(config: DataConfig) -> None:
+    known = (*_PREPARED, *_PACKAGED, *_DIRECT)
+    is_known = config.dataset in known or config.dataset.startswith(_FOLDER)
+    require(is_known, "dataset", config.dataset, f"one of {', '.join(known)}, {_FOLDER}PATH")
     fallback = config.fallback_dataset
     require(fallback is None or fallback in _PACKAGED, "fallback_dataset", fallback, f"None or {', '.join(_PACKAGED)}")
-    name, (train, test, num_classes) = _load_or_fall_back(config)
-    digest = content_hash(train, test)
-    train, validation = hold_out(train, config.validation_fraction, seed)
-    return Dataset(name, train, validation, test, num_classes, digest)
 
 
-def _load_or_fall_back(config: DataConfig) -> tuple[str, tuple[Split, Split, int]]:
-    if config.dataset in _PACKAGED:
-        return config.dataset, _PACKAGED[config.dataset]()
+def _load_or_fall_back(config: DataConfig) -> tuple[str, TrainTest]:
+    if config.dataset not in _PREPARED:
+        return _load_unprepared(config)
     from rap_jax.data.prepared import DownloadError
 
+    fallback = config.fallback_dataset
     try:
         return config.dataset, _load_prepared(config)
     except DownloadError as error:
-        if config.fallback_dataset is None:
+        if fallback is None or _SAMPLE_OF.get(fallback) != config.dataset:
             raise
-        train, test, num_classes = _PACKAGED[config.fallback_dataset]()
-        size = len(train.labels) + len(test.labels)
-        logging.warning(_FALLBACK_WARNING, config.dataset, config.fallback_dataset, size, error)
-    return config.fallback_dataset, (train, test, num_classes)
+        data = _PACKAGED[fallback]()
+        size = len(data.train.labels) + len(data.test.labels)
+        logging.warning(_FALLBACK_WARNING, config.dataset, fallback, size, error)
+    return fallback, data
 
 
-def _load_prepared(config: DataConfig) -> tuple[Split, Split, int]:
+def _load_unprepared(config: DataConfig) -> tuple[str, TrainTest]:
+    if config.dataset in _PACKAGED:
+        return config.dataset, _PACKAGED[config.dataset]()
+    if config.dataset in _DIRECT:
+        return config.dataset, _DIRECT[config.dataset](config.raw_data_dir)
+    from rap_jax.data.image_folder import folder_name, load_image_folder
+
+    raw = config.raw_data_dir
+    require(raw is None, "raw_data_dir", raw, f"no such folder with dataset {config.dataset}, which names its own")
+    path = config.dataset.removeprefix(_FOLDER)
+    return folder_name(path), load_image_folder(path, config.image_size)
+
+
+def _load_prepared(config: DataConfig) -> TrainTest:
     from rap_jax.data.prepared import prepare, prepared_path, read_prepared
 
-    builder_class = _PREPARED[config.dataset]()
+    builder_class = pkgutil.resolve_name(_PREPARED[config.dataset])
     data_dir = Path(config.data_dir).expanduser().absolute()
     if config.raw_data_dir is not None:
         builder_class.find_raw(config.raw_data_dir)  # Who names a folder is told that it is wrong, used or not.
     if not prepared_path(builder_class, data_dir).exists():
         prepare(builder_class, data_dir, config.raw_data_dir)
-    return (*read_prepared(builder_class, data_dir), builder_class.NUM_CLASSES)
+    return read_prepared(builder_class, data_dir)

@@ -12,7 +12,7 @@ def why_unreachable(url: str, *, seconds: float = PROBE_SECONDS) -> str | None:
     TFDS, once it has started a download, tries again for more than three minutes, so it is asked only after this.
 
     Args:
-      url: http or https address; proxies of the environment are honoured, redirections are not followed.
+      url: http or https address; proxies of the environment are honoured, redirections are followed.
       seconds: limit for the whole answer.
 
     Returns:
@@ -31,7 +31,7 @@ def _ask(url: str, seconds: float) -> str | None:
     import requests  # Slow to import, and needed only where no data has been prepared yet.
 
     try:
-        response = requests.head(url, timeout=seconds)
+        response = requests.head(url, timeout=seconds, allow_redirects=True)  # as TFDS does
     except (OSError, ValueError) as error:  # requests raises subclasses of these two, and some of them bare.
         return f"{url} cannot be reached ({type(error).__name__})"
     return None if response.status_code == 200 else f"{url} answers with status {response.status_code}, not 200"

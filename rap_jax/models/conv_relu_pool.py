@@ -7,12 +7,12 @@
 Two implementations compute the same function:
 
   xla    `lax.conv_general_dilated` and `lax.reduce_window`: right for GPU and TPU, and the definition.
-  cells  one matrix product per layer, for the CPU. XLA:CPU is slow at two things that a PGD attack does all the time:
-         the gradient of a convolution with respect to its input when it stands inside a loop, and the gradient of
-         `reduce_window`. A matrix product and its gradient have neither problem; `benchmarks/conv_relu_pool.py`
-         measures what it brings.
+  cpu    one matrix product per layer. XLA:CPU is slow at two things that a PGD attack does all the time: the gradient
+         of a convolution with respect to its input when it stands inside a loop, and the gradient of `reduce_window`.
+         A matrix product and its gradient have neither problem; `benchmarks/conv_relu_pool.py` measures what it
+         brings.
 
-How `cells` works, for a 5x5 kernel. One pooled pixel is the maximum of four convolution outputs, which are
+How `cpu` works, for a 5x5 kernel. One pooled pixel is the maximum of four convolution outputs, which are
 neighbours: together they see only a 6x6 patch of the image.
 
     6x6 patch of one image   x   matrix [36 C, 4 F]   ->   the four outputs under one pooling window, F features each
@@ -26,18 +26,14 @@ in `reduce_window`. Images clipped to [0, 1] have flat regions, so ties do occur
 exact on paper (a region of equal non-zero pixels) differently in the two implementations.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
 from rap_jax.config import require
+from rap_jax.models.implementation import Implementation, use_cpu_form
 from rap_jax.models.initializers import Initializer, bias_initializer, kernel_initializer
-
-Implementation = Literal["auto", "cells", "xla"]
-IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "cells", "xla")
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -54,7 +50,7 @@ class ConvReluPool(nn.Module):
 
     features: int
     kernel_size: int
-    kernel_init: Initializer = kernel_initializer("default")
+    kernel_init: Initializer = kernel_initializer("xavier_uniform")
     implementation: Implementation = "auto"
 
     @nn.compact
@@ -75,22 +71,21 @@ def conv_relu_pool(
         images: [N, H, W, C], any N.
         kernel: [k, k, C, F] with k odd.
         bias: [F].
-        implementation: `cells` for the CPU (H and W even), `xla` for every device and size, `auto` chooses when the
-            function is traced: `cells` if JAX's default backend is the CPU and H and W are even, `xla` otherwise.
+        implementation: `cpu` for the CPU (H and W even), `xla` for every device and size, `auto` chooses when the
+            function is traced: `cpu` if JAX's default backend is the CPU and H and W are even, `xla` otherwise.
 
     Returns:
         [N, H // 2, W // 2, F]. An odd last row or column is not pooled, as in PyTorch.
 
     Raises:
-        ValueError: for an even or oblong kernel, an unknown implementation, or `cells` with an odd H or W.
+        ValueError: for an even or oblong kernel, an unknown implementation, or `cpu` with an odd H or W.
     """
     height, width = images.shape[1:3]
     size = kernel.shape[0]
     require(size % 2 == 1 and kernel.shape[1] == size, "kernel size", kernel.shape[:2], "two equal odd numbers")
-    require(implementation in IMPLEMENTATIONS, "implementation", implementation, f"one of {', '.join(IMPLEMENTATIONS)}")
     even = height % 2 == 0 and width % 2 == 0
-    require(even or implementation != "cells", "image size", (height, width), "even sizes; or use implementation xla")
-    if implementation == "cells" or (implementation == "auto" and even and jax.default_backend() == "cpu"):
+    require(even or implementation != "cpu", "image size", (height, width), "even sizes; or use implementation xla")
+    if use_cpu_form(implementation) and even:
         scores = _pool_by_cells(images, kernel)
     else:
         scores = _pool_by_xla(images, kernel)

@@ -1,14 +1,22 @@
 """Networks by name. A new network is one Linen module in a file of its own and one entry of `_NETWORKS`."""
 
 from rap_jax.config import ModelConfig, require
-from rap_jax.models.conv_relu_pool import IMPLEMENTATIONS, Implementation
+from rap_jax.models.implementation import IMPLEMENTATIONS, Implementation
 from rap_jax.models.initializers import kernel_initializer
 from rap_jax.models.lenet import LeNetMnist
+from rap_jax.models.lenet_cifar import LeNetCifar
 from rap_jax.models.model import Model, from_linen
+from rap_jax.models.network import Network
+from rap_jax.models.resnet import ResNet18
+from rap_jax.models.vgg import Vgg16
+from rap_jax.models.wide_resnet import WideResNet28
 
-# Each is built with width, num_classes, kernel_init and implementation.
-_NETWORKS: dict[str, type[LeNetMnist]] = {
+_NETWORKS: dict[str, type[Network]] = {
     "lenet_mnist": LeNetMnist,
+    "lenet_cifar": LeNetCifar,
+    "vgg16": Vgg16,
+    "resnet18": ResNet18,
+    "wide_resnet28": WideResNet28,
 }
 NETWORKS: tuple[str, ...] = tuple(_NETWORKS)
 
@@ -26,22 +34,27 @@ def create_model(
         config: name, width and initialisation.
         input_shape: (height, width, channels) of one image.
         num_classes: number of logits.
-        implementation: how convolutions are computed: `auto`, `cells` or `xla`; see `conv_relu_pool`. The parameters
-            and, up to rounding, the results do not depend on it.
+        implementation: how convolutions are computed: `auto`, `cpu` or `xla`; see `conv2d` and `conv_relu_pool`. The
+            parameters and, up to rounding, the results do not depend on it.
 
     Returns:
         The model as pure functions.
 
     Raises:
-        ValueError: for an unknown network, initialisation or implementation (the message lists the known ones), or an
-            impossible shape.
+        ValueError: for an unknown network, initialisation or implementation (the message lists the known ones), or a
+            shape that is impossible or too small for the network.
     """
-    require(config.name in _NETWORKS, "model name", config.name, f"one of {', '.join(NETWORKS)}")
+    require(config.name in _NETWORKS, "model name", config.name, f"one of {', '.join(_NETWORKS)}")
     require(implementation in IMPLEMENTATIONS, "implementation", implementation, f"one of {', '.join(IMPLEMENTATIONS)}")
-    module = _NETWORKS[config.name](
+    network = _NETWORKS[config.name]
+    module = network(
         width=config.width,
         num_classes=num_classes,
-        kernel_init=kernel_initializer(config.initializer),
+        kernel_init=kernel_initializer(config.initializer, default=network.DEFAULT_INITIALIZER),
         implementation=implementation,
     )
-    return from_linen(module, input_shape=input_shape, num_classes=num_classes, output_layer=module.OUTPUT_LAYER)
+    model = from_linen(module, input_shape=input_shape, num_classes=num_classes, output_layer=network.OUTPUT_LAYER)
+    least = network.MIN_IMAGE_SIZE
+    large_enough = min(input_shape[:2]) >= least
+    require(large_enough, "input_shape", input_shape, f"images of {least}x{least} pixels or more for {config.name}")
+    return model

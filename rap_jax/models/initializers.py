@@ -10,7 +10,8 @@ fan_in = k k C_in, fan_out = k k C_out; bounds and standard deviations are those
 defaults, which is how the authors call it:
 
   name             distribution
-  default          xavier_uniform (the authors' MNIST code says so)
+  default          the network's own choice, `DEFAULT_INITIALIZER` of its class
+  pytorch          U(-a, a), a = 1 / sqrt(fan_in): how PyTorch's layers start when nobody says anything
   uniform          U(0, 1): torch.nn.init.uniform_, all weights positive. Not PyTorch's own start
   normal           N(0, 1)
   xavier_uniform   U(-a, a), a = sqrt(6 / (fan_in + fan_out))
@@ -18,6 +19,8 @@ defaults, which is how the authors call it:
   kaiming_uniform  U(-a, a), a = sqrt(6 / fan_in)
   kaiming_normal   N(0, 2 / fan_in), not truncated (JAX's own `he_normal` is truncated)
   orthogonal       the kernel as a [fan_in, C_out] matrix has orthonormal columns (rows, if C_out > fan_in)
+
+The authors start the convolutions of their MNIST LeNet by xavier_uniform and leave their CIFAR networks to PyTorch.
 
 Table B1 is the reason to keep U(0, 1) and N(0, 1) as they are: of all these only `uniform` trains the LeNet of width 1
 against PGD, and another bound would be another experiment.
@@ -38,7 +41,8 @@ class Initializer(Protocol):
 
 
 _KERNEL_INITIALIZERS: dict[str, Initializer] = {
-    "default": initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+    # A uniform variable of variance 1 / (3 fan_in) has the bound 1 / sqrt(fan_in).
+    "pytorch": initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
     "uniform": initializers.uniform(scale=1.0),
     "normal": initializers.normal(stddev=1.0),
     "xavier_uniform": initializers.variance_scaling(1.0, "fan_avg", "uniform"),
@@ -47,14 +51,15 @@ _KERNEL_INITIALIZERS: dict[str, Initializer] = {
     "kaiming_normal": initializers.variance_scaling(2.0, "fan_in", "normal"),
     "orthogonal": initializers.orthogonal(scale=1.0),
 }
-INITIALIZERS: tuple[str, ...] = tuple(_KERNEL_INITIALIZERS)
+INITIALIZERS: tuple[str, ...] = ("default", *_KERNEL_INITIALIZERS)
 
 
-def kernel_initializer(name: str) -> Initializer:
+def kernel_initializer(name: str, *, default: str = "pytorch") -> Initializer:
     """The start of convolution kernels by its name in Table B1.
 
     Args:
         name: one of `INITIALIZERS`.
+        default: what the name `default` stands for.
 
     Returns:
         A function of (key, shape) for kernels whose last two axes are [in, out].
@@ -64,14 +69,13 @@ def kernel_initializer(name: str) -> Initializer:
 
     Reference: Ye et al., 2019, Table B1, https://arxiv.org/abs/1903.12561.
     """
-    require(name in _KERNEL_INITIALIZERS, "initializer", name, f"one of {', '.join(INITIALIZERS)}")
-    return _KERNEL_INITIALIZERS[name]
+    require(name in INITIALIZERS, "initializer", name, f"one of {', '.join(INITIALIZERS)}")
+    return _KERNEL_INITIALIZERS[default if name == "default" else name]
 
 
 def dense_kernel_initializer() -> Initializer:
     """PyTorch's start of a layer's weights, U(-a, a) with a = 1/sqrt(fan_in)."""
-    # A uniform variable of variance 1 / (3 fan_in) has the bound 1 / sqrt(fan_in).
-    return initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    return _KERNEL_INITIALIZERS["pytorch"]
 
 
 def bias_initializer(fan_in: int) -> Initializer:

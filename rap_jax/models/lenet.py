@@ -6,37 +6,28 @@ from typing import ClassVar
 import jax
 from flax import linen as nn
 
-from rap_jax.models.conv_relu_pool import ConvReluPool, Implementation
+from rap_jax.models.conv_relu_pool import ConvReluPool
 from rap_jax.models.dense import Dense
-from rap_jax.models.initializers import Initializer, kernel_initializer
+from rap_jax.models.network import Network
 
 
-class LeNetMnist(nn.Module):
+class LeNetMnist(Network):
     """LeNet of width w: conv 2w, pool, conv 4w, pool, dense 64w, dense 10; 5x5 kernels, padding 2, ReLU.
 
     Width 16 is the 32/64/1024 network of Madry et al.; the parameters for w = 1, 2, 4, 8, 16 and 28x28x1 images are
     13,514, 52,506, 206,954, 821,706 and 3,274,634. The input of `fc1` is flattened as [height, width, channel];
     PyTorch flattens as [channel, height, width].
 
-    Attributes:
-        width: the paper's w.
-        num_classes: number of logits.
-        kernel_init: how the convolution kernels start.
-        implementation: see `conv_relu_pool`.
-
     Reference: Ye et al., 2019, Table 1, https://arxiv.org/abs/1903.12561.
     """
 
     OUTPUT_LAYER: ClassVar[str] = "fc2"
-
-    width: int
-    num_classes: int = 10
-    kernel_init: Initializer = kernel_initializer("default")
-    implementation: Implementation = "auto"
+    DEFAULT_INITIALIZER: ClassVar[str] = "xavier_uniform"
+    MIN_IMAGE_SIZE: ClassVar[int] = 4
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Logits [N, num_classes] of images [N, H, W, C]. `train` changes nothing: there is no BatchNorm."""
+        """See `Network`. `train` changes nothing: there is no BatchNorm."""
         del train
         conv = functools.partial(
             ConvReluPool, kernel_size=5, kernel_init=self.kernel_init, implementation=self.implementation

@@ -1,0 +1,45 @@
+"""`--help`: the flags by group, with their defaults, the three stages once."""
+
+import shutil
+import textwrap
+from collections.abc import Iterator
+
+from absl import flags
+
+from launch.flagfiles import recipes
+from launch.flags import GROUPS
+from rap_jax.config import STAGES
+
+FLAGS = flags.FLAGS
+HELP = ("--help", "-help", "-h", "--h", "-?", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
+
+
+def help_text(width: int | None = None) -> str:
+    """All that a user needs to start a run, wrapped to the terminal, or to `width` columns."""
+    width = width or min(100, shutil.get_terminal_size().columns)
+    parts = [
+        "Trains a robust network, prunes it with ADMM, retrains it:",
+        "    python -m launch.main --flagfile=RECIPE [--FLAG=VALUE ...]",
+        "Flags after the recipe win. The same command again goes on where it stopped.",
+        f"Recipes: {', '.join(recipes())}",
+    ]
+    lines = [line for part in parts for line in textwrap.wrap(part, width, subsequent_indent="    ")]
+    for title, names in GROUPS.items():
+        if title in (f"Stage {stage}" for stage in STAGES[1:]):
+            continue
+        shared = title == f"Stage {STAGES[0]}"
+        heading = f"Stages (STAGE is {', '.join(STAGES)})" if shared else title
+        lines += ["", heading, *(line for name in names for line in _flag_lines(name, width, shared))]
+    return "\n".join(lines) + "\n"
+
+
+def _flag_lines(name: str, width: int, shared: bool) -> Iterator[str]:
+    flag, stage = FLAGS[name], STAGES[0]
+    choices = getattr(flag.parser, "enum_values", None)
+    text = str(flag.help).removeprefix(f"<{'|'.join(choices or [])}>: ")
+    if shared:
+        name, text = name.replace(stage, "STAGE", 1), text.replace(f" {stage}", " the stage")
+    text += f" One of: {', '.join(choices)}." if choices else ""
+    default = "" if flag.default in (None, "", []) else f" (default {str(flag.default_as_str).strip(chr(39))})"
+    yield f"  --{'[no]' if flag.boolean else ''}{name}{default}"
+    yield from textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)

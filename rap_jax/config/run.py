@@ -1,0 +1,119 @@
+"""A whole run."""
+
+import dataclasses
+from typing import Literal
+
+from rap_jax.config.attack import AttackConfig
+from rap_jax.config.checks import require, require_at_least, require_choice
+from rap_jax.config.data import AugmentConfig, DataConfig
+from rap_jax.config.model import ModelConfig
+from rap_jax.config.optimizer import StageConfig
+from rap_jax.config.prune import PruneConfig
+
+Stage = Literal["pretrain", "admm", "retrain"]
+STAGES: tuple[Stage, ...] = ("pretrain", "admm", "retrain")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What a training step does with a batch.
+
+    Attributes:
+      attack: training attack; None is natural training.
+      attack_batch_norm: statistics by which BatchNorm normalises inside the attack: `running` is evaluation mode, the
+        network that will be attacked; `batch` those of the batch, as in the authors' code.
+      augment: random changes of the images, before the attack.
+      label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
+      mixup_alpha: images and labels are mixed in pairs, by a share from Beta(alpha, alpha); 0 is no mixup.
+    """
+
+    attack: AttackConfig | None
+    attack_batch_norm: Literal["running", "batch"] = "running"
+    augment: AugmentConfig = AugmentConfig()  # noqa: RUF009  frozen
+    label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_choice("attack_batch_norm", self.attack_batch_norm, ("running", "batch"))
+        require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
+        require_at_least("mixup_alpha", self.mixup_alpha, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """Where a run's weights come from; without `run_dir` they are drawn at random.
+
+    Attributes:
+      run_dir: folder of a finished run of the same network and width.
+      weights: `final` takes the network that it ended with; `initial` the weights that it began with, where the final
+        network is not zero: a smaller network that inherits its initialisation (the paper's Table 5).
+      keep_zeros: weights that are zero at the start stay zero in every stage (progressive pruning).
+    """
+
+    run_dir: str | None = None
+    weights: Literal["final", "initial"] = "final"
+    keep_zeros: bool = True
+
+    def __post_init__(self) -> None:
+        require_choice("weights of the start", self.weights, ("final", "initial"))
+        if self.weights == "initial":
+            hint = "final, unless --start_run names a run"
+            require(self.run_dir is not None, "weights of the start", self.weights, hint)
+            hint = "True when a smaller network inherits its initial weights, or it would grow back"
+            require(self.keep_zeros, "keep_zeros", self.keep_zeros, hint)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run: everything that decides its numbers, and nothing else.
+
+    `steps_per_epoch` of 0 means one pass over the training images; another number makes every length in epochs a
+    number of steps that does not depend on how many images there are. Three attacks: that of `train`
+    on the training batch, one on the validation split after each epoch (to choose the kept model), and the one whose
+    result is reported.
+    """
+
+    name: str
+    seed: int
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    select_attack: AttackConfig
+    report_attack: AttackConfig
+    prune: PruneConfig
+    pretrain: StageConfig
+    admm: StageConfig
+    retrain: StageConfig
+    batch_size: int = 128
+    eval_batch_size: int = 500
+    steps_per_epoch: int = 0
+    start: StartConfig = StartConfig()
+
+    def __post_init__(self) -> None:
+        plain = bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name) and self.name[0] != "."
+        require(plain, "name", self.name, "letters, digits, '-', '_' and '.' (it names a folder)")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more images")
+        require(self.eval_batch_size >= 1, "eval_batch_size", self.eval_batch_size, "1 or more images")
+        require(self.steps_per_epoch >= 0, "steps_per_epoch", self.steps_per_epoch, "0 (one pass) or more steps")
+        ready = self.start.run_dir is not None or any(self.stage(stage).num_epochs for stage in STAGES)
+        require(ready, "num_epochs", 0, "1 or more in some stage: without --start_run there is nothing else to report")
+        pulls = not self.prune.sparsity and self.admm.num_epochs > 0
+        require(not pulls, "num_epochs of admm", self.admm.num_epochs, "0 when sparsity is empty: nothing is pruned")
+
+    def stage(self, name: Stage) -> StageConfig:
+        """The stage of that name."""
+        return {"pretrain": self.pretrain, "admm": self.admm, "retrain": self.retrain}[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputConfig:
+    """How often a run writes; changes no number of it."""
+
+    log_every_steps: int = 20
+    checkpoint_every_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "1 or more steps")
+        seconds = self.checkpoint_every_seconds
+        require(seconds >= 0, "checkpoint_every_seconds", seconds, "0 (after every step) or more seconds")

@@ -1,0 +1,40 @@
+"""The LeNet of the paper's CIFAR-10 experiments, of any width."""
+
+import functools
+from typing import ClassVar
+
+import jax
+from flax import linen as nn
+
+from rap_jax.models.conv import Conv
+from rap_jax.models.dense import Dense
+from rap_jax.models.network import Network
+from rap_jax.models.pool import max_pool
+
+
+class LeNetCifar(Network):
+    """LeNet of width w: conv 6w, pool, conv 16w, pool, dense 120w, 84w, 10; 5x5 kernels without padding, ReLU.
+
+    The parameters for w = 1, 2, 4, 8, 16 and 32x32x3 images are 62,006, 244,962, 973,754, 3,882,858 and 15,507,146.
+    The input of `fc1` is flattened as [height, width, channel]; PyTorch flattens as [channel, height, width].
+
+    Reference: Ye et al., 2019, Table 1, https://arxiv.org/abs/1903.12561.
+    """
+
+    OUTPUT_LAYER: ClassVar[str] = "fc3"
+    DEFAULT_INITIALIZER: ClassVar[str] = "pytorch"
+    MIN_IMAGE_SIZE: ClassVar[int] = 16
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """See `Network`. `train` changes nothing: there is no BatchNorm."""
+        del train
+        conv = functools.partial(
+            Conv, kernel_size=5, use_bias=True, kernel_init=self.kernel_init, implementation=self.implementation
+        )
+        hidden = max_pool(nn.relu(conv(6 * self.width, name="conv1")(images)))
+        hidden = max_pool(nn.relu(conv(16 * self.width, name="conv2")(hidden)))
+        hidden = hidden.reshape(hidden.shape[0], -1)
+        hidden = nn.relu(Dense(120 * self.width, name="fc1")(hidden))
+        hidden = nn.relu(Dense(84 * self.width, name="fc2")(hidden))
+        return Dense(self.num_classes, name=self.OUTPUT_LAYER)(hidden)

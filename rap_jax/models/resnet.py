@@ -1,0 +1,68 @@
+"""ResNet-18 for small images, of any width."""
+
+import functools
+from typing import ClassVar
+
+import jax
+from flax import linen as nn
+
+from rap_jax.models.conv_norm import ConvNorm
+from rap_jax.models.dense import Dense
+from rap_jax.models.implementation import Implementation
+from rap_jax.models.initializers import Initializer
+from rap_jax.models.network import Network
+
+_BLOCKS_PER_GROUP = 2
+_GROUPS = ((4, 1), (8, 2), (16, 2), (32, 2))  # channels in units of w, stride of the first block
+
+
+class BasicBlock(nn.Module):
+    """relu(conv2(relu(conv1(x))) + shortcut(x)) with BatchNorm after each convolution, 3x3 kernels.
+
+    The shortcut is a 1x1 convolution where the shape changes and nothing elsewhere. Only `conv1` and the shortcut have
+    the stride.
+    """
+
+    features: int
+    stride: int
+    kernel_init: Initializer
+    implementation: Implementation
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """[N, H, W, C] -> [N, H / stride, W / stride, features], sizes rounded up."""
+        conv = functools.partial(
+            ConvNorm, self.features, kernel_init=self.kernel_init, implementation=self.implementation
+        )
+        hidden = nn.relu(conv(kernel_size=3, padding=1, stride=self.stride, name="conv1")(images, train))
+        hidden = conv(kernel_size=3, padding=1, name="conv2")(hidden, train)
+        shortcut = images
+        if images.shape != hidden.shape:
+            shortcut = conv(kernel_size=1, stride=self.stride, name="shortcut")(images, train)
+        return nn.relu(hidden + shortcut)
+
+
+class ResNet18(Network):
+    """ResNet-18 of width w: a 3x3 stem without pooling, four groups of two blocks, 4w, 8w, 16w, 32w channels, dense 10.
+
+    Width 16 is the usual network of 64 to 512 channels. The parameters for w = 1, 2, 4, 8, 16 and colour images are
+    44,622, 176,402, 701,466, 2,797,610 and 11,173,962.
+
+    Reference: Ye et al., 2019, Table 1, https://arxiv.org/abs/1903.12561; He et al., 2016,
+    https://arxiv.org/abs/1512.03385.
+    """
+
+    OUTPUT_LAYER: ClassVar[str] = "fc"
+    DEFAULT_INITIALIZER: ClassVar[str] = "pytorch"
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """See `Network`."""
+        stem = functools.partial(ConvNorm, kernel_init=self.kernel_init, implementation=self.implementation)
+        block = functools.partial(BasicBlock, kernel_init=self.kernel_init, implementation=self.implementation)
+        hidden = nn.relu(stem(4 * self.width, kernel_size=3, padding=1, name="conv1")(images, train))
+        for group, (channels, stride) in enumerate(_GROUPS, start=1):
+            for number in range(_BLOCKS_PER_GROUP):
+                name = f"group{group}_block{number}"
+                hidden = block(channels * self.width, stride if number == 0 else 1, name=name)(hidden, train)
+        return Dense(self.num_classes, name=self.OUTPUT_LAYER)(hidden.mean((1, 2)))

@@ -1,0 +1,75 @@
+"""The network that a run ended with, kept in its folder: saved once, read back by any later run or program.
+
+saved = load_network("runs/lenet_mnist_mnist_seed0")
+logits, _ = saved.model.apply(*saved.weights, images, False)
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from rap_jax import checkpoint
+from rap_jax.config import ModelConfig
+from rap_jax.models import Model, create_model
+from rap_jax.state import Weights
+
+_FOLDER = "network"
+
+
+class SavedNetwork(NamedTuple):
+    """A network with its weights. Attributes: model; weights; results: what results.json of its run holds."""
+
+    model: Model
+    weights: Weights
+    results: dict[str, Any]
+
+
+def save_network(run_dir: Path, weights: Weights) -> None:
+    """Writes the weights with a digest into `run_dir`/network, unless they are there already."""
+    manager = checkpoint.open_checkpoints(run_dir / _FOLDER)
+    checkpoint.save(manager, 0, weights, {})
+    manager.close()
+
+
+def load_network(run_dir: str | Path, sharding: Sharding | None = None) -> SavedNetwork:
+    """Reads the network of a finished run.
+
+    Args:
+      run_dir: the run's folder.
+      sharding: where its arrays shall lie; None for the first device.
+
+    Raises:
+      ValueError: the run has not finished, or its files are missing or damaged.
+    """
+    folder = Path(run_dir).expanduser()
+    results = _read_results(folder)
+    config = ModelConfig(*(results["model"][name] for name in ModelConfig.__dataclass_fields__))
+    height, width, channels = results["data"]["image_shape"]
+    classes = results["data"]["num_classes"]
+    model = create_model(config, input_shape=(height, width, channels), num_classes=classes)
+    where = SingleDeviceSharding(jax.devices()[0]) if sharding is None else sharding
+    if not (folder / _FOLDER / "0").is_dir():
+        raise ValueError(f"{folder / _FOLDER} holds no checkpoint; expected the network that the run ended with.")
+    manager = checkpoint.open_checkpoints(folder / _FOLDER)
+    abstract = checkpoint.abstract_like(jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0)), where)
+    restored = checkpoint.restore_latest(manager, abstract)
+    manager.close()
+    assert restored is not None  # the folder of step 0 is there, and a damaged one has raised
+    return SavedNetwork(model, restored.state, results)
+
+
+def _read_results(folder: Path) -> dict[str, Any]:
+    try:
+        results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+        shape, _ = results["data"]["image_shape"], results["data"]["num_classes"]
+        if len(shape) != 3 or not {"model", "seed", "config"} <= results.keys():
+            raise ValueError("it is incomplete")
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no results.json; expected the folder of a run that has finished.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "expected what a finished run writes; call that run again with the file deleted"
+        raise ValueError(f"{folder / 'results.json'} cannot be used ({error!r}); {hint}.") from error
+    return results

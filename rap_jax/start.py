@@ -1,0 +1,80 @@
+"""The weights that a run begins with: drawn from its seed, or taken from a run that has finished.
+
+    random       model.init of the run's seed
+    final        the network that another run ended with: to go on with it, or to prune it further (progressive pruning)
+    initial      what that run began with, where the network that it ended with is not zero: a smaller network that
+                 inherits its initialisation from a larger one (Ye et al., 2019, Table 5; the lottery ticket of
+                 Frankle & Carbin, 2019, https://arxiv.org/abs/1803.03635)
+
+Differs from the paper: (1) the inheriting network keeps the shapes of the large one, with the pruned filters at exactly
+zero in every stage. A filter that is zero sends zero and gets no gradient, so this trains the same function as a dense
+network of the small width would (a test compares the two for LeNet), and it works for every network and structure.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from rap_jax import specs as specs_lib
+from rap_jax.checkpoint import digest
+from rap_jax.config import RunConfig
+from rap_jax.keys import stream_key
+from rap_jax.masking import apply_masks
+from rap_jax.models import Model
+from rap_jax.saved_network import SavedNetwork, load_network
+from rap_jax.state import Weights, replicated
+
+
+class Start(NamedTuple):
+    """Attributes: weights: of the run's first stage; about: where they are from, for config.json and results.json."""
+
+    weights: Weights
+    about: dict[str, Any]
+
+
+def make_start(config: RunConfig, model: Model, mesh: Mesh) -> Start:
+    """The weights of a run's first stage, on all devices of the mesh.
+
+    Raises:
+      ValueError: the other run has not finished, has another network, or nothing that could be inherited.
+    """
+    whole = replicated(mesh)
+    init = jax.jit(lambda key: Weights(*model.init(key)), out_shardings=whole)
+    if config.start.run_dir is None:
+        return Start(init(stream_key(config.seed, "init")), {"weights": "random"})
+    other = load_network(config.start.run_dir, whole)
+    _require_same_network(config, model, other)
+    weights = other.weights if config.start.weights == "final" else _inherited(config, model, other, whole)
+    about = {"weights": config.start.weights, "keep_zeros": config.start.keep_zeros, "sha256": digest(weights)}
+    return Start(weights, about)
+
+
+def _require_same_network(config: RunConfig, model: Model, other: SavedNetwork) -> None:
+    model_config = other.results["model"]
+    theirs = (model_config["name"], model_config["width"], other.model.input_shape, other.model.num_classes)
+    ours = (config.model.name, config.model.width, model.input_shape, model.num_classes)
+    if theirs != ours:
+        show = "{0} of width {1}, images {2}, {3} classes".format
+        raise ValueError(f"The network in {config.start.run_dir} is {show(*theirs)}; expected {show(*ours)}.")
+
+
+def _inherited(config: RunConfig, model: Model, other: SavedNetwork, sharding: jax.sharding.Sharding) -> Weights:
+    """The other run's first weights, zero where its network ended at zero."""
+    began = other.results["config"]["start"]
+    if began["run_dir"] is not None:
+        raise ValueError(
+            f"The run in {config.start.run_dir} began with the weights of {began['run_dir']}; expected one that "
+            f"began with random weights, since it is those that are inherited."
+        )
+    masks = specs_lib.masks_of_zeros(other.weights.params)
+    if all(bool(keep.all()) for keep in jax.tree.leaves(masks)):
+        raise ValueError(f"The network in {config.start.run_dir} has no zeros; expected one that was pruned.")
+    key = stream_key(other.results["seed"], "init")
+    # Their initialisation, not ours: --initializer of this run decides nothing when weights are inherited.
+    return jax.jit(lambda key: _init_masked(other.model, key, masks), out_shardings=sharding)(key)
+
+
+def _init_masked(model: Model, key: jax.Array, masks: Any) -> Weights:
+    params, batch_stats = model.init(key)
+    return Weights(apply_masks(masks, params), batch_stats)

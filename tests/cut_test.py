@@ -1,0 +1,111 @@
+"""What a cut takes from a network with BatchNorm: whole outputs, one budget for many layers, earlier zeros."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from normed import NORMED, NORMED_LAYERS
+
+from rap_jax.masking import apply_masks, both
+from rap_jax.projections import Column, Filter, Irregular, ScaleFilter, masks_together
+from rap_jax.specs import Specs, masks_of, masks_of_zeros, only_selected, project_tree
+
+
+def compiled_masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
+    """One program to compile instead of one per operation."""
+    return jax.jit(functools.partial(masks_of, specs))(params)
+
+
+def smallest(scores: jax.Array, count: int) -> np.ndarray:
+    """False at the `count` smallest."""
+    alive = np.ones(len(scores), bool)
+    alive[np.argsort(np.asarray(scores))[:count]] = False
+    return alive
+
+
+@pytest.mark.parametrize("key,kind", [("conv1/kernel", Filter), ("conv1/scale", ScaleFilter)])
+def test_the_cut_takes_the_whole_filter(key: str, kind: type) -> None:
+    name = f"group1_block0/{key}"
+    params = NORMED["group1_block0"]["conv1"]
+    by = jnp.sum(params["kernel"] ** 2, (0, 1, 2)) if kind is Filter else jnp.abs(params["scale"])
+    found = compiled_masks_of({name: kind(1 / 3)}, NORMED)
+    for leaf, mask in found["group1_block0"]["conv1"].items():
+        np.testing.assert_array_equal(mask, np.broadcast_to(smallest(by, 2), params[leaf].shape))
+    assert all(mask.all() for mask in jax.tree.leaves((found["conv1"], found["group1_block0"]["shortcut"])))
+
+
+@pytest.mark.parametrize("key,kind", [("conv1/kernel", Filter), ("conv1/scale", ScaleFilter)])
+def test_the_projection_of_what_admm_sees_is_that_of_the_whole(key: str, kind: type) -> None:
+    chosen = {key: kind(0.5)}
+    seen = only_selected(NORMED, chosen)
+    found, whole = project_tree(chosen, seen), project_tree(chosen, NORMED)
+    assert isinstance(found["conv1"]["kernel"], optax.MaskedNode) == (kind is ScaleFilter)
+    chex.assert_trees_all_equal(found, only_selected(whole, chosen))
+
+
+@pytest.mark.parametrize("kind", [Irregular, Filter, Column, ScaleFilter])
+def test_one_budget_is_shared_in_the_order_of_the_tree(kind: type) -> None:
+    leaf = "scale" if kind is ScaleFilter else "kernel"
+    names = [f"{name}/{leaf}" for name in reversed(NORMED_LAYERS)]
+    equal = jax.tree.map(jnp.ones_like, NORMED)
+    for params in (NORMED, equal):
+        found = compiled_masks_of({name: kind(0.6, "global") for name in names}, params)
+        layers = [tree["conv1"] for tree in (params, params["group1_block0"])] + [params["group1_block0"]["shortcut"]]
+        expected = jax.jit(masks_together, static_argnums=0)(kind(0.6), [layer[leaf] for layer in layers])
+        layers = [tree["conv1"] for tree in (found, found["group1_block0"])] + [found["group1_block0"]["shortcut"]]
+        chex.assert_trees_all_equal([layer[leaf] for layer in layers], expected)
+        for layer in layers:  # scale and shift follow the kernel in any case
+            np.testing.assert_array_equal(layer["shift"], layer["kernel"].any((0, 1, 2)))
+    assert layers[0]["kernel"].all() and layers[2]["kernel"].sum() < layers[2]["kernel"].size
+
+
+def test_a_global_budget_beside_others() -> None:
+    chosen = {"conv1/kernel": Filter(0.5, "global"), "fc/kernel": Irregular(0.5)}
+    masks = compiled_masks_of(chosen, NORMED)
+    assert (int(masks["fc"]["kernel"].sum()), int(masks["conv1"]["scale"].sum())) == (30, 2)
+
+
+def test_a_scale_of_something_else_leaves_the_kernel_alone() -> None:
+    """A BatchNorm before its convolution has one number per input."""
+    params = {"conv1": {"kernel": jnp.ones((3, 2, 4)), "scale": jnp.array([1.0, 2.0]), "shift": jnp.ones(2)}}
+    masks = masks_of({"conv1/scale": ScaleFilter(0.5)}, params)["conv1"]
+    np.testing.assert_array_equal(masks["shift"], [False, True])
+    assert masks["kernel"].all()
+
+
+def test_scales_that_start_at_zero_are_not_gone() -> None:
+    params = NORMED | {"conv1": NORMED["conv1"] | {"scale": jnp.zeros(4)}}
+    chosen = {"conv1/scale": ScaleFilter(0.5)}
+    for tree in (params, only_selected(params, chosen)):
+        np.testing.assert_array_equal(masks_of(chosen, tree)["conv1"]["shift"], [True, True, False, False])
+
+
+def test_masks_of_zeros() -> None:
+    assert all(mask.all() for mask in jax.tree.leaves(masks_of_zeros(NORMED)))
+    conv = NORMED["conv1"] | {"shift": jnp.zeros(4), "bias": jnp.zeros(4)}
+    conv["kernel"] = conv["kernel"].at[..., 1].set(0.0).at[0, 0, 0, 2].set(0.0)
+    found = jax.jit(masks_of_zeros)(NORMED | {"conv1": conv})
+    np.testing.assert_array_equal(found["conv1"]["kernel"], conv["kernel"] != 0)
+    for leaf in ("bias", "scale", "shift"):  # the other zeros are where BatchNorm starts
+        np.testing.assert_array_equal(found["conv1"][leaf], [True, False, True, True])
+    assert all(mask.all() for mask in jax.tree.leaves(found["group1_block0"]))
+
+
+@pytest.mark.parametrize("kind", [Irregular, Filter, Column, ScaleFilter])
+@pytest.mark.parametrize("budget", ["layer", "global"])
+def test_pruning_again_counts_what_is_gone_already(kind: type, budget: str) -> None:
+    """0.75 after 0.5 is 0.75 in all and keeps no weight that was gone; 0.25 after 0.5 brings none back."""
+    leaf = "scale" if kind is ScaleFilter else "kernel"
+    specs_at = lambda ratio: {f"group1_block0/{name}/{leaf}": kind(ratio, budget) for name in ("conv1", "shortcut")}
+    gone = apply_masks(compiled_masks_of(specs_at(0.5), NORMED), NORMED)
+    more = compiled_masks_of(specs_at(0.75), gone)
+    once = compiled_masks_of(specs_at(0.75), NORMED)
+    for chosen in ("conv1", "shortcut"):
+        np.testing.assert_array_equal(more["group1_block0"][chosen][leaf], once["group1_block0"][chosen][leaf])
+        assert (np.asarray(gone["group1_block0"][chosen][leaf])[more["group1_block0"][chosen][leaf]] != 0).all()
+    held = both(compiled_masks_of(specs_at(0.25), gone), masks_of_zeros(gone))
+    chex.assert_trees_all_equal(held["group1_block0"], jax.tree.map(lambda w: w != 0, gone["group1_block0"]))

@@ -1,0 +1,34 @@
+"""A layer's kernel and what belongs to its outputs."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rap_jax.layers import belongings, beside, kernels, leaves_by_name
+
+LAYER = {"kernel": jnp.ones((3, 3, 2, 4)), "scale": jnp.ones(4), "shift": jnp.zeros(4)}
+PARAMS = {
+    "conv1": LAYER | {"bias": jnp.zeros(4)},
+    "conv10": {"kernel": jnp.ones((1, 1, 4, 4)), "bias": jnp.zeros(4)},
+    "group1": {"conv1": LAYER | {"inputs": jnp.ones(2), "square": jnp.ones((4, 4))}, "bias": jnp.ones(4)},
+}
+
+
+def test_names_at_any_depth() -> None:
+    assert [name for name, _ in kernels(PARAMS)] == ["conv1/kernel", "conv10/kernel", "group1/conv1/kernel"]
+    assert beside("group1/conv1/scale", "kernel") == "group1/conv1/kernel"
+    assert beside("scale", "kernel") == "kernel"
+
+
+@pytest.mark.parametrize("shapes_only", [False, True])
+def test_what_belongs_lies_beside_and_has_one_number_per_output(shapes_only: bool) -> None:
+    leaves = leaves_by_name(jax.eval_shape(lambda: PARAMS) if shapes_only else PARAMS)
+    assert belongings("conv1/kernel", leaves) == ["conv1/bias", "conv1/scale", "conv1/shift"]
+    assert belongings("conv1/scale", leaves) == ["conv1/bias", "conv1/shift"]
+    assert belongings("conv10/kernel", leaves) == ["conv10/bias"]
+    assert belongings("group1/conv1/kernel", leaves) == ["group1/conv1/scale", "group1/conv1/shift"]
+
+
+def test_leaves_of_other_names_own_nothing() -> None:
+    assert belongings("w1", {"w1": jnp.ones((3, 4)), "b1": jnp.ones(4), "b2": jnp.ones(4)}) == []
+    assert belongings("kernel", {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}) == ["bias"]

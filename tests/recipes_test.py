@@ -1,0 +1,90 @@
+"""Every recipe runs: two steps of each of its stages, on its network and kind of images, from flags to results."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from launch.configs import config_from_flags
+from launch.flagfiles import recipes
+from rap_jax import pipeline
+from rap_jax.config import STAGES, AttackConfig, RunConfig, StageConfig
+from rap_jax.data import Dataset, Split
+
+SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "svhn": (32, 32, 3)}
+NEEDS_A_RUN = {"lenet_mnist_inherited": "lenet_mnist_paper"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+def dataset_like(name: str) -> Dataset:
+    """Noise in the shape of the data set's images."""
+    generator = np.random.default_rng(0)
+
+    def split(num_examples: int) -> Split:
+        images = generator.integers(0, 256, (num_examples, *SHAPES[name]), np.uint8)
+        return Split(images, (np.arange(num_examples) % 10).astype(np.int32))
+
+    return Dataset(name, split(16), split(8), split(8), 10, "0" * 64)
+
+
+def brief(stage: StageConfig) -> StageConfig:
+    return dataclasses.replace(stage, num_epochs=min(1, stage.num_epochs))
+
+
+def quick(attack: AttackConfig) -> AttackConfig:
+    return dataclasses.replace(attack, num_steps=1)
+
+
+def shortened(config: RunConfig, **changes: Any) -> RunConfig:
+    """The recipe at width 1, two steps of each stage it has, a dual step between them, attacks of one step."""
+    train = config.train
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, width=1),
+        train=dataclasses.replace(train, attack=train.attack and quick(train.attack)),
+        select_attack=quick(config.select_attack),
+        report_attack=quick(config.report_attack),
+        prune=dataclasses.replace(config.prune, dual_interval=1.0, dual_interval_unit="steps"),
+        pretrain=brief(config.pretrain),
+        admm=brief(config.admm),
+        retrain=brief(config.retrain),
+        batch_size=8,
+        eval_batch_size=8,
+        steps_per_epoch=2,
+        **changes,
+    )
+
+
+def run_recipe(name: str, folder: Path, **changes: Any) -> tuple[RunConfig, dict[str, Any]]:
+    config = shortened(config_from_flags(tiny.parse_flags(f"--flagfile={name}")), **changes)
+    return config, pipeline.run(config, dataset_like(config.data.dataset), folder, devices=jax.devices()[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipes())
+def test_recipe_runs_for_two_steps(name: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {}
+    if name in NEEDS_A_RUN:
+        run_recipe(NEEDS_A_RUN[name], tmp_path / "other")
+        given = config_from_flags(tiny.parse_flags(f"--flagfile={name}")).start
+        changes["start"] = dataclasses.replace(given, run_dir=str(tmp_path / "other"))
+    config, results = run_recipe(name, tmp_path / "run", **changes)
+    assert config.name == name and results["dataset"] == config.data.dataset
+    trained = [stage for stage in STAGES if config.stage(stage).num_epochs > 0]
+    assert [stage for stage in results["stages"] if stage != "start"] == trained
+    steps = [(m["stage"], m["step"]) for m in tiny.metrics_of(tmp_path / "run") if m["kind"] == "validation"]
+    assert steps == [(stage, 2) for stage in trained] and trained
+    pruned = bool(config.prune.sparsity) or name in NEEDS_A_RUN
+    assert (results["sparsity"]["overall"]["zeros"] > 0) is pruned
+    assert results["sparsity"]["overall"]["leftovers"] == 0
+    assert results["test"]["attack"]["epsilon"] == config.report_attack.epsilon

@@ -1,0 +1,208 @@
+"""Runs that begin with another run's weights: gone on with, pruned further, or their initialisation inherited."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from tiny import Watched
+
+from rap_jax import pipeline
+from rap_jax.config import ModelConfig, PruneConfig, RunConfig, StageConfig, StartConfig
+from rap_jax.losses import cross_entropy
+from rap_jax.models import create_model
+from rap_jax.saved_network import load_network
+
+CONFIG = tiny.tiny_config()
+NO_STAGE = StageConfig(0)
+SHORT = dataclasses.replace(CONFIG.retrain, num_epochs=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """A LeNet of width 2 pruned by filters to half of it: the layers' outputs are those of width 1."""
+    prune = dataclasses.replace(CONFIG.prune, sparsity=(("conv*", 0.5), ("fc1", 0.5)))
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, width=2), prune=prune)
+    return tiny.run_and_watch(tmp_path_factory.mktemp("runs") / "pruned", config)
+
+
+def config_from(pruned: Watched, **changes: Any) -> RunConfig:
+    """A run of the same network with another seed that begins where `pruned` ended, unless `start` says otherwise."""
+    given = {"start": StartConfig(str(pruned.folder)), "seed": 9, "pretrain": NO_STAGE, "admm": NO_STAGE} | changes
+    return dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, width=2), **given)
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def zeros_of(params: Any) -> dict[str, np.ndarray]:
+    return {layer: np.asarray(arrays["kernel"]) == 0 for layer, arrays in params.items()}
+
+
+def test_a_finished_run_leaves_its_network(pruned: Watched) -> None:
+    saved = load_network(pruned.folder)
+    assert_same(saved.weights, pruned.outcomes["retrain"].weights)
+    images = tiny.tiny_dataset().test.images / np.float32(255)
+    logits, _ = saved.model.apply(*saved.weights, jnp.asarray(images), False)
+    right = (np.asarray(logits).argmax(1) == tiny.tiny_dataset().test.labels).mean()
+    assert right == pytest.approx(pruned.results["test"]["natural_accuracy"])
+
+
+def test_final_weights_are_gone_on_with(pruned: Watched, tmp_path: Path) -> None:
+    config = config_from(pruned, retrain=SHORT, prune=PruneConfig(sparsity=()))
+    found = tiny.run_and_watch(tmp_path / "run", config)
+    assert_same(found.starts["retrain"], pruned.outcomes["retrain"].weights)
+    assert list(found.results["stages"]) == ["start", "retrain"]
+    start = found.results["stages"]["start"]
+    # The same weights on the same images, though at other random starts of the attack.
+    before = pruned.results["stages"]["retrain"]["validation"]
+    assert start["validation"]["natural_accuracy"] == before["natural_accuracy"]
+    assert "cut" not in start and len(found.results["start"].pop("sha256")) == 64
+    assert found.results["start"] == {"weights": "final", "keep_zeros": True}
+
+
+@pytest.fixture(scope="module")
+def thinned(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """Single weights are gone: unlike those of a removed filter they have a gradient, and would grow again."""
+    prune = PruneConfig(structure="irregular", sparsity=(("conv*", 0.5), ("fc1", 0.5)))
+    config = dataclasses.replace(CONFIG, pretrain=SHORT, admm=NO_STAGE, retrain=SHORT, prune=prune)
+    return tiny.run_and_watch(tmp_path_factory.mktemp("runs") / "thinned", config)
+
+
+@pytest.mark.parametrize("keep_zeros", [True, False])
+def test_zeros_stay_zero_when_more_is_pruned(thinned: Watched, tmp_path: Path, keep_zeros: bool) -> None:
+    prune = PruneConfig(structure="irregular", sparsity=(("conv*", 0.7), ("fc1", 0.8)), dual_interval=1.0)
+    admm = dataclasses.replace(CONFIG.admm, num_epochs=2)
+    start = StartConfig(str(thinned.folder), keep_zeros=keep_zeros)
+    config = dataclasses.replace(CONFIG, seed=9, start=start, pretrain=SHORT, admm=admm, retrain=SHORT, prune=prune)
+    found = tiny.run_and_watch(tmp_path / "run", config)
+    before = zeros_of(thinned.outcomes["retrain"].weights.params)
+    for stage in ("pretrain", "admm"):
+        now = zeros_of(found.outcomes[stage].weights.params)
+        assert all(now[layer][zeros].all() for layer, zeros in before.items()) is keep_zeros
+    now = zeros_of(found.outcomes["retrain"].weights.params)
+    assert not keep_zeros or all(now[layer][zeros].all() for layer, zeros in before.items())
+    # The ratio counts what is gone already: half of the weights were zero.
+    for layer, ratio in {"conv1": 0.7, "conv2": 0.7, "fc1": 0.8}.items():
+        assert now[layer].mean() == pytest.approx(ratio, abs=0.02)
+
+
+def inherited(pruned: Watched) -> StartConfig:
+    return StartConfig(str(pruned.folder), weights="initial")
+
+
+def test_initial_weights_are_inherited(pruned: Watched, tmp_path: Path) -> None:
+    config = config_from(
+        pruned, start=inherited(pruned), pretrain=SHORT, retrain=NO_STAGE, prune=PruneConfig(sparsity=())
+    )
+    found = tiny.run_and_watch(tmp_path / "run", config)
+    start, first = found.starts["pretrain"].params, pruned.starts["pretrain"].params
+    final = pruned.outcomes["retrain"].weights.params
+    for layer, zeros in zeros_of(final).items():
+        np.testing.assert_array_equal(np.asarray(start[layer]["kernel"]) == 0, zeros)
+        kept = np.where(zeros, 0, np.asarray(first[layer]["kernel"]))
+        np.testing.assert_array_equal(start[layer]["kernel"], kept)
+        gone = zeros.reshape(-1, zeros.shape[-1]).all(0)
+        np.testing.assert_array_equal(np.asarray(start[layer]["bias"])[gone], 0)
+    for layer, zeros in zeros_of(found.outcomes["pretrain"].weights.params).items():
+        assert zeros[zeros_of(start)[layer]].all()
+    assert list(found.results["stages"]) == ["start", "pretrain"]
+    trained = found.outcomes["pretrain"].weights.params["fc2"]["kernel"]
+    assert (np.asarray(trained) != np.asarray(start["fc2"]["kernel"])).any()
+
+
+def small_params(params: Any) -> dict[str, Any]:
+    """The dense LeNet of width 1 inside one of width 2 whose filters are halved."""
+    alive = {layer: ~zeros.reshape(-1, zeros.shape[-1]).all(0) for layer, zeros in zeros_of(params).items()}
+    inputs = {"conv1": np.ones(1, bool), "conv2": alive["conv1"], "fc2": alive["fc1"]}
+    inputs["fc1"] = np.tile(alive["conv2"], 4)  # 2x2 pixels are left of 8x8, channels last
+    found = {}
+    for layer, arrays in params.items():
+        kernel = np.asarray(arrays["kernel"])[..., inputs[layer], :][..., alive[layer]]
+        found[layer] = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(np.asarray(arrays["bias"])[alive[layer]])}
+    return found
+
+
+def test_an_inheriting_network_is_a_dense_one_of_the_small_width(pruned: Watched) -> None:
+    model_of = lambda width: create_model(ModelConfig(width=width), input_shape=(8, 8, 1), num_classes=10)
+    large, small = model_of(2), model_of(1)
+    config = config_from(pruned, start=inherited(pruned))
+    params = pipeline.make_start(config, large, pipeline.make_mesh(jax.devices()[:1])).weights.params
+    dense = small_params(params)
+    assert jax.tree.map(jnp.shape, dense) == jax.tree.map(jnp.shape, small.init(jax.random.key(0))[0])
+    images = jnp.asarray(tiny.tiny_dataset().train.images[:32] / np.float32(255))
+    labels = jnp.asarray(tiny.tiny_dataset().train.labels[:32])
+
+    def loss(model: Any, params: Any) -> jax.Array:
+        return cross_entropy(model.apply(params, {}, images, True)[0], labels).mean()
+
+    value, gradient = jax.value_and_grad(lambda p: loss(large, p))(params)
+    small_value, small_gradient = jax.value_and_grad(lambda p: loss(small, p))(dense)
+    np.testing.assert_allclose(value, small_value, rtol=1e-5)
+    kept = jax.tree.map(lambda g, w: jnp.where(w != 0, g, 0), gradient, params)
+    square = lambda tree: sum(float((np.asarray(leaf) ** 2).sum()) for leaf in jax.tree.leaves(tree))
+    # All of the gradient that the masks let through is that of the small network, in the same places.
+    assert square(jax.tree.map(lambda layer: layer, small_gradient)) > 0
+    for layer in ("conv1", "conv2", "fc1", "fc2"):
+        theirs = np.sort(np.asarray(small_gradient[layer]["kernel"]).ravel())
+        nonzero = np.asarray(params[layer]["kernel"]) != 0
+        ours = np.asarray(kept[layer]["kernel"])[nonzero]
+        if layer == "conv1":
+            np.testing.assert_allclose(np.sort(ours), theirs, atol=1e-6)
+        else:  # weights that read removed filters are not zero, but their gradient is
+            padded = np.sort(np.concatenate([theirs, np.zeros(len(ours) - len(theirs))]))
+            np.testing.assert_allclose(np.sort(ours), padded, atol=1e-6)
+
+
+def test_a_run_from_another_network_resumes_and_refuses_a_changed_start(pruned: Watched, tmp_path: Path) -> None:
+    config = config_from(pruned, retrain=SHORT)
+    dataset = tiny.tiny_dataset()
+    results = pipeline.run(config, dataset, tmp_path / "run", output=tiny.EVERY_STEP)
+    assert pipeline.run(config, dataset, tmp_path / "run", output=tiny.EVERY_STEP) == results
+    other = dataclasses.replace(config, start=inherited(pruned))
+    with pytest.raises(ValueError, match=r"start\.weights: final in the folder, initial now"):
+        pipeline.run(other, dataset, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ModelConfig(width=3)}, r"is lenet_mnist of width 2, .* expected lenet_mnist of width 3"),
+        ({"start": StartConfig("/nowhere")}, "/nowhere holds no results.json; expected the folder of a run"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    pruned: Watched, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = dataclasses.replace(config_from(pruned), **changes)
+    with pytest.raises(ValueError, match=message):
+        pipeline.run(config, tiny.tiny_dataset(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_inherited_is_refused(pruned: Watched, tmp_path: Path) -> None:
+    dataset = tiny.tiny_dataset()
+    second = config_from(pruned, retrain=SHORT)
+    pipeline.run(second, dataset, tmp_path / "second")
+    config = config_from(pruned, start=StartConfig(str(tmp_path / "second"), weights="initial"))
+    with pytest.raises(ValueError, match="began with the weights of .*pruned; expected one that began with random"):
+        pipeline.run(config, dataset, tmp_path / "run")
+    dense = dataclasses.replace(
+        CONFIG, pretrain=SHORT, admm=NO_STAGE, retrain=NO_STAGE, prune=PruneConfig(sparsity=()), model=second.model
+    )
+    pipeline.run(dense, dataset, tmp_path / "dense")
+    config = config_from(pruned, start=StartConfig(str(tmp_path / "dense"), weights="initial"))
+    with pytest.raises(ValueError, match="has no zeros; expected one that was pruned"):
+        pipeline.run(config, dataset, tmp_path / "run")
