@@ -145,6 +145,24 @@ def test_the_initializer_sets_every_convolution_and_nothing_else(name: str) -> N
     assert sorted(drawn) == sorted(kernels)
 
 
+@pytest.mark.parametrize("name", create.NETWORKS)
+def test_the_implementation_reaches_every_convolution(name: str) -> None:
+    def image_gradient(implementation: Implementation) -> str:
+        model = network(name, implementation=implementation)
+        gradient = jax.grad(lambda images, *weights: model.apply(*weights, images, train=False)[0].sum())
+        images = jax.ShapeDtypeStruct((2, *model.input_shape), jnp.float32)
+        return str(jax.make_jaxpr(gradient)(images, *shapes(model)))
+
+    cpu, xla = image_gradient("cpu"), image_gradient("xla")
+    num_convs = sum(len(leaf.shape) == 4 for leaf in jax.tree.leaves(shapes(network(name))[0]))
+    if name == "lenet_mnist":
+        assert "conv_general_dilated" not in cpu
+    else:
+        assert cpu.count("optimization_barrier") == num_convs
+    assert xla.count("conv_general_dilated[") == 2 * num_convs
+    assert "optimization_barrier" not in xla
+
+
 def test_default_is_the_networks_own_initialisation() -> None:
     own = {name: network.DEFAULT_INITIALIZER for name, network in create._NETWORKS.items()}
     assert own == {

@@ -11,8 +11,8 @@ from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penal
 from rap_jax.projections import Irregular
 
 
-def rates(config: OptimizerConfig, steps: list[int], num_steps: int = 100) -> list[float]:
-    schedule = learning_rate_schedule(config, steps_per_epoch=10, num_steps=num_steps)
+def rates(config: OptimizerConfig, steps: list[int], num_steps: int = 100, reset_every: int = 0) -> list[float]:
+    schedule = learning_rate_schedule(config, steps_per_epoch=10, num_steps=num_steps, reset_every=reset_every)
     return [float(schedule(step)) for step in steps]
 
 
@@ -33,6 +33,17 @@ def test_warm_up_comes_first_and_keeps_the_rest_in_place(schedule: str) -> None:
         assert found[3:5] == pytest.approx([1.0, 0.1])
     if schedule == "cosine":
         assert found[-1] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_a_reset_begins_the_schedule_anew() -> None:
+    # The authors' ADMM stage: back to the base rate at each dual step, divided by 10 after each third between two.
+    thirds = OptimizerConfig(schedule="step", learning_rate=1.0, step_epochs=(1, 2))
+    found = rates(thirds, [0, 9, 10, 20, 29, 30, 40, 99], reset_every=30)
+    assert found == pytest.approx([1.0, 1.0, 0.1, 0.01, 0.01, 1.0, 0.1, 1.0])
+    cosine = OptimizerConfig(schedule="cosine", learning_rate=1.0, warmup_epochs=1)
+    assert rates(cosine, [0, 10, 20, 30, 35, 60], reset_every=30) == pytest.approx([0, 1, 0.5, 0, 0.5, 0], abs=1e-6)
+    with pytest.raises(ValueError, match=r"warmup_epochs is 3.*the stage has 30 steps"):
+        rates(OptimizerConfig(warmup_epochs=3), [0], reset_every=30)
 
 
 def test_a_warm_up_longer_than_the_stage_is_refused() -> None:
@@ -79,3 +90,18 @@ def test_make_penalty_follows_the_config() -> None:
     _, state = tx.update(zeros, state, params, dual_step=True)
     assert float(find_admm_state(state).rho["fc1"]["kernel"]) == pytest.approx(0.4)
     np.testing.assert_allclose(find_admm_state(state).u["fc1"]["kernel"], [[1, 2], [3, 0], [0, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("keeps_graph", "factor"), [(False, 1), (True, 3)])
+def test_make_penalty_passes_the_growing_penalty_on(keeps_graph: bool, factor: int) -> None:
+    params = {"fc1": {"kernel": jnp.arange(1.0, 7.0).reshape(3, 2)}}
+    settings = PruneConfig(rho=0.5, rho_growth=1.0, rho_rule="uniform", dual_keeps_graph=keeps_graph)
+    tx = make_penalty(params, settings, {"fc1/kernel": Irregular(0.5)})
+    zeros = optax.tree.zeros_like(params)
+    state = tx.init(params)
+    for _ in range(2):  # w + u - z adds up the three smallest weights, once per dual step
+        updates, state = tx.update(zeros, state, params, dual_step=True)
+    expected = factor * 0.5 * (params["fc1"]["kernel"] - find_admm_state(state).z["fc1"]["kernel"])
+    expected = expected + factor * 0.5 * find_admm_state(state).u["fc1"]["kernel"]
+    np.testing.assert_allclose(updates["fc1"]["kernel"], expected, rtol=1e-6)
+    assert float(jnp.abs(updates["fc1"]["kernel"]).max()) > 0

@@ -49,7 +49,7 @@ def make_results() -> dict[str, Any]:
     return {
         "name": "lenet_mnist_filter",
         "dataset": "mnist_5k",
-        "data": {"train": 54000, "validation": 6000, "test": 10000, "sha256": "ab12" * 16},
+        "data": {"num_images": {"train": 54000, "validation": 6000, "test": 10000}, "sha256": "ab12" * 16},
         "seed": 3,
         "model": {"name": "lenet_mnist", "width": 4, "initializer": "default", "num_params": 414608},
         "stages": stages,
@@ -161,6 +161,17 @@ def test_stopped_run_leaves_rows_out() -> None:
     assert names[:3] == ["Stage", ":" + "-" * 9, "pretrain"] and "test" not in names
     assert "- Cut" not in text and "Time" not in text
     assert row(text, "overall")[3] == "0.00%"
+
+
+def test_a_run_that_began_with_other_weights_says_so() -> None:
+    results = make_results()
+    del results["stages"]["pretrain"]
+    start = {"validation": accuracy(0.9712, 0.9001), "cut": accuracy(0.4313, 0.1515), "seconds": 0.0}
+    results["stages"] = {"start": start} | results["stages"]
+    text = report.format_table(results)
+    names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    assert names[2:5] == ["start", "start, cut", "admm"]
+    assert "Cut: the weights to prune set to zero at the start or after ADMM" in text
 
 
 def test_run_without_any_evaluation(tmp_path: Path) -> None:

@@ -131,3 +131,16 @@ def test_validation_that_fails_names_its_step(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(pipeline, "make_evaluator", lambda *arguments, batch_size: select)
     with pytest.raises(ValueError, match="Validation after step 3 of pretrain failed: 3 adversarial images"):
         pipeline.run(CONFIG, tiny.tiny_dataset(), tmp_path / "run")
+
+
+def test_learning_rate_is_set_back_at_each_dual_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "make_evaluator", lambda _, attack, *a, **b: lambda *c: Accuracy(5, 5, 10, attack))
+    prune = dataclasses.replace(CONFIG.prune, reset_learning_rate=True, dual_interval=1.0)
+    falling = OptimizerConfig(learning_rate=0.01, schedule="step", step_epochs=(2 / 3,))
+    config = dataclasses.replace(CONFIG, prune=prune, admm=StageConfig(3, falling))
+    pipeline.run(config, tiny.tiny_dataset(), tmp_path / "run", output=tiny.EVERY_STEP)
+    lines = [m for m in tiny.metrics_of(tmp_path / "run") if m["kind"] == "train"]
+    rates = {stage: [m["learning_rate"] for m in lines if m["stage"] == stage] for stage in STAGES}
+    # Epochs of 3 steps, a dual step at the first of each but the first.
+    assert rates["admm"] == pytest.approx([0.01, 0.01, 0.001] * 3)
+    assert rates["pretrain"] == sorted(rates["pretrain"], reverse=True)
