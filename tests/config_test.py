@@ -12,6 +12,8 @@ from rap_jax.config import (
     OutputConfig,
     PruneConfig,
     StageConfig,
+    StartConfig,
+    TrainConfig,
 )
 
 NUMBERS = {
@@ -54,11 +56,27 @@ def test_a_number_outside_its_range_is_refused(config: type, name: str, value: f
         (OptimizerConfig, {"schedule": "step"}, "at least one epoch when schedule is step"),
         (OptimizerConfig, {"step_epochs": (5.0, 3.0)}, "rising order"),
         (OptimizerConfig, {"step_epochs": (5.0, math.inf)}, "rising order"),
-        (PruneConfig, {"sparsity": ()}, "at least one pattern"),
+        (PruneConfig, {"budget": "network"}, "budget is 'network'; expected one of layer, global"),
+        (PruneConfig, {"budget": "global", "sparsity": (("conv1", 0.5), ("fc1", 0.7))}, "one ratio above 0"),
+        (PruneConfig, {"budget": "global", "sparsity": ()}, "one ratio above 0"),
+        (
+            PruneConfig,
+            {"structure": "rows"},
+            "structure is 'rows'; expected one of irregular, filter, column, bn_filter",
+        ),
         (PruneConfig, {"sparsity": (("conv1", 1.0),)}, "sparsity of conv1 is 1.0"),
         (PruneConfig, {"sparsity": (("", 0.5),)}, "a layer pattern before each ratio"),
         (PruneConfig, {"dual_interval_unit": "days"}, "dual_interval_unit is 'days'"),
-        (StageConfig, {"num_epochs": 0}, "num_epochs is 0"),
+        (StageConfig, {"num_epochs": -1}, "num_epochs is -1; expected 1 or more epochs, or 0"),
+        (TrainConfig, {"attack": None, "attack_batch_norm": "eval"}, "expected one of running, batch"),
+        (TrainConfig, {"attack": None, "mixup_alpha": math.nan}, "mixup_alpha is nan"),
+        (
+            StartConfig,
+            {"run_dir": "/a", "weights": "initial", "keep_zeros": False},
+            "keep_zeros is False; expected True",
+        ),
+        (StartConfig, {"weights": "best"}, "weights of the start is 'best'; expected one of final, initial"),
+        (DataConfig, {"dataset": "folder:/a", "image_size": (0, 3)}, r"image_size is \(0, 3\)"),
         (StageConfig, {"num_epochs": 1, "epsilon_ramp_epochs": math.inf}, "epsilon_ramp_epochs is inf"),
     ],
 )
