@@ -5,11 +5,11 @@ TFDS prepares into a folder `incomplete.*` and renames that at the end, so a fol
 
 import contextlib
 import io
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
 from rap_jax.data.array_builder import ArrayBuilder
 from rap_jax.data.dataset import Split, TrainTest, content_hash, make_split
@@ -38,7 +38,8 @@ def prepare(builder_class: type[ArrayBuilder], data_dir: Path, raw_data_dir: str
       ValueError: `data_dir` cannot be written to, or a raw file is missing or damaged.
     """
     _require_writable(data_dir)
-    logging.info("Preparing %s in %s", builder_class.name, data_dir)
+    # Printed and not logged: it takes up to a minute, and the command shows warnings only.
+    print(f"Preparing {builder_class.name} in {data_dir}, once.", file=sys.stderr, flush=True)
     builder = builder_class(data_dir=data_dir, raw_data_dir=raw_data_dir)
     if raw_data_dir is None:
         _download_and_prepare(builder)
