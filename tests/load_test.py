@@ -63,7 +63,7 @@ def test_raw_files_are_prepared_once_and_then_the_copy_is_read(
     assert files == {path: path.stat().st_mtime_ns for path in prepared_folder(data_dir).iterdir()}
     assert not no_network
     captured = capfd.readouterr()
-    assert (captured.out, captured.err) == ("", f"Preparing rap_tiny in {data_dir}, once.\n")
+    assert (captured.out, captured.err) == ("", f"Preparing rap_test_tiny in {data_dir}, once.\n")
 
 
 def test_dataset_holds_the_training_images_in_two_parts_and_all_test_images(data_dir: str, raw: str) -> None:
