@@ -40,6 +40,7 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
             raw_data_dir=get("raw_data_dir") or None,  # an empty string takes back what a flagfile says
             fallback_dataset=get("fallback_dataset") or None,
             validation_fraction=get("validation_fraction"),
+            validation_seed=get("validation_seed"),
             image_size=_image_size(get("image_size")),
         ),
         model=ModelConfig(get("model"), get("width"), get("initializer")),

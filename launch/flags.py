@@ -88,6 +88,7 @@ def _define_data_flags() -> None:
     flags.DEFINE_string("fallback_dataset", None, "mnist_5k: what to use, with a warning, when mnist cannot "
                         "be had; empty for none.")  # fmt: skip
     flags.DEFINE_float("validation_fraction", data.validation_fraction, "Share of the training images held out.")
+    flags.DEFINE_integer("validation_seed", data.validation_seed, "Seed that chooses them. Default: --seed.")
     flags.DEFINE_list("image_size", [], "height,width to which the images of folder:PATH are resized.")
     flags.DEFINE_integer("crop_padding", 0, "Training images are cropped at random out of so many black pixels on "
                          "each side; 0 for no crop.")  # fmt: skip

@@ -21,15 +21,15 @@ import json
 import logging as python_logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+
+from rap_jax.digest import digest, layout, named_leaves, seal
 
 DAMAGED = "damaged"
 CHECKSUMS = "files.sha256"
@@ -44,12 +44,15 @@ class Restored(NamedTuple):
     meta: dict[str, Any]
 
 
-def open_checkpoints(directory: str | os.PathLike[str], *, max_to_keep: int = 2) -> ocp.CheckpointManager:
+def open_checkpoints(
+    directory: str | os.PathLike[str], *, max_to_keep: int = 2, read_only: bool = False
+) -> ocp.CheckpointManager:
     """Opens (and creates) a folder of checkpoints and removes what a killed process left half written.
 
     Args:
       directory: folder of one run's checkpoints, one sub-folder per step.
       max_to_keep: how many steps stay; with 1 there is none to fall back to.
+      read_only: for a folder of somebody else: nothing in it is made, removed or moved.
 
     Raises:
       ValueError: the folder cannot be written to, or `max_to_keep` is below 1.
@@ -57,6 +60,10 @@ def open_checkpoints(directory: str | os.PathLike[str], *, max_to_keep: int = 2)
     if max_to_keep < 1:
         raise ValueError(f"max_to_keep is {max_to_keep}; expected 1 or more checkpoints.")
     path = Path(directory).expanduser().absolute()
+    logging.get_absl_logger().addFilter(_is_not_chatter)
+    if read_only:
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        return ocp.CheckpointManager(path, options=options, item_names=("state", "meta"))
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -64,7 +71,6 @@ def open_checkpoints(directory: str | os.PathLike[str], *, max_to_keep: int = 2)
     except OSError as error:
         message = f"The checkpoint folder {path} cannot be written to ({error.strerror}); give a folder that can be."
         raise ValueError(message) from error
-    logging.get_absl_logger().addFilter(_is_not_chatter)
     settings = {"cleanup_tmp_directories": True, "enable_async_checkpointing": False}
     options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, **settings)
     return ocp.CheckpointManager(path, options=options, item_names=("state", "meta"))
@@ -96,10 +102,10 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
     if step in manager.all_steps():
         return False
     try:
-        record = {"meta": json.loads(json.dumps(meta)), "layout": _layout(state), "sha256": digest(state)}
+        record = {"meta": json.loads(json.dumps(meta)), "layout": layout(state), "sha256": digest(state)}
     except TypeError as error:
         raise ValueError(f"meta of checkpoint {step} is {meta!r}; expected what JSON can hold ({error}).") from error
-    meta_args = ocp.args.JsonSave({**record, "seal": _seal(record)})
+    meta_args = ocp.args.JsonSave({**record, "seal": seal(record)})
     manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=meta_args), force=True)
     manager.wait_until_finished()
     folder = Path(manager.directory) / str(step)
@@ -151,10 +157,10 @@ def _restore(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[
     record, reason = _attempt(lambda: manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
     if record is None:
         return f"its meta cannot be read: {reason}", None
-    if not isinstance(record, dict) or record.pop("seal", None) != _seal(record):
+    if not isinstance(record, dict) or record.pop("seal", None) != seal(record):
         return "the checksum of its meta differs", None
     # From here on the meta is known to be what was saved, so a difference is the template's and not the disk's.
-    _check_layout(folder, saved=record["layout"], expected=_layout(template))
+    _check_layout(folder, saved=record["layout"], expected=layout(template))
     restore_args = ocp.args.StandardRestore(template)
     state, reason = _attempt(lambda: (manager.restore(step, args=ocp.args.Composite(state=restore_args)).state,))
     if state is None and whole:
@@ -203,7 +209,7 @@ def _move_away(manager: ocp.CheckpointManager, steps: list[int]) -> None:
 
 
 def _check_shardings(template: Any) -> None:
-    for name, leaf in _named_leaves(template):
+    for name, leaf in named_leaves(template):
         if getattr(leaf, "sharding", None) is None:
             raise ValueError(f"{name} of the template has no sharding; expected one, see abstract_like.")
         leaf.sharding.shard_shape(leaf.shape)
@@ -215,34 +221,6 @@ def _check_layout(folder: Path, *, saved: dict[str, str], expected: dict[str, st
         parts = [f"{name} is {saved.get(name, 'absent')}, expected {expected.get(name, 'none')}" for name in found[:3]]
         parts += [f"and {len(found) - 3} more"] if len(found) > 3 else []
         raise ValueError(f"{folder} does not fit this run: {'; '.join(parts)}. {OTHER_SETTINGS}")
-
-
-def _named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-
-
-def _layout(tree: Any) -> dict[str, str]:
-    """Returns name -> dtype and shape of every leaf, such as `params/conv1/kernel` -> `float32[5,5,1,32]`."""
-    layout = {}
-    for name, leaf in _named_leaves(tree):
-        if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
-            raise ValueError(f"{name} of the state is {leaf!r}; expected an array.")
-        layout[name] = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-    return layout
-
-
-def digest(tree: Any) -> str:
-    """Returns the hex sha256 over name, dtype, shape and bytes of every leaf, by name; a key counts by its data."""
-    total = hashlib.sha256(json.dumps(_layout(tree), sort_keys=True).encode())
-    for _, leaf in sorted(_named_leaves(tree), key=lambda named: named[0]):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        total.update(np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
-    return total.hexdigest()
-
-
-def _seal(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _is_not_chatter(record: python_logging.LogRecord) -> bool:

@@ -21,6 +21,8 @@ def identity(config: RunConfig, dataset: Dataset, start: Start) -> dict[str, Any
     for place in ("data_dir", "raw_data_dir", "fallback_dataset", "dataset"):
         del settings["data"][place]
     settings["data"] |= {"name": dataset.name, "sha256": dataset.sha256}
+    if dataset.name.startswith("folder_"):  # its name is that of a place
+        del settings["data"]["name"]
     settings["start"] = start.about
     return settings
 

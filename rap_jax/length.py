@@ -20,7 +20,8 @@ def stage_length(config: RunConfig, stage: Stage, num_examples: int) -> Length:
     """Turns epochs into steps.
 
     Raises:
-      ValueError: a batch is larger than the training split, or the dual interval is not shorter than the stage.
+      ValueError: a batch is larger than the training split, or the dual interval or the epsilon ramp is not shorter
+        than the stage.
     """
     require(config.batch_size <= num_examples, "batch_size", config.batch_size, f"at most the {num_examples} images")
     epoch = config.steps_per_epoch or num_examples // config.batch_size
@@ -31,4 +32,7 @@ def stage_length(config: RunConfig, stage: Stage, num_examples: int) -> Length:
     dual = max(1, in_steps(config.prune.dual_interval, unit)) if stage == "admm" else 0
     shorter = f"less than the ADMM stage's {settings.num_epochs} epochs of {epoch} steps, so that there is a dual step"
     require(dual < num_steps or num_steps == 0, "dual_interval", config.prune.dual_interval, shorter)
-    return Length(epoch, num_steps, dual, in_steps(settings.epsilon_ramp_epochs))
+    ramp = in_steps(settings.epsilon_ramp_epochs)
+    shorter = f"less than the {settings.num_epochs} epochs of {stage}, or its radius is never the full one"
+    require(ramp < num_steps or num_steps == 0, "epsilon_ramp_epochs", settings.epsilon_ramp_epochs, shorter)
+    return Length(epoch, num_steps, dual, ramp)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import jax
 
 from rap_jax import specs as specs_lib
@@ -27,7 +28,7 @@ from rap_jax.folder import open_run_folder, write_atomically
 from rap_jax.interrupt import Interrupt, catch_signals
 from rap_jax.keys import stream_key
 from rap_jax.length import stage_length
-from rap_jax.masking import apply_masks
+from rap_jax.masking import apply_masks, both
 from rap_jax.models import create_model
 from rap_jax.progress import Progress
 from rap_jax.report import write_report
@@ -86,9 +87,10 @@ def run(
     mesh = make_mesh(devices)
     _check_devices(config, mesh.size)
     model = create_model(config.model, input_shape=dataset.train.images.shape[1:], num_classes=dataset.num_classes)
-    start = make_start(config, model, mesh)
+    start = make_start(config, dataset, model, mesh)
     specs = specs_lib.specs_from_config(start.weights.params, config.prune, output_layer=model.output_layer)
     _check_stages(config, specs, len(dataset.train.labels))
+    _check_crop(config, model.input_shape)
     with open_run_folder(out_dir, identity(config, dataset, start)) as folder:
         if flags:
             write_atomically(folder.path / "run.flags", flags)
@@ -105,7 +107,6 @@ def run(
                     validation=put(dataset.validation),
                     select=make_evaluator(model, config.select_attack, mesh, batch_size=config.eval_batch_size),
                     specs=specs,
-                    keep_zeros=config.start.run_dir is not None and config.start.keep_zeros,
                     folder=folder,
                     interrupt=interrupt,
                 )
@@ -124,6 +125,11 @@ def _check_devices(config: RunConfig, num_devices: int) -> None:
             f"batch_size is {config.batch_size}; expected a multiple of the {num_devices} devices, since each batch "
             f"is split over them."
         )
+
+
+def _check_crop(config: RunConfig, input_shape: tuple[int, ...]) -> None:
+    padding, smaller = config.train.augment.crop_padding, min(input_shape[:2])
+    require(padding < smaller, "crop_padding", padding, f"fewer pixels than the smaller side of the images, {smaller}")
 
 
 def _check_stages(config: RunConfig, specs: Specs, num_examples: int) -> None:
@@ -146,7 +152,7 @@ def _train_and_test(setup: Setup, start: Weights, test_split: DeviceSplit) -> di
     final, stages = _run_stages(setup, judge, start)
     began = time.monotonic()
     test = judge._replace(split=test_split)(f"{config.name} test", final)
-    save_network(setup.folder.path, final)
+    save_network(setup.folder.path, final, initial=start)
     seconds: dict[str, float] = {stage: stages[stage]["seconds"] for stage in _stages(config)}
     seconds["validation"] = sum(stage["validation_seconds"] for stage in stages.values())
     seconds["test"] = time.monotonic() - began
@@ -164,10 +170,26 @@ def _run_stages(setup: Setup, judge: _Judge, start: Weights) -> tuple[Weights, d
     if setup.config.start.run_dir is not None:
         stages["start"] = _record(setup, judge, "start", Outcome(start, 0, 0.0))
     for stage in _stages(setup.config):
-        outcome = run_stage(stage, setup, _cut(setup, weights) if stage == "retrain" else weights)
+        masks = _masks(setup, stage, weights)
+        outcome = run_stage(stage, setup, _cut(setup, weights) if stage == "retrain" else weights, masks)
         weights = outcome.weights
         stages[stage] = _record(setup, judge, stage, outcome)
     return weights if "retrain" in stages else _cut(setup, weights), stages
+
+
+def _masks(setup: Setup, stage: Stage, weights: Weights) -> chex.ArrayTree | None:
+    """What has to stay zero in a stage: what was zero when the run began, and in the retrain what the cut takes.
+
+    `weights` are those before the cut: afterwards all that is gone has one score, and a global budget would share its
+    last bit of room out anew.
+    """
+    start = setup.config.start
+    masks = specs_lib.masks_of(setup.specs, weights.params) if stage == "retrain" and setup.specs else None
+    if start.run_dir is None or not start.keep_zeros:
+        return masks
+    # Each stage keeps them, so the zeros of its start are still those of the run's start.
+    zeros = specs_lib.masks_of_zeros(weights.params)
+    return zeros if masks is None else both(masks, zeros)
 
 
 def _cut(setup: Setup, weights: Weights) -> Weights:

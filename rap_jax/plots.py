@@ -177,7 +177,7 @@ def _training_legend(figure: Figure) -> None:
     handles = [
         *axes.plot([], [], "-o", color=NATURAL, markersize=4, label="natural, validation"),
         *axes.plot([], [], "-o", color=ROBUST, markersize=4, label="under attack, validation"),
-        *axes.plot([], [], "-", color=TRAIN, label="under attack, training batch"),
+        *axes.plot([], [], "-", color=TRAIN, label="training batch, as trained on"),
         *axes.plot([], [], "*", color="white", mec="black", markersize=12, label="kept checkpoint"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)

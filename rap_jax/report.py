@@ -7,7 +7,7 @@ run that was stopped does not have. Every table, picture and file names the data
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from absl import logging
 from rap_jax import plots
 from rap_jax.config import STAGES
 from rap_jax.folder import write_atomically
+from rap_jax.wording import as_attack, as_interval, as_pair, as_percent, as_seconds, as_table, as_training
 
 Results = dict[str, Any]
 
@@ -30,11 +31,11 @@ def format_table(results: Results) -> str:
     rows = list(_accuracy_rows(results))
     if rows:
         header = ("Stage", "Natural accuracy", "PGD accuracy", "Images", "Seconds")
-        parts += [_table(header, rows), _notes(results)]
+        parts += [as_table(header, rows), _notes(results)]
     if sparsity := _sparsity(results):
         parts.append(_sparsity_table(sparsity))
     seconds = results.get("seconds", {}).get("total")
-    time = f"\n- Time, with validation: {_seconds(seconds)} s" if seconds else ""
+    time = f"\n- Time, with validation: {as_seconds(seconds)} s" if seconds else ""
     parts.append(f"- Run folder: {results.get('run_dir', '-')}{time}")
     return "\n\n".join(parts) + "\n"
 
@@ -122,32 +123,15 @@ def _accuracies(results: Results) -> Iterator[tuple[str, str, dict[str, Any], fl
 
 def _accuracy_rows(results: Results) -> Iterator[tuple[str, ...]]:
     for name, split, accuracy, seconds in _accuracies(results):
-        cells = (_accuracy(accuracy, "natural"), _accuracy(accuracy, "robust"))
-        yield (name, *cells, f"{accuracy['num_examples']:,} {split}", _seconds(seconds))
-
-
-def _accuracy(accuracy: dict[str, Any], kind: str) -> str:
-    low, high = accuracy[f"{kind}_interval"]
-    return f"{_percent(accuracy[f'{kind}_accuracy'])} [{100 * low:.2f}, {100 * high:.2f}]"
-
-
-def _pair(accuracy: dict[str, Any]) -> str:
-    return f"{_percent(accuracy['natural_accuracy'])} natural and {_percent(accuracy['robust_accuracy'])} PGD accuracy"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
-
-
-def _seconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:,.1f}"
+        cells = (as_interval(accuracy, "natural"), as_interval(accuracy, "robust"))
+        yield (name, *cells, f"{accuracy['num_examples']:,} {split}", as_seconds(seconds))
 
 
 def _notes(results: Results) -> str:
     """Returns one line per attack that was used, and what the brackets and the cuts are."""
     splits: dict[str, list[str]] = {}
     for _, split, accuracy, _ in _accuracies(results):
-        names = splits.setdefault(_attack(accuracy["attack"]), [])
+        names = splits.setdefault(as_attack(accuracy["attack"]), [])
         names += [] if split in names else [split]
     lines = [f"- PGD on {' and '.join(names)}: {attack}" for attack, names in splits.items()]
     lines.append("- In brackets: 95% interval (Wilson).")
@@ -157,40 +141,13 @@ def _notes(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _attack(attack: dict[str, Any]) -> str:
-    restarts = attack["num_restarts"]
-    start = "random start" if attack["random_start"] else "start at the image"
-    return (
-        f"{attack['norm']}, epsilon {_radius(attack['epsilon'])}, step {_radius(attack['step_size'])}, "
-        f"{attack['num_steps']} steps, {restarts} restart{'s' if restarts != 1 else ''}, {start}"
-    )
-
-
-def _radius(value: float) -> str:
-    """Writes 8/255 as people do, and 0.3 as 0.3."""
-    in_255ths = round(value * 255)
-    is_fraction = 0 < in_255ths < 255 and abs(value * 255 - in_255ths) < 1e-4 and f"{value:.4g}" != str(value)
-    return f"{in_255ths}/255" if is_fraction else f"{value:.4g}"
-
-
 def _sparsity_table(sparsity: dict[str, Any]) -> str:
     rows = []
     for name, row in (*sparsity["layers"].items(), ("overall", sparsity["overall"])):
         size, kept = f"{row['size']:,}", f"{row['size'] - row['zeros']:,}"
         structures = (f"{row[f'{s}_kept']:,} of {row[s]:,}" if s in row else "-" for s in ("filters", "columns"))
-        rows.append((name, size, kept, _percent(row["sparsity"]), *structures))
-    return _table(("Layer", "Weights", "Kept", "Sparsity", "Filters kept", "Columns kept"), rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table whose columns line up in a terminal: the first to the left, the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
-    rule = "|:" + "-" * (widths[0] + 1) + "|" + "".join("-" * (width + 1) + ":|" for width in widths[1:])
-    lines = []
-    for row in (header, *rows):
-        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([lines[0], rule, *lines[1:]])
+        rows.append((name, size, kept, as_percent(row["sparsity"]), *structures))
+    return as_table(("Layer", "Weights", "Kept", "Sparsity", "Filters kept", "Columns kept"), rows)
 
 
 def _markdown(results: Results, pictures: list[str]) -> str:
@@ -210,14 +167,14 @@ def _headline(results: Results) -> str:
     name, split, last = found[-1]
     zeros = _sparsity(results).get("overall", {}).get("sparsity")
     text = (
-        f"{f'With {_percent(zeros)} of its weights at zero' if zeros else 'Dense'}, the network classifies "
-        f"**{_percent(last['natural_accuracy'])}** of {last['num_examples']:,} {results['dataset']} {split} images "
-        f"correctly, and **{_percent(last['robust_accuracy'])}** under attack"
+        f"{f'With {as_percent(zeros)} of its weights at zero' if zeros else 'Dense'}, the network classifies "
+        f"**{as_percent(last['natural_accuracy'])}** of {last['num_examples']:,} {results['dataset']} {split} images "
+        f"correctly, and **{as_percent(last['robust_accuracy'])}** under attack"
     )
     text += "." if name == "test" else f" (after {name}; the test images have not been read)."
     dense, pruned = (results["stages"].get(stage, {}).get("validation") for stage in ("pretrain", "retrain"))
     if dense and pruned:
-        text += f" On the validation images: {_pair(dense)} after pretraining; {_pair(pruned)} after pruning."
+        text += f" On the validation images: {as_pair(dense)} after pretrain; {as_pair(pruned)} after retrain."
     return text
 
 
@@ -228,7 +185,7 @@ def _cut_sentence(results: Results) -> str:
         "start": "without ADMM (the network at the start, cut directly)",
     }
     found = [(text, results["stages"].get(stage, {}).get("cut")) for stage, text in names.items()]
-    texts = [f"{_pair(cut)} {text}" for text, cut in found if cut]
+    texts = [f"{as_pair(cut)} {text}" for text, cut in found if cut]
     return f"Right after the cut, before any retraining: {'; '.join(texts)}." if texts else ""
 
 
@@ -238,8 +195,22 @@ def _again(results: Results) -> str:
     lines = [
         f"    {results.get('command')}\n",
         f"- Data: {results['dataset']} ({sizes}), sha256 `{data.get('sha256')}`",
+        *_settings(results.get("config")),
         f"- Seed: {results.get('seed')}; initializer: {results['model'].get('initializer')}",
         f"- Device: {results.get('device')}",
         f"- Versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",
     ]
     return "\n".join(lines)
+
+
+def _settings(config: dict[str, Any] | None) -> Iterator[str]:
+    """What was trained on and pruned, as far as results from elsewhere say it."""
+    if not config:
+        return
+    yield f"- Training: {as_training(config['train'])}"
+    prune, start = config["prune"], config["start"]
+    if prune["sparsity"]:
+        ratios = ", ".join(f"{pattern} {ratio:g}" for pattern, ratio in prune["sparsity"])
+        yield f"- Pruning: {prune['structure']}, {ratios}, {prune['budget']} budget"
+    if start["run_dir"]:
+        yield f"- Start: the {start['weights']} weights of {start['run_dir']}"

@@ -20,22 +20,35 @@ _FOLDER = "network"
 
 
 class SavedNetwork(NamedTuple):
-    """A network with its weights. Attributes: model; weights; results: what results.json of its run holds."""
+    """A network with its weights.
+
+    Attributes:
+      model: as pure functions.
+      weights: those that the run ended with.
+      initial: those that it began with, which other runs may inherit.
+      results: what results.json of the run holds.
+    """
 
     model: Model
     weights: Weights
+    initial: Weights
     results: dict[str, Any]
 
 
-def save_network(run_dir: Path, weights: Weights) -> None:
-    """Writes the weights with a digest into `run_dir`/network, unless they are there already."""
+class _Saved(NamedTuple):
+    final: Weights
+    initial: Weights
+
+
+def save_network(run_dir: Path, weights: Weights, *, initial: Weights) -> None:
+    """Writes final and initial weights with a digest into `run_dir`/network, unless they are there already."""
     manager = checkpoint.open_checkpoints(run_dir / _FOLDER)
-    checkpoint.save(manager, 0, weights, {})
+    checkpoint.save(manager, 0, _Saved(weights, initial), {})
     manager.close()
 
 
 def load_network(run_dir: str | Path, sharding: Sharding | None = None) -> SavedNetwork:
-    """Reads the network of a finished run.
+    """Reads the network of a finished run; changes nothing in its folder.
 
     Args:
       run_dir: the run's folder.
@@ -46,26 +59,28 @@ def load_network(run_dir: str | Path, sharding: Sharding | None = None) -> Saved
     """
     folder = Path(run_dir).expanduser()
     results = _read_results(folder)
+    if not (folder / _FOLDER / "0").is_dir():
+        raise ValueError(
+            f"{folder / _FOLDER} is missing; expected the network that the run ended with. Train it again."
+        )
     config = ModelConfig(*(results["model"][name] for name in ModelConfig.__dataclass_fields__))
     height, width, channels = results["data"]["image_shape"]
     classes = results["data"]["num_classes"]
     model = create_model(config, input_shape=(height, width, channels), num_classes=classes)
+    weights = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
     where = SingleDeviceSharding(jax.devices()[0]) if sharding is None else sharding
-    if not (folder / _FOLDER / "0").is_dir():
-        raise ValueError(f"{folder / _FOLDER} holds no checkpoint; expected the network that the run ended with.")
-    manager = checkpoint.open_checkpoints(folder / _FOLDER)
-    abstract = checkpoint.abstract_like(jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0)), where)
-    restored = checkpoint.restore_latest(manager, abstract)
+    manager = checkpoint.open_checkpoints(folder / _FOLDER, read_only=True)
+    restored = checkpoint.restore_latest(manager, checkpoint.abstract_like(_Saved(weights, weights), where))
     manager.close()
     assert restored is not None  # the folder of step 0 is there, and a damaged one has raised
-    return SavedNetwork(model, restored.state, results)
+    return SavedNetwork(model, restored.state.final, restored.state.initial, results)
 
 
 def _read_results(folder: Path) -> dict[str, Any]:
     try:
         results: dict[str, Any] = json.loads((folder / "results.json").read_text())
         shape, _ = results["data"]["image_shape"], results["data"]["num_classes"]
-        if len(shape) != 3 or not {"model", "seed", "config"} <= results.keys():
+        if len(shape) != 3 or not {"model", "dataset", "config"} <= results.keys():
             raise ValueError("it is incomplete")
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no results.json; expected the folder of a run that has finished.") from error

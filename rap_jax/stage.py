@@ -27,7 +27,6 @@ from rap_jax.folder import RunFolder
 from rap_jax.interrupt import Interrupt
 from rap_jax.keys import stream_key
 from rap_jax.length import Length, stage_length
-from rap_jax.masking import both
 from rap_jax.models import Model
 from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penalty
 from rap_jax.progress import Progress
@@ -37,7 +36,7 @@ from rap_jax.train import StepKeys, StepMetrics, TrainStep, make_train_step
 
 
 class Setup(NamedTuple):
-    """What all stages of a run share. `keep_zeros`: weights that were zero at the start stay zero."""
+    """What all stages of a run share."""
 
     config: RunConfig
     output: OutputConfig
@@ -47,7 +46,6 @@ class Setup(NamedTuple):
     validation: DeviceSplit
     select: Evaluator
     specs: Specs
-    keep_zeros: bool
     folder: RunFolder
     interrupt: Interrupt
 
@@ -60,17 +58,20 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def run_stage(stage: Stage, setup: Setup, start: Weights) -> Outcome:
+def run_stage(stage: Stage, setup: Setup, start: Weights, masks: chex.ArrayTree | None = None) -> Outcome:
     """Trains one stage from `start`, or from its last checkpoint, to its end.
 
     Pretrain and retrain hand over the model of best validation score, ADMM its last one.
+
+    Args:
+      masks: False where a weight has to stay zero, bool tree like the params; None if none has.
 
     Raises:
       ValueError: the loss is NaN or infinite (the last good checkpoint stays), or every checkpoint is damaged.
       Interrupted: a signal came; the state is saved.
     """
     length = stage_length(setup.config, stage, len(setup.train.labels))
-    run = _Run(stage, setup, start, length)
+    run = _Run(stage, setup, start, masks, length)
     run.restore()
     if run.step < length.stage:
         run.train()
@@ -90,32 +91,23 @@ def stage_learning_rate(config: RunConfig, stage: Stage, length: Length) -> opta
     )
 
 
-def _masks(stage: Stage, setup: Setup, start: Weights) -> chex.ArrayTree | None:
-    """What has to stay zero in a stage: what the cut took, and what was zero when the run began."""
-    masks = specs_lib.masks_of(setup.specs, start.params) if stage == "retrain" else None
-    if not setup.keep_zeros:
-        return masks
-    # Each stage keeps them, so those of its start are still those of the run's start.
-    zeros = specs_lib.masks_of_zeros(start.params)
-    return zeros if masks is None else both(masks, zeros)
-
-
 class _Run:
     """The moving parts of a stage under way: its state, the clock, and where it writes."""
 
-    def __init__(self, stage: Stage, setup: Setup, start: Weights, length: Length):
+    def __init__(self, stage: Stage, setup: Setup, start: Weights, masks: chex.ArrayTree | None, length: Length):
         self.stage, self.setup, self.length = stage, setup, length
         learning_rate = stage_learning_rate(setup.config, stage, length)
         penalty = make_penalty(start.params, setup.config.prune, setup.specs) if stage == "admm" else None
-        masks = _masks(stage, setup, start)
-        tx = make_optimizer(setup.config.stage(stage).optimizer, learning_rate, penalty=penalty, masks=masks)
+        settings = setup.config.stage(stage).optimizer
+        make_tx = lambda masks: make_optimizer(settings, learning_rate, penalty=penalty, masks=masks)
         self.train_step: TrainStep = make_train_step(
-            setup.model, tx, setup.config.train, learning_rate, setup.mesh, ramp_steps=length.ramp
+            setup.model, make_tx(masks), setup.config.train, learning_rate, setup.mesh, ramp_steps=length.ramp
         )
         seed = setup.config.seed
         self.keys = StepKeys(stream_key(seed, "attack", stage), stream_key(seed, "batch", stage))
-        init = jax.jit(lambda weights: init_stage_state(weights, tx), out_shardings=replicated(setup.mesh))
-        self.state: StageState = init(start)
+        # Masks are an argument: closed over they would be constants of the program, as large as the network.
+        init = lambda weights, masks: init_stage_state(weights, make_tx(masks))
+        self.state: StageState = jax.jit(init, out_shardings=replicated(setup.mesh))(start, masks)
         project_fn = functools.partial(specs_lib.project_tree, setup.specs)
         self.residuals = jax.jit(lambda admm_state, weights: residuals(admm_state, weights, project_fn))
         self.step, self.seconds = 0, 0.0
@@ -145,7 +137,7 @@ class _Run:
                 self._log_step(metrics)
                 if self.step % self.length.epoch == 0:
                     progress.line(self._validate())
-                progress.update(self.step, f"loss {metrics.loss:.3f}  adversarial {metrics.accuracy:.1%}")
+                progress.update(self.step, f"loss {metrics.loss:.3f}  accuracy {metrics.accuracy:.1%}")
                 self._save_if_due()
 
     def _batches(self) -> Iterator[np.ndarray]:

@@ -8,17 +8,20 @@
 
 Differs from the paper: (1) the inheriting network keeps the shapes of the large one, with the pruned filters at exactly
 zero in every stage. A filter that is zero sends zero and gets no gradient, so this trains the same function as a dense
-network of the small width would (a test compares the two for LeNet), and it works for every network and structure.
+network of the small width would (a test compares the two for LeNet), and it also works where layers add up and no
+channel could be cut out.
 """
 
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
 from rap_jax import specs as specs_lib
-from rap_jax.checkpoint import digest
 from rap_jax.config import RunConfig
+from rap_jax.data import Dataset
+from rap_jax.digest import digest
 from rap_jax.keys import stream_key
 from rap_jax.masking import apply_masks
 from rap_jax.models import Model
@@ -33,21 +36,23 @@ class Start(NamedTuple):
     about: dict[str, Any]
 
 
-def make_start(config: RunConfig, model: Model, mesh: Mesh) -> Start:
+def make_start(config: RunConfig, dataset: Dataset, model: Model, mesh: Mesh) -> Start:
     """The weights of a run's first stage, on all devices of the mesh.
 
     Raises:
-      ValueError: the other run has not finished, has another network, or nothing that could be inherited.
+      ValueError: the other run has not finished, has another network, nothing that could be inherited, or learnt from
+        images that this run holds out for validation.
     """
     whole = replicated(mesh)
-    init = jax.jit(lambda key: Weights(*model.init(key)), out_shardings=whole)
     if config.start.run_dir is None:
+        init = jax.jit(lambda key: Weights(*model.init(key)), out_shardings=whole)
         return Start(init(stream_key(config.seed, "init")), {"weights": "random"})
     other = load_network(config.start.run_dir, whole)
     _require_same_network(config, model, other)
-    weights = other.weights if config.start.weights == "final" else _inherited(config, model, other, whole)
+    _require_same_split(config, dataset, other)
+    weights = other.weights if config.start.weights == "final" else _inherited(config, other)
     about = {"weights": config.start.weights, "keep_zeros": config.start.keep_zeros, "sha256": digest(weights)}
-    return Start(weights, about)
+    return Start(weights, about | {"dataset": other.results["dataset"]})
 
 
 def _require_same_network(config: RunConfig, model: Model, other: SavedNetwork) -> None:
@@ -59,22 +64,28 @@ def _require_same_network(config: RunConfig, model: Model, other: SavedNetwork) 
         raise ValueError(f"The network in {config.start.run_dir} is {show(*theirs)}; expected {show(*ours)}.")
 
 
-def _inherited(config: RunConfig, model: Model, other: SavedNetwork, sharding: jax.sharding.Sharding) -> Weights:
-    """The other run's first weights, zero where its network ended at zero."""
-    began = other.results["config"]["start"]
-    if began["run_dir"] is not None:
-        raise ValueError(
-            f"The run in {config.start.run_dir} began with the weights of {began['run_dir']}; expected one that "
-            f"began with random weights, since it is those that are inherited."
+def _require_same_split(config: RunConfig, dataset: Dataset, other: SavedNetwork) -> None:
+    """What one run learnt from must not judge the other: of the same data both hold out the same images."""
+    names = ("validation_fraction", "validation_seed")
+    data, ours = other.results["data"], dataset.describe()
+    if data["sha256"] != ours["sha256"]:
+        message = (
+            "The run in %s learnt from %s. If any of its images are among the validation or test images of %s, what "
         )
+        message += "is reported here is too good."
+        logging.warning(message, config.start.run_dir, other.results["dataset"], dataset.name)
+    elif any(data[name] != ours[name] for name in names):
+        theirs, given = ({name: values[name] for name in names} for values in (data, ours))
+        raise ValueError(
+            f"The split here is {given}; expected {theirs}, as in {config.start.run_dir}: it learnt from images that "
+            f"would be held out here. Give --validation_seed={data['validation_seed']} "
+            f"--validation_fraction={data['validation_fraction']}."
+        )
+
+
+def _inherited(config: RunConfig, other: SavedNetwork) -> Weights:
+    """The other run's first weights, zero where its network ended at zero."""
     masks = specs_lib.masks_of_zeros(other.weights.params)
     if all(bool(keep.all()) for keep in jax.tree.leaves(masks)):
         raise ValueError(f"The network in {config.start.run_dir} has no zeros; expected one that was pruned.")
-    key = stream_key(other.results["seed"], "init")
-    # Their initialisation, not ours: --initializer of this run decides nothing when weights are inherited.
-    return jax.jit(lambda key: _init_masked(other.model, key, masks), out_shardings=sharding)(key)
-
-
-def _init_masked(model: Model, key: jax.Array, masks: Any) -> Weights:
-    params, batch_stats = model.init(key)
-    return Weights(apply_masks(masks, params), batch_stats)
+    return other.initial._replace(params=apply_masks(masks, other.initial.params))

@@ -27,7 +27,8 @@ RECIPES = [Path(launch.__file__).parent / f"{name}.flags" for name in recipes()]
 # A value for every flag, and none of them is the default or that of another stage or attack.
 CHANGED: dict[str, Any] = {
     "name": "other", "out_dir": "/tmp/some where", "seed": 7, "dataset": "folder:/images", "data_dir": "/data",
-    "raw_data_dir": "/raw", "fallback_dataset": "mnist_5k", "validation_fraction": 0.2, "image_size": "20,30",
+    "raw_data_dir": "/raw", "fallback_dataset": "mnist_5k", "validation_fraction": 0.2,
+    "validation_seed": 12, "image_size": "20,30",
     "crop_padding": 3, "horizontal_flip": True, "model": "vgg16", "start_run": "/other",
     "attack_batch_norm": "batch", "label_smoothing": 0.15, "mixup_alpha": 0.35, "width": 16,
     "initializer": "uniform", "batch_size": 64, "eval_batch_size": 50, "steps_per_epoch": 11, "log_every_steps": 3,

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import modules of its own level or of a level before it.
 LEVELS = [
     {"config"},
-    {"projections", "attacks", "losses", "keys", "folder", "progress", "interrupt"},
+    {"projections", "attacks", "losses", "keys", "folder", "progress", "interrupt", "digest", "wording"},
     {"specs", "admm", "masking", "layers"},
     {"sparsity", "optimizer", "state", "checkpoint", "data", "models"},
     {"batch", "saved_network", "length"},

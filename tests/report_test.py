@@ -188,7 +188,7 @@ def test_report_has_headline_table_pictures_and_the_way_back(tmp_path: Path) -> 
     assert (
         "With 50.00% of its weights at zero, the network classifies **98.05%** of 10,000 mnist_5k test images" in text
     )
-    assert "98.71% natural and 93.12% PGD accuracy after pretraining; 98.12% natural and 91.07% PGD" in text
+    assert "98.71% natural and 93.12% PGD accuracy after pretrain; 98.12% natural and 91.07% PGD" in text
     assert report.format_table(make_results()).strip() in text
     assert "97.02% natural and 88.03% PGD accuracy with ADMM; 45.11% natural and 11.02% PGD accuracy without" in text
     for name in ("training", "admm", "sparsity"):

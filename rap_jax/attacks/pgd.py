@@ -5,7 +5,7 @@ https://arxiv.org/abs/1706.06083; used by Ye et al., 2019 (eq. 2) inside trainin
 
 Differs from the code of Ye et al.: (1) the random start is put inside [0, 1] before the first gradient, so that
 every gradient is taken at an image; (2) the loss is a function of the images alone, so an attack cannot move
-BatchNorm statistics, and per example, so examples of a batch do not couple.
+BatchNorm statistics. Examples do not couple as long as the loss normalises none by its neighbours.
 """
 
 from collections.abc import Callable

@@ -20,7 +20,7 @@ class PruneConfig:
     """
 
     structure: Literal["irregular", "filter", "column", "bn_filter"] = "filter"
-    sparsity: tuple[tuple[str, float], ...] = (("conv*", 0.5), ("fc1", 0.5))
+    sparsity: tuple[tuple[str, float], ...] = (("*", 0.5),)
     budget: Literal["layer", "global"] = "layer"
     rho: float = 0.01
     rho_rule: Literal["uniform", "gradient"] = "gradient"

@@ -40,7 +40,7 @@ def load_dataset(config: DataConfig, *, seed: int) -> Dataset:
 
     Args:
       config: what to load, and from where.
-      seed: of the validation split, 0 or more. It changes nothing else.
+      seed: of the validation split, 0 or more, unless `config` names another. It changes nothing else.
 
     Returns:
       Three splits of uint8 images, [N, H, W, C], named after the data that is really there.
@@ -53,6 +53,7 @@ def load_dataset(config: DataConfig, *, seed: int) -> Dataset:
     name, (train, test, class_names) = _load_or_fall_back(config)
     digest = content_hash(train, test)
     fraction = config.validation_fraction
+    seed = seed if config.validation_seed is None else config.validation_seed
     train, validation = hold_out(train, fraction, seed)
     return Dataset(name, train, validation, test, len(class_names), digest, class_names, fraction, seed)
 
