@@ -54,7 +54,7 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
         batch_size=get("batch_size"),
         eval_batch_size=get("eval_batch_size"),
         steps_per_epoch=get("steps_per_epoch"),
-        start=StartConfig(get("start_run") or None, get("start_weights"), get("keep_zeros")),
+        start=StartConfig(get("start_run") or None, get("start_weights")),
     )
 
 

@@ -20,23 +20,23 @@ def expand_flagfiles(arguments: list[str]) -> list[str]:
     """Puts the lines of each flagfile in its place, so that what comes after it wins.
 
     `--flagfile=lenet_mnist` (or `launch/lenet_mnist.flags`) names a recipe of this package from any folder, on the
-    command line and inside a flagfile. A file that is not there is left for absl to report.
+    command line and inside a flagfile; there a file beside it comes first.
 
     Raises:
-      ValueError: a flagfile contains itself.
+      ValueError: there is no such file or recipe, or a flagfile contains itself.
     """
     arguments = list(arguments)
     for number in range(len(arguments) - 2, 0, -1):  # `--flagfile NAME` is `--flagfile=NAME`
-        if arguments[number] in _NAMES:
+        if arguments[number] in _NAMES and not arguments[number + 1].startswith("-"):
             arguments[number : number + 2] = [f"--flagfile={arguments[number + 1]}"]
     return arguments[:1] + [line for argument in arguments[1:] for line in _expand(argument, ())]
 
 
 def _expand(argument: str, above: tuple[Path, ...]) -> list[str]:
     name, _, value = argument.partition("=")
-    path = _find(value) if name in _NAMES and value else None
-    if path is None:
+    if name not in _NAMES:
         return [argument]
+    path = _find(value, above[-1].parent if above else Path())
     if path in above:
         raise ValueError(f"The flagfile {path} contains itself: {' -> '.join(str(p) for p in (*above, path))}.")
     lines = (line.strip() for line in path.read_text().splitlines())
@@ -44,14 +44,17 @@ def _expand(argument: str, above: tuple[Path, ...]) -> list[str]:
     return [expanded for line in given for expanded in _expand(line, (*above, path))]
 
 
-def _find(value: str) -> Path | None:
-    """The file that a flag names; None if there is none."""
+def _find(value: str, beside: Path) -> Path:
+    """The file that a flag names; relative paths count from the file that the flag stands in, then from here."""
     path = Path(value).expanduser()
-    if path.is_file():
-        return path.resolve()
+    candidates = [beside / path, path]
     # Only a bare name, or the path that the README shows: any other path means the file that it names, and no other.
-    is_name = path.parent in (Path("."), Path("launch"))
-    return next((p for p in (_HERE / path.name, _HERE / f"{path.name}.flags") if is_name and p.is_file()), None)
+    if path.parent in (Path("."), Path("launch")):
+        candidates += [_HERE / path.name, _HERE / f"{path.name}.flags"]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise ValueError(f"--flagfile is {value!r}; expected a file of flags, or a recipe: {', '.join(recipes())}.")
+    return found.resolve()
 
 
 def serialize_flags(values: flags.FlagValues = FLAGS) -> str:

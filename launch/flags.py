@@ -102,12 +102,10 @@ def _define_model_flags() -> None:
     flags.DEFINE_enum("initializer", model.initializer, INITIALIZERS, "How convolutions start; default is the "
                       "network's own choice.")  # fmt: skip
     flags.DEFINE_string("start_run", start.run_dir, "Folder of a finished run of the same network, to begin with its "
-                        "weights; empty for random weights.")  # fmt: skip
+                        "weights, whose zeros stay zero in every stage; empty for random weights.")  # fmt: skip
     flags.DEFINE_enum("start_weights", start.weights, ["final", "initial"], "final: what that run ended with. initial: "
                       "what it began with, where its final network is not zero (inherited initialisation, the "
                       "paper's Table 5).")  # fmt: skip
-    flags.DEFINE_bool("keep_zeros", start.keep_zeros, "Weights that are zero at the start of --start_run stay zero in "
-                      "every stage (progressive pruning).")  # fmt: skip
 
 
 def _define_attack_flags() -> None:

@@ -62,7 +62,7 @@ def open_checkpoints(
     path = Path(directory).expanduser().absolute()
     logging.get_absl_logger().addFilter(_is_not_chatter)
     if read_only:
-        options = ocp.CheckpointManagerOptions(read_only=True)
+        options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
         return ocp.CheckpointManager(path, options=options, item_names=("state", "meta"))
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -224,5 +224,7 @@ def _check_layout(folder: Path, *, saved: dict[str, str], expected: dict[str, st
 
 
 def _is_not_chatter(record: python_logging.LogRecord) -> bool:
-    """Drops what Orbax logs below a warning (some 40 lines a save); other loggers' lines are not touched."""
-    return record.levelno >= python_logging.WARNING or not record.pathname.startswith(os.path.dirname(ocp.__file__))
+    """Drops what Orbax logs below a warning (some 40 lines a save), and its warning that read-only means read-only."""
+    if not record.pathname.startswith(os.path.dirname(ocp.__file__)):
+        return True
+    return record.levelno >= python_logging.WARNING and not str(record.msg).startswith("Given directory is read only")

@@ -183,9 +183,8 @@ def _masks(setup: Setup, stage: Stage, weights: Weights) -> chex.ArrayTree | Non
     `weights` are those before the cut: afterwards all that is gone has one score, and a global budget would share its
     last bit of room out anew.
     """
-    start = setup.config.start
     masks = specs_lib.masks_of(setup.specs, weights.params) if stage == "retrain" and setup.specs else None
-    if start.run_dir is None or not start.keep_zeros:
+    if setup.config.start.run_dir is None:
         return masks
     # Each stage keeps them, so the zeros of its start are still those of the run's start.
     zeros = specs_lib.masks_of_zeros(weights.params)

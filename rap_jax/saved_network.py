@@ -17,6 +17,7 @@ from rap_jax.models import Model, create_model
 from rap_jax.state import Weights
 
 _FOLDER = "network"
+_REMEDY = "to have it made again, delete it and results.json and call the command of that run."
 
 
 class SavedNetwork(NamedTuple):
@@ -60,9 +61,7 @@ def load_network(run_dir: str | Path, sharding: Sharding | None = None) -> Saved
     folder = Path(run_dir).expanduser()
     results = _read_results(folder)
     if not (folder / _FOLDER / "0").is_dir():
-        raise ValueError(
-            f"{folder / _FOLDER} is missing; expected the network that the run ended with. Train it again."
-        )
+        raise ValueError(f"{folder / _FOLDER} is missing; {_REMEDY}")
     config = ModelConfig(*(results["model"][name] for name in ModelConfig.__dataclass_fields__))
     height, width, channels = results["data"]["image_shape"]
     classes = results["data"]["num_classes"]
@@ -70,8 +69,12 @@ def load_network(run_dir: str | Path, sharding: Sharding | None = None) -> Saved
     weights = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
     where = SingleDeviceSharding(jax.devices()[0]) if sharding is None else sharding
     manager = checkpoint.open_checkpoints(folder / _FOLDER, read_only=True)
-    restored = checkpoint.restore_latest(manager, checkpoint.abstract_like(_Saved(weights, weights), where))
-    manager.close()
+    try:
+        restored = checkpoint.restore_latest(manager, checkpoint.abstract_like(_Saved(weights, weights), where))
+    except ValueError as error:
+        raise ValueError(f"{folder / _FOLDER} cannot be used; {_REMEDY} ({error})") from error
+    finally:
+        manager.close()
     assert restored is not None  # the folder of step 0 is there, and a damaged one has raised
     return SavedNetwork(model, restored.state.final, restored.state.initial, results)
 
@@ -82,7 +85,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
         shape, _ = results["data"]["image_shape"], results["data"]["num_classes"]
         if len(shape) != 3 or not {"model", "dataset", "config"} <= results.keys():
             raise ValueError("it is incomplete")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{folder} holds no results.json; expected the folder of a run that has finished.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         hint = "expected what a finished run writes; call that run again with the file deleted"

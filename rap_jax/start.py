@@ -51,7 +51,7 @@ def make_start(config: RunConfig, dataset: Dataset, model: Model, mesh: Mesh) ->
     _require_same_network(config, model, other)
     _require_same_split(config, dataset, other)
     weights = other.weights if config.start.weights == "final" else _inherited(config, other)
-    about = {"weights": config.start.weights, "keep_zeros": config.start.keep_zeros, "sha256": digest(weights)}
+    about = {"weights": config.start.weights, "sha256": digest(weights)}
     return Start(weights, about | {"dataset": other.results["dataset"]})
 
 

@@ -70,11 +70,7 @@ def test_a_number_outside_its_range_is_refused(config: type, name: str, value: f
         (StageConfig, {"num_epochs": -1}, "num_epochs is -1; expected 1 or more epochs, or 0"),
         (TrainConfig, {"attack": None, "attack_batch_norm": "eval"}, "expected one of running, batch"),
         (TrainConfig, {"attack": None, "mixup_alpha": math.nan}, "mixup_alpha is nan"),
-        (
-            StartConfig,
-            {"run_dir": "/a", "weights": "initial", "keep_zeros": False},
-            "keep_zeros is False; expected True",
-        ),
+        (StartConfig, {"weights": "initial"}, "weights of the start is 'initial'; expected final"),
         (StartConfig, {"weights": "best"}, "weights of the start is 'best'; expected one of final, initial"),
         (DataConfig, {"dataset": "folder:/a", "image_size": (0, 3)}, r"image_size is \(0, 3\)"),
         (StageConfig, {"num_epochs": 1, "epsilon_ramp_epochs": math.inf}, "epsilon_ramp_epochs is inf"),

@@ -51,7 +51,7 @@ CHANGED |= {
     }.items()
 }  # fmt: skip
 # Not with the restarts, the attack settings, the start above.
-ALONE: dict[str, Any] = {"random_start": False, "train_attack": "none", "start_weights": "initial", "keep_zeros": False}
+ALONE: dict[str, Any] = {"random_start": False, "train_attack": "none", "start_weights": "initial"}
 PARSED: dict[str, Any] = {"sparsity": (("conv1", 0.25), ("fc*", 0.25)), "image_size": (20, 30)}
 PARSED |= {f"{stage}_step_epochs": (5.0 + number, 9.5) for number, stage in enumerate(STAGES)}
 
@@ -109,8 +109,7 @@ def test_every_setting_comes_from_its_flag_and_no_other() -> None:
     attack = config_of("--norandom_start").train.attack
     assert attack is not None and attack.random_start is False
     assert config_of("--train_attack=none").train.attack is None
-    assert config_of("--start_run=/a", "--start_weights=initial").start == StartConfig("/a", "initial", True)
-    assert config_of("--nokeep_zeros").start.keep_zeros is False
+    assert config_of("--start_run=/a", "--start_weights=initial").start == StartConfig("/a", "initial")
     assert config_of("--random_start=false").report_attack.random_start is False
     output = output_from_flags(parse(*as_arguments(CHANGED)))
     assert output == OutputConfig(log_every_steps=3, checkpoint_every_seconds=1.5)
@@ -205,7 +204,7 @@ def test_bad_sparsity_is_refused(text: str) -> None:
         ("--validation_fraction=1", "validation_fraction is 1.0; expected"),
         ("--batch_size=0", "batch_size is 0; expected 1 or more"),
         ("--pretrain_epochs=-1", "pretrain: num_epochs is -1; expected 1 or more epochs, or 0 to leave the stage out"),
-        ("--sparsity=none", "num_epochs of admm is 6; expected 0 when sparsity is empty"),
+        ("--sparsity=none", r"num_epochs of admm is 6; expected 0 \(--admm_epochs=0\) when sparsity is none"),
         ("--image_size=32,32", r"image_size is \(32, 32\); expected None, except for --dataset=folder:PATH"),
         ("--image_size=32", "--image_size is '32'; expected height,width such as 32,32"),
         ("--label_smoothing=1", r"label_smoothing is 1\.0; expected a share in \[0, 1\)"),
@@ -257,8 +256,10 @@ def test_only_a_name_means_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lenet_mnist").mkdir()
     assert "--name=lenet_mnist" in expand_flagfiles(["command", "--flagfile=lenet_mnist"])
-    for wrong in ("--flagfile=/nowhere/lenet_mnist.flags", "--flagfile=sub/lenet_mnist.flags"):
-        assert expand_flagfiles(["command", wrong]) == ["command", wrong]
+    wrong = ("/nowhere/lenet_mnist.flags", "sub/lenet_mnist.flags", "nosuch", "", str(tmp_path))
+    for arguments in (*([f"--flagfile={value}"] for value in wrong), ["--flagfile", "--seed=3"], ["--flagfile"]):
+        with pytest.raises(ValueError, match="--flagfile is '.*'; expected a file of flags, or a recipe: lenet"):
+            expand_flagfiles(["command", *arguments])
 
 
 def test_flagfiles_nest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +268,13 @@ def test_flagfiles_nest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     config = config_of("--width=7", "--flagfile=mine.flags", "--batch_size=3")
     assert (config.seed, config.model.name, config.model.width, config.batch_size) == (5, "resnet18", 2, 3)
     assert config.report_attack.epsilon == 8 / 255  # from the base of the recipe
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "one.flags").write_text("--flagfile=../mine.flags\n--flagfile=two.flags\n")
+    (tmp_path / "deep" / "two.flags").write_text("--batch_size=9\n")
+    monkeypatch.chdir("/")
+    config = config_of(f"--flagfile={tmp_path / 'deep' / 'one.flags'}")
+    assert (config.seed, config.batch_size) == (5, 9)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a.flags").write_text("--flagfile=b.flags\n")
     (tmp_path / "b.flags").write_text("--flagfile=a.flags\n")
     with pytest.raises(ValueError, match=r"a\.flags contains itself"):
@@ -297,7 +305,7 @@ def test_help_explains_every_flag_once() -> None:
     assert (
         "--attack_batch_norm (default running)" in text
         and "One of: running, batch." in text
-        and "--[no]keep_zeros" in text
+        and "--[no]horizontal_flip" in text
     )
     assert "base_" not in text and all(name in text for name in recipes())
 
@@ -309,7 +317,7 @@ def test_a_flagfile_in_two_words() -> None:
 
 
 def test_other_arguments_are_left_alone() -> None:
-    given = ["command", "--flagfile=no_such_recipe", "--name=lenet_mnist", "-h", "--flagfile=", "x=y"]
+    given = ["command", "--name=lenet_mnist", "-h", "x=y"]
     assert expand_flagfiles(given) == given
 
 

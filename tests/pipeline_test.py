@@ -15,7 +15,15 @@ from tiny import Watched
 
 from rap_jax import pipeline
 from rap_jax import stage as stage_lib
-from rap_jax.config import STAGES, OptimizerConfig, OutputConfig, PruneConfig, StageConfig
+from rap_jax.config import (
+    STAGES,
+    AugmentConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PruneConfig,
+    StageConfig,
+    TrainConfig,
+)
 from rap_jax.evaluate import Accuracy
 
 CONFIG = tiny.tiny_config()
@@ -194,6 +202,11 @@ def test_only_what_is_missing_is_done(finished: Watched, again: Path, monkeypatc
             r"dual_interval is 3\.0; expected less than the ADMM stage's 3 epochs",
         ),
         ({"retrain": StageConfig(2, OptimizerConfig(warmup_epochs=2.0))}, r"warmup_epochs is 2\.0, 6 steps"),
+        ({"admm": StageConfig(2, epsilon_ramp_epochs=2.0)}, r"epsilon_ramp_epochs is 2\.0; expected less than the 2"),
+        (
+            {"train": TrainConfig(None, augment=AugmentConfig(crop_padding=8))},
+            "crop_padding is 8; expected fewer pixels than the smaller side of the images, 8",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_folder_is_made(

@@ -15,6 +15,8 @@ from launch.flagfiles import recipes
 from rap_jax import pipeline
 from rap_jax.config import STAGES, AttackConfig, RunConfig, StageConfig
 from rap_jax.data import Dataset, Split
+from rap_jax.length import stage_length
+from rap_jax.stage import stage_learning_rate
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "svhn": (32, 32, 3)}
 NEEDS_A_RUN = {"lenet_mnist_inherited": "lenet_mnist_paper"}
@@ -88,3 +90,19 @@ def test_recipe_runs_for_two_steps(name: str, tmp_path: Path) -> None:
     assert (results["sparsity"]["overall"]["zeros"] > 0) is pruned
     assert results["sparsity"]["overall"]["leftovers"] == 0
     assert results["test"]["attack"]["epsilon"] == config.report_attack.epsilon
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_lengths_of_a_recipe_fit_together(name: str) -> None:
+    config = config_from_flags(tiny.parse_flags(f"--flagfile={name}"))
+    sizes = {"mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "svhn": 73_257}
+    num_examples = round(sizes[config.data.dataset] * (1 - config.data.validation_fraction))
+    for stage in STAGES:
+        length = stage_length(config, stage, num_examples)
+        assert stage_learning_rate(config, stage, length)(0) >= 0
+
+
+def test_the_readme_lists_every_recipe() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    missing = [name for name in recipes() if f"| `{name}` |" not in text]
+    assert not missing

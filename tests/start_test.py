@@ -1,6 +1,8 @@
 """Runs that begin with another run's weights: gone on with, pruned further, or their initialisation inherited."""
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from absl import logging
 from tiny import Watched
 
 from rap_jax import pipeline
-from rap_jax.config import ModelConfig, PruneConfig, RunConfig, StageConfig, StartConfig
+from rap_jax.config import STAGES, ModelConfig, PruneConfig, RunConfig, StageConfig, StartConfig
 from rap_jax.losses import cross_entropy
 from rap_jax.models import create_model
 from rap_jax.saved_network import load_network
 
 CONFIG = tiny.tiny_config()
 NO_STAGE = StageConfig(0)
+PRUNE = dataclasses.replace(CONFIG.prune, sparsity=(("conv*", 0.5), ("fc1", 0.5)))
 SHORT = dataclasses.replace(CONFIG.retrain, num_epochs=1)
 
 
@@ -32,8 +36,7 @@ def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """A LeNet of width 2 pruned by filters to half of it: the layers' outputs are those of width 1."""
-    prune = dataclasses.replace(CONFIG.prune, sparsity=(("conv*", 0.5), ("fc1", 0.5)))
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, width=2), prune=prune)
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, width=2), prune=PRUNE)
     return tiny.run_and_watch(tmp_path_factory.mktemp("runs") / "pruned", config)
 
 
@@ -70,7 +73,7 @@ def test_final_weights_are_gone_on_with(pruned: Watched, tmp_path: Path) -> None
     before = pruned.results["stages"]["retrain"]["validation"]
     assert start["validation"]["natural_accuracy"] == before["natural_accuracy"]
     assert "cut" not in start and len(found.results["start"].pop("sha256")) == 64
-    assert found.results["start"] == {"weights": "final", "keep_zeros": True}
+    assert found.results["start"] == {"weights": "final", "dataset": "tiny"}
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +84,16 @@ def thinned(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     return tiny.run_and_watch(tmp_path_factory.mktemp("runs") / "thinned", config)
 
 
-@pytest.mark.parametrize("keep_zeros", [True, False])
-def test_zeros_stay_zero_when_more_is_pruned(thinned: Watched, tmp_path: Path, keep_zeros: bool) -> None:
+def test_zeros_stay_zero_when_more_is_pruned(thinned: Watched, tmp_path: Path) -> None:
     prune = PruneConfig(structure="irregular", sparsity=(("conv*", 0.7), ("fc1", 0.8)), dual_interval=1.0)
     admm = dataclasses.replace(CONFIG.admm, num_epochs=2)
-    start = StartConfig(str(thinned.folder), keep_zeros=keep_zeros)
+    start = StartConfig(str(thinned.folder))
     config = dataclasses.replace(CONFIG, seed=9, start=start, pretrain=SHORT, admm=admm, retrain=SHORT, prune=prune)
     found = tiny.run_and_watch(tmp_path / "run", config)
     before = zeros_of(thinned.outcomes["retrain"].weights.params)
-    for stage in ("pretrain", "admm"):
+    for stage in STAGES:
         now = zeros_of(found.outcomes[stage].weights.params)
-        assert all(now[layer][zeros].all() for layer, zeros in before.items()) is keep_zeros
-    now = zeros_of(found.outcomes["retrain"].weights.params)
-    assert not keep_zeros or all(now[layer][zeros].all() for layer, zeros in before.items())
+        assert all(now[layer][zeros].all() for layer, zeros in before.items())
     # The ratio counts what is gone already: half of the weights were zero.
     for layer, ratio in {"conv1": 0.7, "conv2": 0.7, "fc1": 0.8}.items():
         assert now[layer].mean() == pytest.approx(ratio, abs=0.02)
@@ -139,7 +139,8 @@ def test_an_inheriting_network_is_a_dense_one_of_the_small_width(pruned: Watched
     model_of = lambda width: create_model(ModelConfig(width=width), input_shape=(8, 8, 1), num_classes=10)
     large, small = model_of(2), model_of(1)
     config = config_from(pruned, start=inherited(pruned))
-    params = pipeline.make_start(config, large, pipeline.make_mesh(jax.devices()[:1])).weights.params
+    mesh = pipeline.make_mesh(jax.devices()[:1])
+    params = pipeline.make_start(config, tiny.tiny_dataset(), large, mesh).weights.params
     dense = small_params(params)
     assert jax.tree.map(jnp.shape, dense) == jax.tree.map(jnp.shape, small.init(jax.random.key(0))[0])
     images = jnp.asarray(tiny.tiny_dataset().train.images[:32] / np.float32(255))
@@ -194,15 +195,67 @@ def test_a_start_that_does_not_fit_is_refused(
 
 def test_what_cannot_be_inherited_is_refused(pruned: Watched, tmp_path: Path) -> None:
     dataset = tiny.tiny_dataset()
-    second = config_from(pruned, retrain=SHORT)
-    pipeline.run(second, dataset, tmp_path / "second")
-    config = config_from(pruned, start=StartConfig(str(tmp_path / "second"), weights="initial"))
-    with pytest.raises(ValueError, match="began with the weights of .*pruned; expected one that began with random"):
-        pipeline.run(config, dataset, tmp_path / "run")
-    dense = dataclasses.replace(
-        CONFIG, pretrain=SHORT, admm=NO_STAGE, retrain=NO_STAGE, prune=PruneConfig(sparsity=()), model=second.model
+    model = config_from(pruned).model
+    config = dataclasses.replace(
+        CONFIG, pretrain=SHORT, admm=NO_STAGE, retrain=NO_STAGE, prune=PruneConfig(sparsity=()), model=model
     )
-    pipeline.run(dense, dataset, tmp_path / "dense")
+    pipeline.run(config, dataset, tmp_path / "dense")
     config = config_from(pruned, start=StartConfig(str(tmp_path / "dense"), weights="initial"))
     with pytest.raises(ValueError, match="has no zeros; expected one that was pruned"):
         pipeline.run(config, dataset, tmp_path / "run")
+
+
+def test_the_other_run_is_read_and_not_touched(pruned: Watched, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(pruned.folder, tmp_path / "copy"))
+    files = sorted(path for path in copy.rglob("*"))
+    for path in (copy, *files):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    times = [path.stat().st_mtime_ns for path in files]
+    assert_same(load_network(copy).weights, pruned.outcomes["retrain"].weights)
+    assert_same(load_network(copy).initial, pruned.starts["pretrain"])
+    assert sorted(copy.rglob("*")) == files and [path.stat().st_mtime_ns for path in files] == times
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_damaged_network_is_refused(pruned: Watched, tmp_path: Path, damage: str) -> None:
+    copy = Path(shutil.copytree(pruned.folder, tmp_path / "copy"))
+    if damage == "missing":
+        shutil.rmtree(copy / "network")
+    else:
+        largest = max(
+            (path for path in (copy / "network").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+        )
+        data = bytearray(largest.read_bytes())
+        data[len(data) // 2] ^= 1
+        largest.write_bytes(data)
+    message = {"missing": "network is missing; to have it made again", "changed": "cannot be used; .* is damaged"}[
+        damage
+    ]
+    with pytest.raises(ValueError, match=message):
+        load_network(copy)
+    shutil.rmtree(copy / "network", ignore_errors=True)  # what the message advises
+    (copy / "results.json").unlink()
+    config = dataclasses.replace(CONFIG, model=config_from(pruned).model, prune=PRUNE)
+    pipeline.run(config, tiny.tiny_dataset(), copy)
+    assert_same(load_network(copy).weights, pruned.outcomes["retrain"].weights)
+
+
+def test_images_that_taught_the_other_run_must_not_judge_this_one(
+    pruned: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(pruned.folder, tmp_path / "copy"))
+    results = json.loads((copy / "results.json").read_text())
+    results["data"] |= {"validation_seed": 1, "validation_fraction": 0.1}
+    (copy / "results.json").write_text(json.dumps(results))
+    config = config_from(pruned, start=StartConfig(str(copy)), retrain=SHORT)
+    other_split = dataclasses.replace(tiny.tiny_dataset(), validation_seed=9, validation_fraction=0.1)
+    with pytest.raises(ValueError, match=r"Give --validation_seed=1 --validation_fraction=0\.1"):
+        pipeline.run(config, other_split, tmp_path / "run")
+    warnings: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
+    model = pipeline.create_model(config.model, input_shape=(8, 8, 1), num_classes=10)
+    same_split = dataclasses.replace(other_split, validation_seed=1)
+    pipeline.make_start(config, same_split, model, pipeline.make_mesh())
+    assert not [line for line in warnings if "learnt from" in line]
+    pipeline.make_start(config, dataclasses.replace(other_split, sha256="other"), model, pipeline.make_mesh())
+    assert "learnt from tiny. If images of it are held out from tiny here" in warnings[-1]

@@ -108,9 +108,9 @@ def run_and_watch(folder: Path, config: RunConfig | None = None, **arguments: An
         restore(run)
         began[run.stage] = run.step
 
-    def run_stage(stage: Stage, setup: stage_lib.Setup, start: Weights) -> Outcome:
+    def run_stage(stage: Stage, setup: stage_lib.Setup, start: Weights, masks: Any) -> Outcome:
         starts[stage] = jax.device_get(start)
-        outcome = stage_lib.run_stage(stage, setup, start)
+        outcome = stage_lib.run_stage(stage, setup, start, masks)
         outcomes[stage] = jax.device_get(outcome)
         return outcome
 

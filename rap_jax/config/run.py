@@ -43,24 +43,22 @@ class TrainConfig:
 class StartConfig:
     """Where a run's weights come from; without `run_dir` they are drawn at random.
 
+    Weights that are zero at a start from another run stay zero in every stage (progressive pruning).
+
     Attributes:
       run_dir: folder of a finished run of the same network and width.
       weights: `final` takes the network that it ended with; `initial` the weights that it began with, where the final
         network is not zero: a smaller network that inherits its initialisation (the paper's Table 5).
-      keep_zeros: weights that are zero at the start stay zero in every stage (progressive pruning).
     """
 
     run_dir: str | None = None
     weights: Literal["final", "initial"] = "final"
-    keep_zeros: bool = True
 
     def __post_init__(self) -> None:
         require_choice("weights of the start", self.weights, ("final", "initial"))
         if self.weights == "initial":
             hint = "final, unless --start_run names a run"
             require(self.run_dir is not None, "weights of the start", self.weights, hint)
-            hint = "True when a smaller network inherits its initial weights, or it would grow back"
-            require(self.keep_zeros, "keep_zeros", self.keep_zeros, hint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +97,8 @@ class RunConfig:
         ready = self.start.run_dir is not None or any(self.stage(stage).num_epochs for stage in STAGES)
         require(ready, "num_epochs", 0, "1 or more in some stage: without --start_run there is nothing else to report")
         pulls = not self.prune.sparsity and self.admm.num_epochs > 0
-        require(not pulls, "num_epochs of admm", self.admm.num_epochs, "0 when sparsity is empty: nothing is pruned")
+        hint = "0 (--admm_epochs=0) when sparsity is none, since there is nothing to pull to zero"
+        require(not pulls, "num_epochs of admm", self.admm.num_epochs, hint)
 
     def stage(self, name: Stage) -> StageConfig:
         """The stage of that name."""
