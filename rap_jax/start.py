@@ -69,10 +69,7 @@ def _require_same_split(config: RunConfig, dataset: Dataset, other: SavedNetwork
     names = ("validation_fraction", "validation_seed")
     data, ours = other.results["data"], dataset.describe()
     if data["sha256"] != ours["sha256"]:
-        message = (
-            "The run in %s learnt from %s. If any of its images are among the validation or test images of %s, what "
-        )
-        message += "is reported here is too good."
+        message = "The run in %s learnt from %s. If images of it are held out from %s here, the results are too good."
         logging.warning(message, config.start.run_dir, other.results["dataset"], dataset.name)
     elif any(data[name] != ours[name] for name in names):
         theirs, given = ({name: values[name] for name in names} for values in (data, ours))
