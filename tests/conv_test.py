@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_networks
 import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
@@ -15,7 +16,6 @@ from rap_jax.models.conv import Conv, conv2d
 from rap_jax.models.conv_norm import ConvNorm
 from rap_jax.models.implementation import Implementation
 from rap_jax.models.initializers import kernel_initializer
-from tests import numpy_networks
 
 BOTH = pytest.mark.parametrize("implementation", ["cpu", "xla"])
 

@@ -12,13 +12,13 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from numpy_networks import NumpyNetwork, random_weights
 
 from rap_jax.config import ModelConfig
 from rap_jax.models import Implementation, Model, create, create_model, from_linen, num_params
 from rap_jax.models.conv_norm import ConvNorm
 from rap_jax.models.dense import Dense
 from rap_jax.models.network import Network
-from tests.numpy_networks import NumpyNetwork, random_weights
 
 IMAGE_SHAPES = {"lenet_mnist": (28, 28, 1)}
 COUNTS = {

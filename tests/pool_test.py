@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_networks
 import pytest
 from jax import lax
 
 from rap_jax.models.pool import max_pool
-from tests import numpy_networks
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 4, 3), (1, 7, 5, 2), (3, 2, 3, 1)])
