@@ -40,7 +40,8 @@ def dataset_like(name: str) -> Dataset:
 
 
 def brief(stage: StageConfig) -> StageConfig:
-    return dataclasses.replace(stage, num_epochs=min(1, stage.num_epochs))
+    ramp = min(0.5, stage.epsilon_ramp_epochs)
+    return dataclasses.replace(stage, num_epochs=min(1, stage.num_epochs), epsilon_ramp_epochs=ramp)
 
 
 def quick(attack: AttackConfig) -> AttackConfig:
