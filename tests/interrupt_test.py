@@ -74,6 +74,7 @@ def test_unhandled_second_signals_end_a_process() -> None:
     code = """
 import os, signal, sys
 from rap_jax.interrupt import catch_signals
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell begins with it ignored
 with catch_signals() as interrupt:
     for _ in range(2):
         os.kill(os.getpid(), int(sys.argv[1]))
