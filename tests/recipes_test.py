@@ -98,7 +98,7 @@ def test_lengths_of_a_recipe_fit_together(name: str) -> None:
     config = config_from_flags(tiny.parse_flags(f"--flagfile={name}"))
     sizes = {"mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "svhn": 73_257}
     num_examples = round(sizes[config.data.dataset] * (1 - config.data.validation_fraction))
-    for stage in STAGES:
+    for stage in [stage for stage in STAGES if config.stage(stage).num_epochs]:
         length = stage_length(config, stage, num_examples)
         assert stage_learning_rate(config, stage, length)(0) >= 0
 
