@@ -15,10 +15,13 @@ from launch.flagfiles import recipes
 from rap_jax import pipeline
 from rap_jax.config import STAGES, AttackConfig, RunConfig, StageConfig
 from rap_jax.data import Dataset, Split
+from rap_jax.evaluate import Accuracy
 from rap_jax.length import stage_length
 from rap_jax.stage import stage_learning_rate
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "svhn": (32, 32, 3)}
+# Evaluation takes as long to compile as training does: it is left out where another recipe does the same.
+EVALUATED = {"lenet_mnist", "lenet_cifar10", "vgg16_cifar10", "resnet18_cifar10", "wide_resnet28_cifar10"}
 NEEDS_A_RUN = {"lenet_mnist_inherited": "lenet_mnist_paper"}
 
 
@@ -75,7 +78,10 @@ def run_recipe(name: str, folder: Path, **changes: Any) -> tuple[RunConfig, dict
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", recipes())
-def test_recipe_runs_for_two_steps(name: str, tmp_path: Path) -> None:
+def test_recipe_runs_for_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name not in EVALUATED:
+        stub: Any = lambda _, attack, *a, **b: lambda *c: Accuracy(1, 1, 8, attack)
+        monkeypatch.setattr(pipeline, "make_evaluator", stub)
     changes: dict[str, Any] = {}
     if name in NEEDS_A_RUN:
         run_recipe(NEEDS_A_RUN[name], tmp_path / "other")
