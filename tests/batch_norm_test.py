@@ -19,7 +19,7 @@ def draw(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(4, 3), (2, 5, 3), (2, 3, 5, 3)])
 def test_training_normalises_by_the_batch_and_keeps_unbiased_variances(shape: tuple[int, ...]) -> None:
     inputs = draw(shape)
-    outputs, moved = BatchNorm().apply(VARIABLES, jnp.asarray(inputs), train=True, mutable=["batch_stats"])
+    outputs, moved = BatchNorm(3).apply(VARIABLES, jnp.asarray(inputs), train=True, mutable=["batch_stats"])
     rows = inputs.reshape(-1, 3).astype(np.float64)
     expected = (inputs - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5) * SCALE + SHIFT
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
@@ -29,7 +29,7 @@ def test_training_normalises_by_the_batch_and_keeps_unbiased_variances(shape: tu
 
 def test_evaluation_uses_the_running_statistics() -> None:
     inputs = draw((2, 4, 4, 3))
-    outputs = BatchNorm().apply(VARIABLES, jnp.asarray(inputs), train=False)
+    outputs = BatchNorm(3).apply(VARIABLES, jnp.asarray(inputs), train=False)
     np.testing.assert_allclose(outputs, (inputs - MEAN) / np.sqrt(VAR + 1e-5) * SCALE + SHIFT, atol=1e-5)
 
 
@@ -37,19 +37,19 @@ def test_the_epsilon_is_pytorchs() -> None:
     # With a variance of 1e-5 the epsilon is half of what is under the root.
     inputs = jnp.asarray(np.float32([[-1.0], [1.0]]) * np.float32(1e-5) ** 0.5)
     variables = {"params": {"scale": np.ones(1, "f"), "shift": np.zeros(1, "f")}, "batch_stats": {"mean": 0, "var": 0}}
-    outputs, _ = BatchNorm().apply(variables, inputs, train=True, mutable=["batch_stats"])
+    outputs, _ = BatchNorm(1).apply(variables, inputs, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(outputs[:, 0], [-(0.5**0.5), 0.5**0.5], rtol=1e-5)
 
 
 def test_variance_survives_a_mean_far_from_zero() -> None:
     # E[x^2] - E[x]^2 in float32 would be off by more than 1 here.
     inputs = jnp.asarray(4096.0 + np.float32([[-1, -1, -1], [1, 1, 1]]))
-    _, moved = BatchNorm().apply(VARIABLES, inputs, train=True, mutable=["batch_stats"])
+    _, moved = BatchNorm(3).apply(VARIABLES, inputs, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(moved["batch_stats"]["var"], 0.9 * VAR + 0.1 * 2.0, rtol=1e-6)
 
 
 def test_one_number_per_channel_leaves_finite_statistics() -> None:
-    _, moved = BatchNorm().apply(VARIABLES, jnp.ones((1, 3)), train=True, mutable=["batch_stats"])
+    _, moved = BatchNorm(3).apply(VARIABLES, jnp.ones((1, 3)), train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(moved["batch_stats"]["var"], 0.9 * VAR, rtol=1e-6)
 
 
@@ -57,7 +57,7 @@ def test_gradients_pass_through_the_batch_statistics() -> None:
     inputs, weights = jnp.asarray(draw((6, 3))), jnp.asarray(draw((6, 3), seed=1))
 
     def loss(inputs: jax.Array) -> jax.Array:
-        return (BatchNorm().apply(VARIABLES, inputs, train=True, mutable=["batch_stats"])[0] * weights).sum()
+        return (BatchNorm(3).apply(VARIABLES, inputs, train=True, mutable=["batch_stats"])[0] * weights).sum()
 
     gradient = jax.grad(loss)(inputs)
     # Shifting or stretching a channel of the batch changes nothing, so the gradient has no part in these directions.

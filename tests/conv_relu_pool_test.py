@@ -65,6 +65,9 @@ def to_jax(array: np.ndarray) -> jax.Array:
         ((2, 6, 10, 3), (3, 3, 3, 4)),
         ((2, 8, 4, 2), (7, 7, 2, 3)),
         ((2, 4, 4, 3), (1, 1, 3, 2)),
+        ((2, 6, 10, 1), (5, 5, 1, 2)),  # one channel, and no cells of 4x4
+        ((2, 8, 12, 1), (3, 3, 1, 2)),
+        ((2, 6, 8, 8), (5, 5, 8, 32)),  # many channels and features
     ],
 )
 def test_values_and_gradients_are_those_of_plain_xla(
@@ -90,14 +93,16 @@ def test_gradient_goes_to_the_first_of_equals(implementation: Implementation) ->
 
 
 @BOTH
-@pytest.mark.parametrize("seed", range(2))
-def test_every_pattern_of_ties_gives_the_gradient_of_plain_xla(implementation: Implementation, seed: int) -> None:
-    # Small whole numbers: sums are exact, so most windows tie, in all patterns, in every implementation.
-    random = np.random.default_rng(seed)
-    images = to_jax(random.integers(0, 2, (4, 12, 12, 2)))
-    kernel = to_jax(random.integers(-1, 2, (3, 3, 2, 5)))
-    bias = to_jax(random.integers(-1, 2, 5))
-    weights = to_jax(random.integers(-9, 10, (4, 6, 6, 5)))
+@pytest.mark.parametrize(("size", "channels", "features"), [(3, 2, 5), (5, 1, 4), (5, 1, 16), (3, 2, 16), (3, 8, 32)])
+def test_every_pattern_of_ties_gives_the_gradient_of_plain_xla(
+    implementation: Implementation, size: int, channels: int, features: int
+) -> None:
+    # Small whole numbers: sums are exact, so many windows tie, in all patterns, in every implementation.
+    random = np.random.default_rng(0)
+    images = to_jax(random.integers(0, 2, (4, 12, 12, channels)))
+    kernel = to_jax(random.integers(-1, 2, (size, size, channels, features)))
+    bias = to_jax(random.integers(-1, 2, features))
+    weights = to_jax(random.integers(-9, 10, (4, 6, 6, features)))
     actual = value_and_gradients(layer(implementation), (images, kernel, bias), weights)
     expected = value_and_gradients(reference, (images, kernel, bias), weights)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)

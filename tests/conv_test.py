@@ -72,6 +72,21 @@ def test_values_and_gradients_are_those_of_numpy(
     jax.tree.map(np.testing.assert_array_equal, actual, (expected, *gradients))
 
 
+@pytest.mark.parametrize(("batch", "part_size", "num_parts"), [(6, 1, 2), (8, 1, 8), (8, 8 * 96 // 4, 4), (5, 1, 1)])
+def test_kernel_gradients_of_parts_add_up(
+    monkeypatch: pytest.MonkeyPatch, batch: int, part_size: int, num_parts: int
+) -> None:
+    images, kernel = whole_numbers((batch, 6, 8, 2), 0), whole_numbers((3, 3, 2, 4), 1)
+    weights = whole_numbers((batch, 3, 4, 4), 2)
+    total = lambda kernel: (conv2d(images, kernel, stride=2, padding=1, implementation="cpu") * weights).sum()
+    whole = str(jax.make_jaxpr(jax.grad(total))(kernel))
+    monkeypatch.setattr("rap_jax.models.cpu_conv._PART_SIZE", part_size)
+    parts = str(jax.make_jaxpr(jax.grad(total))(kernel))
+    assert parts.count("conv_general_dilated[") - whole.count("conv_general_dilated[") == num_parts - 1
+    expected = numpy_gradients(np.asarray(images), np.asarray(kernel), np.asarray(weights), 2, 1)[1]
+    np.testing.assert_array_equal(jax.grad(total)(kernel), expected)
+
+
 @BOTH
 @pytest.mark.parametrize("stride", [1, 2])
 def test_vmap_over_restarts_is_the_loop_over_restarts(implementation: Implementation, stride: int) -> None:

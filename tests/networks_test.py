@@ -158,7 +158,8 @@ def test_the_implementation_reaches_every_convolution(name: str) -> None:
     if name == "lenet_mnist":
         assert "conv_general_dilated" not in cpu
     else:
-        assert cpu.count("optimization_barrier") == num_convs
+        # One on the way up and one on the way down; more where the images' channels are filled up.
+        assert cpu.count("optimization_barrier") >= 2 * num_convs
     assert xla.count("conv_general_dilated[") == 2 * num_convs
     assert "optimization_barrier" not in xla
 

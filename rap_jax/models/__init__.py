@@ -27,6 +27,7 @@ from rap_jax.models.create import NETWORKS as NETWORKS
 from rap_jax.models.create import create_model as create_model
 from rap_jax.models.implementation import IMPLEMENTATIONS as IMPLEMENTATIONS
 from rap_jax.models.implementation import Implementation as Implementation
+from rap_jax.models.implementation import use_cpu_form as use_cpu_form
 from rap_jax.models.initializers import INITIALIZERS as INITIALIZERS
 from rap_jax.models.model import Model as Model
 from rap_jax.models.model import from_linen as from_linen

@@ -1,7 +1,6 @@
 """Batch normalisation as PyTorch has it.
 
-    outputs, mean, var = batch_norm(inputs, scale, shift)               # training: by the batch
-    outputs = normalise(inputs, mean, var, scale, shift)                # evaluation: by running statistics
+    outputs = BatchNorm(features=8)(inputs, train)
 
 The batch is the global batch: its mean is a plain mean, and where the batch is split over devices XLA sums over them.
 
@@ -27,25 +26,34 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last. Parameters: scale [C], shift [C]; statistics: mean [C], var [C].
 
     With `train` it normalises by the batch and moves the statistics, where they are mutable; without, it uses them.
+
+    Attributes:
+        features: number of channels C.
     """
 
-    @nn.compact
+    features: int
+
+    def setup(self) -> None:
+        self.scale = self.param("scale", initializers.ones, (self.features,))
+        self.shift = self.param("shift", initializers.zeros, (self.features,))
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
+        self.var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
+
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         """[..., C] -> [..., C]."""
-        shape = inputs.shape[-1:]
-        scale = self.param("scale", initializers.ones, shape)
-        shift = self.param("shift", initializers.zeros, shape)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         if not train:
-            return normalise(inputs, running_mean.value, running_var.value, scale, shift)
+            return scale_and_shift(inputs, *self.running())
         mean, var = batch_moments(inputs)
         count = inputs.size // inputs.shape[-1]
         # One number per channel has no unbiased variance; PyTorch refuses it, here it counts as its biased one, 0.
         unbiased = var * (count / max(count - 1, 1))
-        running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * lax.stop_gradient(mean)
-        running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * lax.stop_gradient(unbiased)
-        return normalise(inputs, mean, var, scale, shift)
+        self.mean.value = MOMENTUM * self.mean.value + (1 - MOMENTUM) * lax.stop_gradient(mean)
+        self.var.value = MOMENTUM * self.var.value + (1 - MOMENTUM) * lax.stop_gradient(unbiased)
+        return scale_and_shift(inputs, *factor_and_offset(mean, var, self.scale, self.shift))
+
+    def running(self) -> tuple[jax.Array, jax.Array]:
+        """Factor [C] and offset [C] of evaluation mode: outputs are inputs * factor + offset."""
+        return factor_and_offset(self.mean.value, self.var.value, self.scale, self.shift)
 
 
 def batch_moments(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -56,10 +64,15 @@ def batch_moments(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean.reshape(-1), var
 
 
-def normalise(inputs: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """(inputs - mean) / sqrt(var + EPSILON) * scale + shift for inputs [..., C] and four vectors [C]."""
-    # As one multiplication and one addition per number: the vectors are small, the inputs are not.
+def factor_and_offset(
+    mean: jax.Array, var: jax.Array, scale: jax.Array, shift: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(inputs - mean) / sqrt(var + EPSILON) * scale + shift as inputs * factor + offset; all are vectors [C]."""
     factor = scale * lax.rsqrt(var + EPSILON)
-    offset = shift - mean * factor
+    return factor, shift - mean * factor
+
+
+def scale_and_shift(inputs: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
+    """inputs * factor + offset for inputs [..., C] and two vectors [C]."""
     per_channel = (1,) * (inputs.ndim - 1) + (-1,)
     return inputs * factor.reshape(per_channel) + offset.reshape(per_channel)

@@ -1,5 +1,8 @@
 """Networks by name. A new network is one Linen module in a file of its own and one entry of `_NETWORKS`."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from rap_jax.config import ModelConfig, require
 from rap_jax.models.implementation import IMPLEMENTATIONS, Implementation
 from rap_jax.models.initializers import kernel_initializer
@@ -27,6 +30,7 @@ def create_model(
     input_shape: tuple[int, int, int],
     num_classes: int,
     implementation: Implementation = "auto",
+    features: Mapping[str, int] = MappingProxyType({}),
 ) -> Model:
     """The network that `config` names.
 
@@ -36,25 +40,43 @@ def create_model(
         num_classes: number of logits.
         implementation: how convolutions are computed: `auto`, `cpu` or `xla`; see `conv2d` and `conv_relu_pool`. The
             parameters and, up to rounding, the results do not depend on it.
+        features: path of a layer -> its number of outputs, where it is not to be what the width says, such as
+            {"conv1": 4}; the inputs of the layers that read it follow.
 
     Returns:
         The model as pure functions.
 
     Raises:
-        ValueError: for an unknown network, initialisation or implementation (the message lists the known ones), or a
-            shape that is impossible or too small for the network.
+        ValueError: for an unknown network, initialisation or implementation (the message lists the known ones), a
+            shape that is impossible or too small for the network, or `features` of a layer that has a fixed number.
     """
     require(config.name in _NETWORKS, "model name", config.name, f"one of {', '.join(_NETWORKS)}")
     require(implementation in IMPLEMENTATIONS, "implementation", implementation, f"one of {', '.join(IMPLEMENTATIONS)}")
     network = _NETWORKS[config.name]
+    _check_features(features, network)
     module = network(
         width=config.width,
         num_classes=num_classes,
         kernel_init=kernel_initializer(config.initializer, default=network.DEFAULT_INITIALIZER),
         implementation=implementation,
+        features=tuple(features.items()),
     )
-    model = from_linen(module, input_shape=input_shape, num_classes=num_classes, output_layer=network.OUTPUT_LAYER)
+    model = from_linen(
+        module,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        output_layer=network.OUTPUT_LAYER,
+        reads=network.READS,
+    )
     least = network.MIN_IMAGE_SIZE
     large_enough = min(input_shape[:2]) >= least
     require(large_enough, "input_shape", input_shape, f"images of {least}x{least} pixels or more for {config.name}")
     return model
+
+
+def _check_features(features: Mapping[str, int], network: type[Network]) -> None:
+    free = sorted(set(network.READS.values()))
+    expected = f"layers whose number of outputs is free: {', '.join(free) or 'none'}"
+    for layer, number in features.items():
+        require(layer in free, "features", layer, expected)
+        require(number >= 1, f"features of {layer}", number, "1 or more outputs")

@@ -1,6 +1,8 @@
 """The LeNet of the paper's MNIST experiments, of any width."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import jax
@@ -24,6 +26,7 @@ class LeNetMnist(Network):
     OUTPUT_LAYER: ClassVar[str] = "fc2"
     DEFAULT_INITIALIZER: ClassVar[str] = "xavier_uniform"
     MIN_IMAGE_SIZE: ClassVar[int] = 4
+    READS: ClassVar[Mapping[str, str]] = MappingProxyType({"conv2": "conv1", "fc1": "conv2", "fc2": "fc1"})
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -32,8 +35,8 @@ class LeNetMnist(Network):
         conv = functools.partial(
             ConvReluPool, kernel_size=5, kernel_init=self.kernel_init, implementation=self.implementation
         )
-        hidden = conv(2 * self.width, name="conv1")(images)
-        hidden = conv(4 * self.width, name="conv2")(hidden)
+        hidden = conv(self.num_outputs("conv1", 2 * self.width), name="conv1")(images)
+        hidden = conv(self.num_outputs("conv2", 4 * self.width), name="conv2")(hidden)
         hidden = hidden.reshape(hidden.shape[0], -1)
-        hidden = nn.relu(Dense(64 * self.width, name="fc1")(hidden))
+        hidden = nn.relu(Dense(self.num_outputs("fc1", 64 * self.width), name="fc1")(hidden))
         return Dense(self.num_classes, name=self.OUTPUT_LAYER)(hidden)

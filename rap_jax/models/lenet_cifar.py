@@ -1,6 +1,8 @@
 """The LeNet of the paper's CIFAR-10 experiments, of any width."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import jax
@@ -24,6 +26,9 @@ class LeNetCifar(Network):
     OUTPUT_LAYER: ClassVar[str] = "fc3"
     DEFAULT_INITIALIZER: ClassVar[str] = "pytorch"
     MIN_IMAGE_SIZE: ClassVar[int] = 16
+    READS: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"conv2": "conv1", "fc1": "conv2", "fc2": "fc1", "fc3": "fc2"}
+    )
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -32,9 +37,9 @@ class LeNetCifar(Network):
         conv = functools.partial(
             Conv, kernel_size=5, use_bias=True, kernel_init=self.kernel_init, implementation=self.implementation
         )
-        hidden = max_pool(nn.relu(conv(6 * self.width, name="conv1")(images)))
-        hidden = max_pool(nn.relu(conv(16 * self.width, name="conv2")(hidden)))
+        hidden = max_pool(nn.relu(conv(self.num_outputs("conv1", 6 * self.width), name="conv1")(images)))
+        hidden = max_pool(nn.relu(conv(self.num_outputs("conv2", 16 * self.width), name="conv2")(hidden)))
         hidden = hidden.reshape(hidden.shape[0], -1)
-        hidden = nn.relu(Dense(120 * self.width, name="fc1")(hidden))
-        hidden = nn.relu(Dense(84 * self.width, name="fc2")(hidden))
+        hidden = nn.relu(Dense(self.num_outputs("fc1", 120 * self.width), name="fc1")(hidden))
+        hidden = nn.relu(Dense(self.num_outputs("fc2", 84 * self.width), name="fc2")(hidden))
         return Dense(self.num_classes, name=self.OUTPUT_LAYER)(hidden)

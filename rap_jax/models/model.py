@@ -9,6 +9,8 @@
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -48,6 +50,8 @@ class Model(NamedTuple):
         input_shape: (height, width, channels) of one image.
         num_classes: number of logits.
         output_layer: path of the layer that gives the logits, such as `fc2`; its outputs are the classes.
+        reads: (reader, producer), paths of a layer and of the layer whose outputs are its inputs, as far as they can be
+            cut out of the network; see `Network`.
     """
 
     init: InitFn
@@ -55,9 +59,17 @@ class Model(NamedTuple):
     input_shape: tuple[int, int, int]
     num_classes: int
     output_layer: str
+    reads: tuple[tuple[str, str], ...] = ()
 
 
-def from_linen(module: nn.Module, *, input_shape: tuple[int, int, int], num_classes: int, output_layer: str) -> Model:
+def from_linen(
+    module: nn.Module,
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    output_layer: str,
+    reads: Mapping[str, str] = MappingProxyType({}),
+) -> Model:
     """Wraps a Linen module with `__call__(images, train)` as a `Model`.
 
     Args:
@@ -65,6 +77,7 @@ def from_linen(module: nn.Module, *, input_shape: tuple[int, int, int], num_clas
         input_shape: (height, width, channels) of one image.
         num_classes: number of logits, 2 or more.
         output_layer: path of the layer that gives the logits.
+        reads: path of a layer -> path of the layer whose outputs it reads; see `Network`.
 
     Returns:
         The model. Its `apply` raises a `ValueError` for images of another shape.
@@ -92,7 +105,7 @@ def from_linen(module: nn.Module, *, input_shape: tuple[int, int, int], num_clas
         logits, moved = outputs
         return logits, moved.get("batch_stats", {})
 
-    return Model(init, apply, input_shape, num_classes, output_layer)
+    return Model(init, apply, input_shape, num_classes, output_layer, tuple(reads.items()))
 
 
 def num_params(params: Params) -> int:

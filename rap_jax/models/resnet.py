@@ -1,6 +1,8 @@
 """ResNet-18 for small images, of any width."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import jax
@@ -14,16 +16,18 @@ from rap_jax.models.network import Network
 
 _BLOCKS_PER_GROUP = 2
 _GROUPS = ((4, 1), (8, 2), (16, 2), (32, 2))  # channels in units of w, stride of the first block
+_BLOCKS = tuple(f"group{group}_block{number}" for group in (1, 2, 3, 4) for number in range(_BLOCKS_PER_GROUP))
 
 
 class BasicBlock(nn.Module):
     """relu(conv2(relu(conv1(x))) + shortcut(x)) with BatchNorm after each convolution, 3x3 kernels.
 
     The shortcut is a 1x1 convolution where the shape changes and nothing elsewhere. Only `conv1` and the shortcut have
-    the stride.
+    the stride. `conv1` has `hidden_features` outputs, the other two have `features`.
     """
 
     features: int
+    hidden_features: int
     stride: int
     kernel_init: Initializer
     implementation: Implementation
@@ -31,14 +35,13 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H / stride, W / stride, features], sizes rounded up."""
-        conv = functools.partial(
-            ConvNorm, self.features, kernel_init=self.kernel_init, implementation=self.implementation
-        )
-        hidden = nn.relu(conv(kernel_size=3, padding=1, stride=self.stride, name="conv1")(images, train))
-        hidden = conv(kernel_size=3, padding=1, name="conv2")(hidden, train)
+        conv = functools.partial(ConvNorm, kernel_init=self.kernel_init, implementation=self.implementation)
+        first = conv(self.hidden_features, kernel_size=3, padding=1, stride=self.stride, name="conv1")
+        hidden = nn.relu(first(images, train))
+        hidden = conv(self.features, kernel_size=3, padding=1, name="conv2")(hidden, train)
         shortcut = images
         if images.shape != hidden.shape:
-            shortcut = conv(kernel_size=1, stride=self.stride, name="shortcut")(images, train)
+            shortcut = conv(self.features, kernel_size=1, stride=self.stride, name="shortcut")(images, train)
         return nn.relu(hidden + shortcut)
 
 
@@ -54,6 +57,7 @@ class ResNet18(Network):
 
     OUTPUT_LAYER: ClassVar[str] = "fc"
     DEFAULT_INITIALIZER: ClassVar[str] = "pytorch"
+    READS: ClassVar[Mapping[str, str]] = MappingProxyType({f"{block}/conv2": f"{block}/conv1" for block in _BLOCKS})
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -64,5 +68,7 @@ class ResNet18(Network):
         for group, (channels, stride) in enumerate(_GROUPS, start=1):
             for number in range(_BLOCKS_PER_GROUP):
                 name = f"group{group}_block{number}"
-                hidden = block(channels * self.width, stride if number == 0 else 1, name=name)(hidden, train)
+                features = channels * self.width
+                inner = self.num_outputs(f"{name}/conv1", features)
+                hidden = block(features, inner, stride if number == 0 else 1, name=name)(hidden, train)
         return Dense(self.num_classes, name=self.OUTPUT_LAYER)(hidden.mean((1, 2)))

@@ -1,6 +1,8 @@
 """VGG-16 with BatchNorm for small images, of any width."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import jax
@@ -13,6 +15,7 @@ from rap_jax.models.pool import max_pool
 
 # Channels of the convolutions between two poolings, in units of w.
 _GROUPS = ((4, 4), (8, 8), (16, 16, 16), (32, 32, 32), (32, 32, 32))
+_LAYERS = (*(f"conv{number}" for number in range(1, 14)), "fc")
 
 
 class Vgg16(Network):
@@ -28,6 +31,7 @@ class Vgg16(Network):
     OUTPUT_LAYER: ClassVar[str] = "fc"
     DEFAULT_INITIALIZER: ClassVar[str] = "pytorch"
     MIN_IMAGE_SIZE: ClassVar[int] = 2 ** len(_GROUPS)
+    READS: ClassVar[Mapping[str, str]] = MappingProxyType(dict(zip(_LAYERS[1:], _LAYERS[:-1], strict=True)))
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -44,7 +48,8 @@ class Vgg16(Network):
         number = 0
         for group in _GROUPS:
             for channels in group:
+                name = _LAYERS[number]
+                hidden = nn.relu(conv(self.num_outputs(name, channels * self.width), name=name)(hidden, train))
                 number += 1
-                hidden = nn.relu(conv(channels * self.width, name=f"conv{number}")(hidden, train))
             hidden = max_pool(hidden)
         return Dense(self.num_classes, name=self.OUTPUT_LAYER)(hidden.mean((1, 2)))
