@@ -1,0 +1,1 @@
+"""The authors' algorithm written anew in PyTorch, for comparison only; needs the extra `bench`."""

@@ -1,0 +1,84 @@
+"""The rap_jax side of `benchmarks.train_step`: a process that takes training steps on command.
+
+    python -m benchmarks.step_worker ROW CACHE_FOLDER
+
+It does what a run of `launch.main` does: the devices that the command chooses, the step of `rap_jax.train`, and one
+step in flight.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.rows import ROWS, Row
+from benchmarks.worker import Answer, clocked, memory, serve
+from rap_jax.config import ModelConfig, OptimizerConfig, TrainConfig
+from rap_jax.devices import start_cpu_devices
+from rap_jax.keys import stream_key
+from rap_jax.models import create_model
+from rap_jax.optimizer import learning_rate_schedule, make_optimizer
+from rap_jax.state import Weights, home, init_stage_state, make_mesh, put_split
+from rap_jax.train import StepKeys, StepMetrics, make_train_step
+
+_GEMM_SIZE = 2048
+
+
+class StepWorker:
+    """A network, its optimizer and one batch of noise."""
+
+    def __init__(self, row: Row):
+        mesh = make_mesh()
+        model = create_model(ModelConfig(row.model, row.width), input_shape=row.input_shape, num_classes=10)
+        settings = _optimizer(row)
+        learning_rate = learning_rate_schedule(settings, steps_per_epoch=100, num_steps=100)
+        tx = make_optimizer(settings, learning_rate)
+        whole = home(mesh)
+        weights = Weights(*jax.jit(model.init, out_shardings=whole)(jax.random.key(0)))
+        self.state = jax.jit(lambda start: init_stage_state(start, tx), out_shardings=whole)(weights).train
+        generator = np.random.default_rng(0)
+        images = generator.integers(0, 256, (row.batch_size, *row.input_shape), np.uint8)
+        self.split = put_split(images, generator.integers(0, 10, row.batch_size, np.int32), mesh)
+        self.indices = np.arange(row.batch_size, dtype=np.int32)
+        self.keys = StepKeys(stream_key(0, "attack", "pretrain"), stream_key(0, "batch", "pretrain"))
+        self.train_step = make_train_step(model, tx, TrainConfig(row.attack), learning_rate, mesh)
+
+    def step(self) -> StepMetrics:
+        """One training step, waited for as in a run."""
+        self.state, metrics = self.train_step(self.state, self.split, self.indices, self.keys, False)
+        return jax.device_get(metrics)
+
+
+def _optimizer(row: Row) -> OptimizerConfig:
+    if row.optimizer == "adam":
+        return OptimizerConfig("adam", 1e-3, schedule="constant")
+    return OptimizerConfig("sgd", 0.1, schedule="constant", momentum=0.9, weight_decay=1e-4)
+
+
+def _gemm(count: int) -> Answer:
+    left, right = (jax.random.normal(key, (_GEMM_SIZE, _GEMM_SIZE)) for key in jax.random.split(jax.random.key(0)))
+    product = jax.jit(jnp.matmul)
+    product(left, right).block_until_ready()
+    return clocked(lambda: product(left, right).block_until_ready(), count)
+
+
+def main(row: str, cache_folder: str) -> None:
+    """Answers the requests of `benchmarks.train_step`."""
+    start_cpu_devices(0, batch_size=ROWS[row].batch_size)
+    jax.config.update("jax_compilation_cache_dir", cache_folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    at_start = memory()
+    worker = StepWorker(ROWS[row])
+    serve(
+        {
+            "steps": lambda count: clocked(worker.step, count),
+            "gemm": _gemm,
+            "memory_at_start": lambda: at_start,
+            "memory": memory,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
