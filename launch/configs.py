@@ -8,6 +8,7 @@ from absl import flags
 from rap_jax.config import (
     AttackConfig,
     AugmentConfig,
+    ComputeConfig,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
@@ -54,6 +55,7 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
         batch_size=get("batch_size"),
         eval_batch_size=get("eval_batch_size"),
         steps_per_epoch=get("steps_per_epoch"),
+        small_retrain=get("small_retrain"),
         start=StartConfig(get("start_run") or None, get("start_weights")),
     )
 
@@ -62,6 +64,12 @@ def output_from_flags(values: flags.FlagValues = FLAGS) -> OutputConfig:
     """How often the run writes."""
     given: dict[str, Any] = {name: values[name].value for name in OutputConfig.__dataclass_fields__}
     return OutputConfig(**given)
+
+
+def compute_from_flags(values: flags.FlagValues = FLAGS) -> ComputeConfig:
+    """How the run computes."""
+    given: dict[str, Any] = {name: values[name].value for name in ComputeConfig.__dataclass_fields__}
+    return ComputeConfig(**given)
 
 
 def _train(get: Get) -> TrainConfig:

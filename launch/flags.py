@@ -14,6 +14,7 @@ from rap_jax.config import (
     STAGES,
     STRUCTURES,
     AttackConfig,
+    ComputeConfig,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
@@ -23,7 +24,7 @@ from rap_jax.config import (
     StartConfig,
     TrainConfig,
 )
-from rap_jax.models import INITIALIZERS, NETWORKS
+from rap_jax.models import IMPLEMENTATIONS, INITIALIZERS, NETWORKS
 
 FLAGS = flags.FLAGS
 # Title of each group of flags -> their names, for --help and for run.flags; filled by `define_flags`.
@@ -72,6 +73,12 @@ def _define_run_flags() -> None:
     flags.DEFINE_float("checkpoint_every_seconds", output.checkpoint_every_seconds, "Seconds between checkpoints.")
     flags.DEFINE_string("compilation_cache_dir", "~/.cache/rap_jax/compiled", "Where compiled programs are kept from "
                         "one start to the next; empty for none.")  # fmt: skip
+    compute = ComputeConfig()
+    flags.DEFINE_integer("num_cpu_devices", compute.num_cpu_devices, "Devices that a CPU is taken for, each with its "
+                         "share of the batch; 0 chooses, up to one per core.")  # fmt: skip
+    flags.DEFINE_enum("implementation", compute.implementation, IMPLEMENTATIONS, "How convolutions and pooling are "
+                      "computed: in a form for the CPU, by XLA's own operations, or auto, by the device. Changes "
+                      "results by rounding alone.")  # fmt: skip
 
 
 def _define_data_flags() -> None:
@@ -149,6 +156,8 @@ def _define_prune_flags() -> None:
     flags.DEFINE_float("dual_interval", default.dual_interval, "Time between dual steps.")
     units = ["epochs", "steps"]
     flags.DEFINE_enum("dual_interval_unit", default.dual_interval_unit, units, "What --dual_interval counts.")
+    flags.DEFINE_bool("small_retrain", True, "Retrain the network without its removed filters: the same weights up to "
+                      "rounding, in less time. Off: the whole network under its masks.")  # fmt: skip
     flags.DEFINE_bool("reset_learning_rate", default.reset_learning_rate, "Begin the ADMM stage's schedule anew after "
                       "each dual step; its lengths then count from there.")  # fmt: skip
 

@@ -10,15 +10,18 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from launch.configs import config_from_flags, output_from_flags
+from launch.configs import compute_from_flags, config_from_flags, output_from_flags
 from launch.flagfiles import expand_flagfiles, serialize_flags
 from launch.flags import define_flags
 from launch.help import HELP, help_text
 from rap_jax.config import RunConfig
 from rap_jax.data import Dataset, load_dataset
+from rap_jax.describe import describe_devices
+from rap_jax.devices import start_cpu_devices
 from rap_jax.interrupt import Interrupted
 from rap_jax.pipeline import run as run_pipeline
 from rap_jax.report import format_table
+from rap_jax.state import make_mesh
 
 FLAGS = flags.FLAGS
 define_flags()
@@ -31,12 +34,16 @@ def main(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise ValueError(f"Unexpected argument {arguments[1]!r}; flags are written --name=value.")
         config = config_from_flags()
-        output = output_from_flags()
+        compute, output = compute_from_flags(), output_from_flags()
+        start_cpu_devices(compute.num_cpu_devices, batch_size=config.batch_size)
         _enable_compilation_cache(FLAGS.compilation_cache_dir)
         dataset = load_dataset(config.data, seed=config.seed)
         out_dir = _out_dir(config, dataset)
         command = shlex.join(["python", "-m", "launch.main", *sys.argv[1:]])
-        results = run_pipeline(config, dataset, out_dir, output=output, command=command, flags=serialize_flags())
+        print(describe_devices(config, compute, make_mesh()), file=sys.stderr, flush=True)
+        results = run_pipeline(
+            config, dataset, out_dir, output=output, compute=compute, command=command, flags=serialize_flags()
+        )
     except (ValueError, OSError) as error:  # OSError: a full disk, a folder that went away
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # before the run listens for signals, or a second time

@@ -7,10 +7,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from rap_jax.config import RunConfig
+from rap_jax.config import ComputeConfig, RunConfig
 from rap_jax.data import Dataset
-from rap_jax.models import num_params
+from rap_jax.devices import usable_cores
+from rap_jax.models import num_params, use_cpu_form
 from rap_jax.start import Start
+from rap_jax.train import batch_mesh
 
 _PACKAGES = ("rap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -40,6 +42,23 @@ def describe(config: RunConfig, dataset: Dataset, start: Start, mesh: Mesh) -> d
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({mesh.devices.flat[0].platform})",
     }
+
+
+def describe_devices(config: RunConfig, compute: ComputeConfig, mesh: Mesh) -> str:
+    """One line on what a run uses: `Devices: 2 x cpu (2 cores), batch 128 = 2 x 64; convolutions: cpu form`."""
+    device = mesh.devices.flat[0]
+    cores = f" ({usable_cores()} cores)" if device.platform == "cpu" else f" ({device.platform})"
+    form = "cpu" if use_cpu_form(compute.implementation) else "xla"
+    batch = _batch_in_words(config, mesh)
+    return f"Devices: {mesh.size} x {device.device_kind}{cores}, {batch}; convolutions: {form} form"
+
+
+def _batch_in_words(config: RunConfig, mesh: Mesh) -> str:
+    size, num_devices = config.batch_size, batch_mesh(config.train, mesh).size
+    if num_devices > 1:
+        return f"batch {size} = {num_devices} x {size // num_devices}"
+    why = "train_attack=none" if config.train.attack is None else f"attack_batch_norm={config.train.attack_batch_norm}"
+    return f"batch {size}" if mesh.size == 1 else f"batch {size} on one of them ({why})"
 
 
 def _version(package: str) -> str:

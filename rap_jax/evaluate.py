@@ -3,28 +3,30 @@
 An example counts as robust only if it is right on its clean image AND on the adversarial image of every restart: the
 worst case per example, so robust accuracy never exceeds natural accuracy. Every adversarial image is predicted anew,
 and its norm and range are checked: an attack that left the ball stops the evaluation.
+
+What is decided is not attacked: not an example whose clean image is wrong, nor one that an earlier restart has broken.
+That leaves the counts as they are, since a verdict does not depend on what else is in the batch.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax.attacks import norm_of, pgd_restarts
 from rap_jax.config import AttackConfig
-from rap_jax.data import padded_batches, to_unit
-from rap_jax.losses import cross_entropy
+from rap_jax.data import padded_batches
 from rap_jax.models import Model
-from rap_jax.state import DeviceSplit, replicated, split_over_data
+from rap_jax.state import DeviceSplit, Weights
+from rap_jax.survivors import find_survivors
+from rap_jax.verdict import Case, Judge
 
 _Z_95 = 1.959963984540054
-# Adding a perturbation to a pixel and taking the difference again rounds twice in float32.
-_ROUNDING = 1e-5
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
@@ -78,12 +80,6 @@ class Accuracy:
         }
 
 
-class _Counts(NamedTuple):
-    natural: jax.Array
-    robust: jax.Array
-    outside: jax.Array
-
-
 OnBatch = Callable[[int, int], None]
 Evaluator = Callable[..., Accuracy]
 
@@ -92,15 +88,13 @@ def make_evaluator(model: Model, attack: AttackConfig, mesh: Mesh, *, batch_size
     """Builds `evaluate(params, batch_stats, split, key, on_batch=None) -> Accuracy`, compiled once for all its calls.
 
     The model is in evaluation mode. The last partial batch is padded, and the padding is not counted; a `batch_size`
-    that the devices do not divide, or larger than the split, is rounded. `on_batch` is
-    called with (images done, images in all) after every batch.
+    that the devices do not divide, or larger than the split, is rounded. But for rounding, the counts depend on neither
+    the batch size nor the devices. Weights and split may lie on one of the devices or on all.
+
+    `on_batch` is called with (images done, images in all) after every batch; of an image that has survived some of the
+    restarts a part is done. `evaluate` raises a `ValueError` for an empty split, and where `Judge` does.
     """
-    whole, split_first = replicated(mesh), split_over_data(mesh)
-    count = jax.jit(
-        lambda *arguments: _count_correct(model, attack, *arguments),
-        in_shardings=(whole, whole, whole, split_first, split_first, whole),
-        out_shardings=whole,
-    )
+    judge = Judge(model, attack, mesh)
 
     def evaluate(
         params: chex.ArrayTree,
@@ -110,55 +104,30 @@ def make_evaluator(model: Model, attack: AttackConfig, mesh: Mesh, *, batch_size
         on_batch: OnBatch | None = None,
     ) -> Accuracy:
         num_examples = len(split.labels)
-        padded_size = -(-min(batch_size, num_examples) // mesh.size) * mesh.size
-        total = np.zeros(3, np.int64)
-        for number, (indices, valid) in enumerate(_batches(num_examples, padded_size)):
-            counts = count(params, batch_stats, split, indices, valid, jax.random.fold_in(key, number))
-            total += np.array(jax.device_get(counts))
-            _refuse_outside(int(total[2]), attack)
-            if on_batch is not None:
-                on_batch(min(num_examples, (number + 1) * padded_size), num_examples)
-        return Accuracy(int(total[0]), int(total[1]), num_examples, attack)
+        if num_examples < 1:
+            raise ValueError("The split to evaluate on is empty; expected at least 1 image.")
+        case = judge.open(Weights(params, batch_stats), split, key)
+        size = -(-min(batch_size, num_examples) // mesh.size) * mesh.size
+        tell: OnBatch = on_batch or (lambda done, total: None)
+        natural = _naturally_right(judge, case, size, tell)
+        robust = find_survivors(
+            natural,
+            functools.partial(judge.attacked, case),
+            num_restarts=attack.num_restarts,
+            batch_size=size,
+            on_batch=lambda num_left: tell(num_examples - -(-num_left // attack.num_restarts), num_examples),
+        )
+        return Accuracy(len(natural), len(robust), num_examples, attack)
 
     return evaluate
 
 
-def _batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    if num_examples < 1:
-        raise ValueError("The split to evaluate on is empty; expected at least 1 image.")
-    yield from padded_batches(num_examples, batch_size)
-
-
-def _refuse_outside(outside: int, attack: AttackConfig) -> None:
-    if outside:
-        raise ValueError(
-            f"{outside} adversarial images are outside the {attack.norm} ball of radius {attack.epsilon} or outside "
-            f"[0, 1], or are NaN; expected none. The weights may be NaN, or the attack is at fault."
-        )
-
-
-def _count_correct(
-    model: Model,
-    attack: AttackConfig,
-    params: chex.ArrayTree,
-    batch_stats: chex.ArrayTree,
-    split: DeviceSplit,
-    indices: jax.Array,
-    valid: jax.Array,
-    key: jax.Array,
-) -> _Counts:
-    images, labels = to_unit(split.images[indices]), split.labels[indices]
-    logits_fn = lambda x: model.apply(params, batch_stats, x, False)[0]
-    is_right = lambda x: logits_fn(x).argmax(-1) == labels
-    candidates = pgd_restarts(key, lambda x: cross_entropy(logits_fn(x), labels), images, **dataclasses.asdict(attack))
-    natural = is_right(images)
-    robust = natural & jax.vmap(is_right)(candidates).all(0)
-    outside = ~jax.vmap(lambda x: _is_inside(x, images, attack))(candidates).all(0)
-    return _Counts(*((valid & flags).sum() for flags in (natural, robust, outside)))
-
-
-def _is_inside(adversarial: jax.Array, images: jax.Array, attack: AttackConfig) -> jax.Array:
-    """[N] bool; False for NaN as well, which fails every comparison."""
-    size = norm_of(attack.norm).size(adversarial - images)
-    in_box = ((adversarial >= 0) & (adversarial <= 1)).reshape(len(images), -1).all(1)
-    return in_box & (size <= attack.epsilon * (1 + _ROUNDING) + 1e-6)
+def _naturally_right(judge: Judge, case: Case, batch_size: int, tell: OnBatch) -> np.ndarray:
+    """Numbers of the examples whose clean image is right, int32; the others are done."""
+    num_examples, num_wrong, found = len(case.split.labels), 0, []
+    for numbers, valid in padded_batches(num_examples, batch_size):
+        right = judge.clean(case, numbers)
+        found.append(numbers[valid & right])
+        num_wrong += int((valid & ~right).sum())
+        tell(num_wrong, num_examples)
+    return np.concatenate(found)

@@ -20,7 +20,7 @@ import chex
 import jax
 
 from rap_jax import specs as specs_lib
-from rap_jax.config import STAGES, OutputConfig, RunConfig, Stage, require
+from rap_jax.config import STAGES, ComputeConfig, OutputConfig, RunConfig, Stage, require
 from rap_jax.data import Dataset
 from rap_jax.describe import describe, identity
 from rap_jax.evaluate import Accuracy, Evaluator, make_evaluator
@@ -33,6 +33,7 @@ from rap_jax.models import create_model
 from rap_jax.progress import Progress
 from rap_jax.report import write_report
 from rap_jax.saved_network import save_network
+from rap_jax.small_stage import run_small_stage
 from rap_jax.sparsity import count_sparsity
 from rap_jax.specs import Specs
 from rap_jax.stage import Outcome, Setup, run_stage, stage_learning_rate
@@ -67,6 +68,7 @@ def run(
     out_dir: Path,
     *,
     output: OutputConfig = OutputConfig(),  # noqa: B008  frozen
+    compute: ComputeConfig = ComputeConfig(),  # noqa: B008  frozen
     command: str = "",
     flags: str = "",
     devices: list[jax.Device] | None = None,
@@ -76,6 +78,7 @@ def run(
     Args:
       config: everything that decides the numbers.
       dataset: its images; name and content hash become part of what the folder is checked against.
+      compute: how convolutions are computed; the devices are those that JAX has started with.
       command: how to start this run again, for the report.
       flags: the run as a flagfile, written to run.flags if not empty.
       devices: those to run on, or None for all; a run may go on with another number of them.
@@ -86,7 +89,12 @@ def run(
     """
     mesh = make_mesh(devices)
     _check_devices(config, mesh.size)
-    model = create_model(config.model, input_shape=dataset.train.images.shape[1:], num_classes=dataset.num_classes)
+    model = create_model(
+        config.model,
+        input_shape=dataset.train.images.shape[1:],
+        num_classes=dataset.num_classes,
+        implementation=compute.implementation,
+    )
     start = make_start(config, dataset, model, mesh)
     specs = specs_lib.specs_from_config(start.weights.params, config.prune, output_layer=model.output_layer)
     _check_stages(config, specs, len(dataset.train.labels))
@@ -102,6 +110,7 @@ def run(
                     config=config,
                     output=output,
                     model=model,
+                    compute=compute,
                     mesh=mesh,
                     train=put(dataset.train),
                     validation=put(dataset.validation),
@@ -171,7 +180,8 @@ def _run_stages(setup: Setup, judge: _Judge, start: Weights) -> tuple[Weights, d
         stages["start"] = _record(setup, judge, "start", Outcome(start, 0, 0.0))
     for stage in _stages(setup.config):
         masks = _masks(setup, stage, weights)
-        outcome = run_stage(stage, setup, _cut(setup, weights) if stage == "retrain" else weights, masks)
+        run = run_small_stage if stage == "retrain" and setup.config.small_retrain else run_stage
+        outcome = run(stage, setup, _cut(setup, weights) if stage == "retrain" else weights, masks)
         weights = outcome.weights
         stages[stage] = _record(setup, judge, stage, outcome)
     return weights if "retrain" in stages else _cut(setup, weights), stages

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from rap_jax import checkpoint
 from rap_jax import specs as specs_lib
 from rap_jax.admm import find_admm_state, residuals
-from rap_jax.config import OutputConfig, RunConfig, Stage
+from rap_jax.config import ComputeConfig, OutputConfig, RunConfig, Stage
 from rap_jax.data import epoch_order
 from rap_jax.evaluate import Accuracy, Evaluator
 from rap_jax.folder import RunFolder
@@ -31,7 +31,7 @@ from rap_jax.models import Model
 from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penalty
 from rap_jax.progress import Progress
 from rap_jax.specs import Specs
-from rap_jax.state import DeviceSplit, Kept, StageState, Weights, init_stage_state, replicated
+from rap_jax.state import DeviceSplit, Kept, StageState, Weights, home, init_stage_state
 from rap_jax.train import StepKeys, StepMetrics, TrainStep, make_train_step
 
 
@@ -40,6 +40,7 @@ class Setup(NamedTuple):
 
     config: RunConfig
     output: OutputConfig
+    compute: ComputeConfig
     model: Model
     mesh: Mesh
     train: DeviceSplit
@@ -107,7 +108,7 @@ class _Run:
         self.keys = StepKeys(stream_key(seed, "attack", stage), stream_key(seed, "batch", stage))
         # Masks are an argument: closed over they would be constants of the program, as large as the network.
         init = lambda weights, masks: init_stage_state(weights, make_tx(masks))
-        self.state: StageState = jax.jit(init, out_shardings=replicated(setup.mesh))(start, masks)
+        self.state: StageState = jax.jit(init, out_shardings=home(setup.mesh))(start, masks)
         project_fn = functools.partial(specs_lib.project_tree, setup.specs)
         self.residuals = jax.jit(lambda admm_state, weights: residuals(admm_state, weights, project_fn))
         self.step, self.seconds = 0, 0.0
@@ -116,7 +117,7 @@ class _Run:
 
     def restore(self) -> None:
         """Goes to the last good checkpoint, if there is one."""
-        abstract = checkpoint.abstract_like(self.state, replicated(self.setup.mesh))
+        abstract = checkpoint.abstract_like(self.state, home(self.setup.mesh))
         restored = checkpoint.restore_latest(self.manager, abstract)
         if restored is not None:
             self.state, self.step = restored.state, restored.step
@@ -219,8 +220,7 @@ class _Run:
         # Copies, because the next step donates the arrays of the state.
         kept = jax.tree.map(jnp.copy, (params, batch_stats))
         score, step = jnp.float32(accuracy.score), jnp.int32(self.step)
-        whole = replicated(self.setup.mesh)
-        self.state = self.state._replace(kept=Kept(*kept, *jax.device_put((score, step), whole)))
+        self.state = self.state._replace(kept=Kept(*kept, *jax.device_put((score, step), home(self.setup.mesh))))
 
     def _save_if_due(self) -> None:
         """Saves when it is time, at the end, and before stopping on a signal."""

@@ -26,7 +26,7 @@ from rap_jax.keys import stream_key
 from rap_jax.masking import apply_masks
 from rap_jax.models import Model
 from rap_jax.saved_network import SavedNetwork, load_network
-from rap_jax.state import Weights, replicated
+from rap_jax.state import Weights, home
 
 
 class Start(NamedTuple):
@@ -37,17 +37,17 @@ class Start(NamedTuple):
 
 
 def make_start(config: RunConfig, dataset: Dataset, model: Model, mesh: Mesh) -> Start:
-    """The weights of a run's first stage, on all devices of the mesh.
+    """The weights of a run's first stage, at `home` of the mesh.
 
     Raises:
       ValueError: the other run has not finished, has another network, nothing that could be inherited, or learnt from
         images that this run holds out for validation.
     """
-    whole = replicated(mesh)
+    place = home(mesh)
     if config.start.run_dir is None:
-        init = jax.jit(lambda key: Weights(*model.init(key)), out_shardings=whole)
+        init = jax.jit(lambda key: Weights(*model.init(key)), out_shardings=place)
         return Start(init(stream_key(config.seed, "init")), {"weights": "random"})
-    other = load_network(config.start.run_dir, whole)
+    other = load_network(config.start.run_dir, place)
     _require_same_network(config, model, other)
     _require_same_split(config, dataset, other)
     weights = other.weights if config.start.weights == "final" else _inherited(config, other)

@@ -2,6 +2,11 @@
 
 One mesh axis, `data`: the state is replicated, a batch is split over the devices. That is all the sharding there is;
 XLA inserts the sums over devices, because losses and BatchNorm statistics are means over the global batch.
+
+Several devices of a CPU are its cores, and there no program may need such a sum: XLA lets the devices wait for each
+other in threads that other work can hold up, and ends the process when one has waited too long (seen once in half an
+hour of training beside another job). State and data then lie on the first device, and only what treats every image by
+itself is split: the attack.
 """
 
 from typing import NamedTuple
@@ -11,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 DATA_AXIS = "data"
@@ -87,13 +92,23 @@ def split_over_data(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(DATA_AXIS))
 
 
+def avoids_collectives(mesh: Mesh) -> bool:
+    """Whether no program may make the devices wait for each other: on several devices of a CPU, see above."""
+    return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+
+
+def home(mesh: Mesh) -> Sharding:
+    """Where state and data lie: on every device; on the first one alone where collectives are avoided."""
+    return SingleDeviceSharding(mesh.devices.flat[0]) if avoids_collectives(mesh) else replicated(mesh)
+
+
 class DeviceSplit(NamedTuple):
-    """A data split on the devices, replicated. Attributes: images: uint8 [N, H, W, C]; labels: int32 [N]."""
+    """A data split at `home` of the devices. Attributes: images: uint8 [N, H, W, C]; labels: int32 [N]."""
 
     images: jax.Array
     labels: jax.Array
 
 
 def put_split(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> DeviceSplit:
-    """Copies a split to every device, once; batches are then gathered on the device."""
-    return DeviceSplit(*jax.device_put((images, labels), replicated(mesh)))
+    """Copies a split to `home`, once; batches are then gathered on the device."""
+    return DeviceSplit(*jax.device_put((images, labels), home(mesh)))

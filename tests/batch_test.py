@@ -7,7 +7,7 @@ import pytest
 
 from rap_jax.batch import Batch, make_batch, mixup
 from rap_jax.config import AugmentConfig, TrainConfig
-from rap_jax.state import DeviceSplit, make_mesh, put_split, split_over_data
+from rap_jax.state import DeviceSplit, make_mesh, replicated, split_over_data
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), np.uint8)
 LABELS = (np.arange(20) % 5).astype(np.int32)
@@ -73,6 +73,7 @@ def test_sharded_batches_are_the_same() -> None:
         mesh = make_mesh(devices)
         make = jax.jit(lambda key, split, i: make_batch(key, split, i, AUGMENTED, num_classes=5))
         indices = jax.device_put(INDICES, split_over_data(mesh))
-        results.append(make(jax.random.key(0), put_split(IMAGES, LABELS, mesh), indices))
+        split = jax.device_put(DeviceSplit(IMAGES, LABELS), replicated(mesh))
+        results.append(make(jax.random.key(0), split, indices))
     for one, eight in zip(*results, strict=True):
         np.testing.assert_allclose(one, eight, rtol=1e-6)

@@ -1,14 +1,19 @@
 """Robust accuracy: counts against a plain loop, worst case per example, the interval, and refusals."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rap_jax.attacks import pgd
 from rap_jax.config import AttackConfig
+from rap_jax.data import to_unit
 from rap_jax.evaluate import Accuracy, make_evaluator, wilson_interval
+from rap_jax.losses import cross_entropy
 from rap_jax.models import Model
-from rap_jax.state import make_mesh, put_split
+from rap_jax.state import DeviceSplit, make_mesh, put_split, replicated
 
 ATTACK = AttackConfig(epsilon=0.2, step_size=0.1, num_steps=3)
 NUM_EXAMPLES = 37
@@ -34,12 +39,50 @@ def make_labels(images: np.ndarray) -> np.ndarray:
     return np.where(np.arange(NUM_EXAMPLES) % 5 == 0, (right + 1) % 3, right).astype(np.int32)
 
 
-@pytest.mark.parametrize("num_devices", [1, 8])
-@pytest.mark.parametrize("batch_size", [8, 13, 64, 10**9])
-def test_counts_equal_a_plain_loop(images: np.ndarray, labels: np.ndarray, num_devices: int, batch_size: int) -> None:
+def plain_counts(images: np.ndarray, labels: np.ndarray, attack: AttackConfig, key: jax.Array) -> tuple[int, int]:
+    """Every image by itself, in every restart, with nothing dropped."""
+
+    @jax.jit
+    def attacked(key: jax.Array, image: jax.Array, label: jax.Array) -> jax.Array:
+        loss_fn = lambda x: cross_entropy(linear_apply(PARAMS, {}, x, False)[0], label)
+        return pgd(key, loss_fn, image, **dataclasses.asdict(dataclasses.replace(attack, num_restarts=1)))
+
+    natural = robust = 0
+    for number, (image, label) in enumerate(zip(to_unit(images)[:, None], labels[:, None], strict=True)):
+        tried = [image]
+        for restart in range(attack.num_restarts):
+            start = jax.random.fold_in(jax.random.fold_in(key, number), restart)
+            tried.append(attacked(start, image, label))
+        right = [(linear_apply(PARAMS, {}, x, False)[0].argmax(-1) == label).item() for x in tried]
+        natural, robust = natural + right[0], robust + all(right)
+    return natural, robust
+
+
+STRONG = AttackConfig(epsilon=0.3, step_size=0.1, num_steps=1, num_restarts=4)
+
+
+@pytest.mark.parametrize(
+    "attack", [STRONG, dataclasses.replace(STRONG, norm="l2", epsilon=0.5), ATTACK], ids=["linf", "l2", "one"]
+)
+def test_counts_are_those_of_attacking_every_image_by_itself(
+    images: np.ndarray, labels: np.ndarray, attack: AttackConfig
+) -> None:
+    key = jax.random.key(5)
+    natural, robust = plain_counts(images, labels, attack, key)
+    first = plain_counts(images, labels, dataclasses.replace(attack, num_restarts=1), key)[1]
+    assert 0 < robust < natural < NUM_EXAMPLES and (robust < first or attack.num_restarts == 1)
+    for num_devices in (1, 2, 8):
+        mesh = make_mesh(jax.devices()[:num_devices])
+        for batch_size in (1, 13, 10**9):
+            evaluate = make_evaluator(LINEAR, attack, mesh, batch_size=batch_size)
+            found = evaluate(PARAMS, {}, put_split(images, labels, mesh), key)
+            assert found == Accuracy(natural, robust, NUM_EXAMPLES, attack)
+
+
+def test_counts_are_near_the_known_worst_case(images: np.ndarray, labels: np.ndarray) -> None:
     """A linear binary margin has a known worst case under L-infinity, so no attack is needed for the answer."""
-    mesh = make_mesh(jax.devices()[:num_devices])
-    evaluate = make_evaluator(LINEAR, ATTACK, mesh, batch_size=batch_size)
+    mesh = make_mesh()
+    evaluate = make_evaluator(LINEAR, ATTACK, mesh, batch_size=13)
     found = evaluate(PARAMS, {}, put_split(images, labels, mesh), jax.random.key(0))
     natural = robust = 0
     kernel = np.asarray(PARAMS["kernel"])
@@ -75,28 +118,62 @@ def test_robust_needs_the_clean_image_too(images: np.ndarray) -> None:
     assert found.natural_correct == 0 and found.robust_correct == 0
 
 
-def test_progress_is_reported(images: np.ndarray, labels: np.ndarray) -> None:
+@pytest.mark.parametrize("all_wrong", [False, True])
+def test_progress_is_reported(images: np.ndarray, labels: np.ndarray, all_wrong: bool) -> None:
     mesh, seen = make_mesh(), []
-    make_evaluator(LINEAR, ATTACK, mesh, batch_size=16)(
-        PARAMS, {}, put_split(images, labels, mesh), jax.random.key(0), lambda done, total: seen.append((done, total))
+    if all_wrong:
+        labels = np.asarray(linear_apply(PARAMS, {}, images / 255, False)[0]).argmin(1).astype(np.int32)
+    found = make_evaluator(LINEAR, STRONG, mesh, batch_size=16)(
+        PARAMS, {}, put_split(images, labels, mesh), jax.random.key(0), lambda *numbers: seen.append(numbers)
     )
-    assert seen == [(16, 37), (32, 37), (37, 37)]
+    done, totals = zip(*seen, strict=True)
+    assert set(totals) == {NUM_EXAMPLES} and done == tuple(sorted(done)) and done[-1] == NUM_EXAMPLES
+    assert done[2] == NUM_EXAMPLES - found.natural_correct  # after three batches of clean images
+    assert (len(seen) == 3) == all_wrong  # what is decided is not attacked
 
 
-def test_nan_weights_are_refused(images: np.ndarray, labels: np.ndarray) -> None:
+def test_weights_and_split_may_lie_on_one_device_or_on_all(images: np.ndarray, labels: np.ndarray) -> None:
+    mesh, key = make_mesh(), jax.random.key(0)
+    evaluate, split = make_evaluator(LINEAR, STRONG, mesh, batch_size=16), DeviceSplit(images, labels)
+    found = set()
+    for place in (jax.devices()[0], jax.devices()[3], replicated(mesh)):
+        for other in (jax.devices()[0], replicated(mesh)):
+            found.add(evaluate(jax.device_put(PARAMS, place), {}, jax.device_put(split, other), key))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_nan_weights_are_refused(images: np.ndarray, labels: np.ndarray, wrong: bool) -> None:
+    """NaN logits have their largest at class 0: examples of that class would count as right."""
     mesh = make_mesh()
-    broken = {"kernel": PARAMS["kernel"] * jnp.nan}
-    with pytest.raises(ValueError, match="linf ball of radius 0.2.*NaN"):
-        make_evaluator(LINEAR, ATTACK, mesh, batch_size=40)(
+    broken, labels = {"kernel": PARAMS["kernel"] * jnp.nan}, np.full_like(labels, 1 if wrong else 0)
+    with pytest.raises(ValueError, match="16 clean images get logits that are NaN.* weights may be NaN"):
+        make_evaluator(LINEAR, ATTACK, mesh, batch_size=16)(
             broken, {}, put_split(images, labels, mesh), jax.random.key(0)
+        )
+
+
+def nan_off_the_data(params: dict, batch_stats: dict, images: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+    """Logits that become NaN as soon as an image leaves the 256 values of a byte."""
+    logits, batch_stats = linear_apply(params, batch_stats, images, train)
+    off = jnp.abs(images * 255 - jnp.round(images * 255)).max((1, 2, 3), keepdims=True)[:, :, 0, 0] > 0.01
+    return jnp.where(off, jnp.nan, logits), batch_stats
+
+
+def test_nan_under_attack_is_refused(images: np.ndarray, labels: np.ndarray) -> None:
+    mesh, model = make_mesh(), LINEAR._replace(apply=nan_off_the_data)
+    attack = dataclasses.replace(ATTACK, num_steps=0)  # the images stay finite
+    with pytest.raises(ValueError, match="linf ball of radius 0.2.* or their logits are NaN"):
+        make_evaluator(model, attack, mesh, batch_size=40)(
+            PARAMS, {}, put_split(images, labels, mesh), jax.random.key(0)
         )
 
 
 def test_an_attack_that_leaves_the_ball_is_refused(
     images: np.ndarray, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    escape = lambda key, loss_fn, images, **settings: jnp.clip(images + 0.21, 0, 1)[None]
-    monkeypatch.setattr("rap_jax.evaluate.pgd_restarts", escape)
+    escape = lambda key, loss_fn, images, **settings: jnp.clip(images + 0.21, 0, 1)
+    monkeypatch.setattr("rap_jax.verdict.pgd", escape)
     mesh = make_mesh()
     with pytest.raises(ValueError, match="outside the linf ball"):
         make_evaluator(LINEAR, ATTACK, mesh, batch_size=40)(

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from tiny import parse_flags as parse
 
 import launch
-from launch.configs import config_from_flags, output_from_flags
+from launch.configs import compute_from_flags, config_from_flags, output_from_flags
 from launch.flagfiles import expand_flagfiles, recipes, serialize_flags
 from launch.flags import GROUPS
 from launch.help import help_text
-from rap_jax.config import STAGES, OutputConfig, RunConfig, StartConfig
+from rap_jax.config import STAGES, ComputeConfig, OutputConfig, RunConfig, StartConfig
 
 RECIPES = [Path(launch.__file__).parent / f"{name}.flags" for name in recipes()]
 # A value for every flag, and none of them is the default or that of another stage or attack.
@@ -32,13 +32,14 @@ CHANGED: dict[str, Any] = {
     "crop_padding": 3, "horizontal_flip": True, "model": "vgg16", "start_run": "/other",
     "attack_batch_norm": "batch", "label_smoothing": 0.15, "mixup_alpha": 0.35, "width": 16,
     "initializer": "uniform", "batch_size": 64, "eval_batch_size": 50, "steps_per_epoch": 11, "log_every_steps": 3,
-    "checkpoint_every_seconds": 1.5, "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,
+    "checkpoint_every_seconds": 1.5, "num_cpu_devices": 3, "implementation": "xla",
+    "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,
     "train_step_size": 0.5, "train_num_steps": 7, "train_num_restarts": 2, "select_step_size": 0.6,
     "select_num_steps": 8, "select_num_restarts": 3, "report_step_size": 0.7, "report_num_steps": 9,
     "report_num_restarts": 4, "structure": "column", "sparsity": "conv1:0.25,fc*:0.25", "rho": 3.0,
     "budget": "global",
     "rho_rule": "uniform", "rho_growth": 1.9, "rescale_dual": False, "dual_keeps_graph": True,
-    "reset_learning_rate": True, "dual_interval": 0.25,
+    "small_retrain": False, "reset_learning_rate": True, "dual_interval": 0.25,
     "dual_interval_unit": "steps",
 }  # fmt: skip
 CHANGED |= {
@@ -113,6 +114,7 @@ def test_every_setting_comes_from_its_flag_and_no_other() -> None:
     assert config_of("--random_start=false").report_attack.random_start is False
     output = output_from_flags(parse(*as_arguments(CHANGED)))
     assert output == OutputConfig(log_every_steps=3, checkpoint_every_seconds=1.5)
+    assert compute_from_flags(parse(*as_arguments(CHANGED))) == ComputeConfig(num_cpu_devices=3, implementation="xla")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,7 @@ def test_written_flagfile_gives_the_same_run(tmp_path: Path, given: dict[str, An
     second = parse(written(tmp_path, first))
     assert config_from_flags(second) == config_from_flags(first)
     assert output_from_flags(second) == output_from_flags(first)
+    assert compute_from_flags(second) == compute_from_flags(first)
     assert [second[name].value for name in CHANGED] == [first[name].value for name in CHANGED]
 
 

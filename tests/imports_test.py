@@ -9,12 +9,12 @@ ROOT = Path(__file__).parent.parent
 # A module may import modules of its own level or of a level before it.
 LEVELS = [
     {"config"},
-    {"projections", "attacks", "losses", "keys", "folder", "progress", "interrupt", "digest", "wording"},
-    {"specs", "admm", "masking", "layers"},
+    {"projections", "attacks", "losses", "keys", "folder", "progress", "interrupt", "digest", "wording", "devices"},
+    {"specs", "admm", "masking", "layers", "compact"},
     {"sparsity", "optimizer", "state", "checkpoint", "data", "models"},
-    {"batch", "saved_network", "length"},
+    {"batch", "saved_network", "length", "step", "survivors", "verdict"},
     {"train", "evaluate", "start"},
-    {"stage", "plots", "report", "describe"},
+    {"stage", "small_stage", "plots", "report", "describe"},
     {"pipeline"},
 ]
 LIBRARY = {  # usable with any JAX model: nothing of this package but each other

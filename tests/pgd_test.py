@@ -99,6 +99,20 @@ def test_more_restarts_are_never_worse(images: jax.Array) -> None:
     np.testing.assert_array_equal(smooth_loss(best), losses.max(0))
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_key_for_each_example_frees_it_from_its_batch(images: jax.Array, norm: str) -> None:
+    settings = {"norm": norm, "epsilon": 0.3, "step_size": 0.05, "num_steps": 2, "num_restarts": 3}
+    keys = jax.random.split(jax.random.key(4), len(images))
+    together = pgd_restarts(keys, smooth_loss, images, **settings)
+    for i, key in enumerate(keys):
+        alone = pgd_restarts(key, smooth_loss, images[i : i + 1], **settings)
+        np.testing.assert_allclose(together[:, i : i + 1], alone, atol=1e-5)
+    others = jnp.asarray([4, 1, 3])
+    some = pgd_restarts(keys[others], smooth_loss, images[others], **settings)
+    np.testing.assert_allclose(together[:, others], some, atol=1e-5)
+    assert jnp.abs(together - pgd_restarts(keys[::-1], smooth_loss, images, **settings)).max() > 0.1
+
+
 def test_starts_fill_the_ball() -> None:
     grey = jnp.full((2000, 3), 0.5)
     starts = {
@@ -137,6 +151,12 @@ def test_a_step_is_as_long_whatever_the_scale_of_the_loss(images: jax.Array, nor
 def test_bytes_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8; expected floating point"):
         pgd(jax.random.key(0), smooth_loss, jnp.zeros(SHAPE, jnp.uint8), epsilon=0.1, step_size=0.1, num_steps=1)
+
+
+def test_as_many_keys_as_images(images: jax.Array) -> None:
+    keys = jax.random.split(jax.random.key(0), 5)
+    with pytest.raises(ValueError, match="There are 5 keys; expected one, or one for each of the 6 images"):
+        pgd(keys, smooth_loss, images, epsilon=0.1, step_size=0.1, num_steps=1)
 
 
 def test_no_gradient_flows_through(images: jax.Array) -> None:

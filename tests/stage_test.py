@@ -51,7 +51,7 @@ def test_kept_weights_are_those_that_were_scored(tmp_path: Path, monkeypatch: py
         return {CONFIG.select_attack: select, CONFIG.report_attack: report}[attack]
 
     monkeypatch.setattr(pipeline, "make_evaluator", make_evaluator)
-    outcomes = tiny.run_and_watch(tmp_path / "run").outcomes
+    outcomes = tiny.run_and_watch(tmp_path / "run", tiny.tiny_config(small_retrain=False)).outcomes
     assert [outcomes[stage].step for stage in STAGES] == [6, 9, 3]  # of equal scores the first
     for stage, index in zip(STAGES, (1, 5, 6), strict=True):
         assert_same(outcomes[stage].weights.params, scored[index])

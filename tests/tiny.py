@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,15 +108,19 @@ def run_and_watch(folder: Path, config: RunConfig | None = None, **arguments: An
         restore(run)
         began[run.stage] = run.step
 
-    def run_stage(stage: Stage, setup: stage_lib.Setup, start: Weights, masks: Any) -> Outcome:
-        starts[stage] = jax.device_get(start)
-        outcome = stage_lib.run_stage(stage, setup, start, masks)
-        outcomes[stage] = jax.device_get(outcome)
-        return outcome
+    def watched(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
+        def run_stage(stage: Stage, setup: stage_lib.Setup, start: Weights, masks: Any) -> Outcome:
+            starts[stage] = jax.device_get(start)
+            outcome = run(stage, setup, start, masks)
+            outcomes[stage] = jax.device_get(outcome)
+            return outcome
+
+        return run_stage
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage_lib._Run, "restore", restore_and_note)
-        patch.setattr(pipeline, "run_stage", run_stage)
+        patch.setattr(pipeline, "run_stage", watched(pipeline.run_stage))
+        patch.setattr(pipeline, "run_small_stage", watched(pipeline.run_small_stage))
         given = {"output": EVERY_STEP} | arguments
         results = pipeline.run(config or tiny_config(), tiny_dataset(), folder, **given)
     return Watched(folder, results, began, starts, outcomes)

@@ -1,4 +1,4 @@
-"""One training step against the same step written out by hand."""
+"""One training step, as one program and as several, against the same step written out by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,9 @@ import pytest
 
 from rap_jax.config import AttackConfig, AugmentConfig, TrainConfig
 from rap_jax.models import Model
-from rap_jax.state import DeviceSplit, TrainState, make_mesh, put_split
-from rap_jax.train import StepKeys, StepMetrics, make_train_step
+from rap_jax.state import DeviceSplit, TrainState, make_mesh, replicated
+from rap_jax.step import StepKeys, StepMetrics, StepParts
+from rap_jax.train import step_as_program, step_in_programs
 
 IMAGES = np.random.default_rng(0).integers(40, 216, (24, 2, 2, 1), np.uint8)
 LABELS = np.random.default_rng(1).integers(0, 3, 24).astype(np.int32)
@@ -31,17 +32,20 @@ def linear_apply(params: dict, batch_stats: dict, images: jax.Array, train: bool
 LINEAR = Model(lambda key: ({}, {}), linear_apply, (2, 2, 1), 3, "dense")
 
 
+FORMS = {"program": step_as_program, "programs": step_in_programs}
+
+
 def one_step(
-    num_devices: int, ramp_steps: int = 0, step: int = 0, config: TrainConfig = TRAIN
+    num_devices: int, form: str = "program", ramp_steps: int = 0, step: int = 0, config: TrainConfig = TRAIN
 ) -> tuple[TrainState, StepMetrics]:
     mesh = make_mesh(jax.devices()[:num_devices])
     tx = optax.with_extra_args_support(optax.sgd(LEARNING_RATE))
-    learning_rate = lambda step: LEARNING_RATE + step
-    train_step = make_train_step(LINEAR, tx, config, learning_rate, mesh, ramp_steps=ramp_steps)
+    parts = StepParts(LINEAR, tx, config, lambda step: LEARNING_RATE + step, ramp_steps)
     params = jax.tree.map(jnp.copy, PARAMS)
     state = TrainState(jnp.int32(step), params, {"passes": jnp.int32(7)}, tx.init(params))
-    split: DeviceSplit = put_split(IMAGES, LABELS, mesh)
-    return train_step(state, split, INDICES, StepKeys(jax.random.key(1), jax.random.key(2)), False)
+    place = replicated(mesh) if form == "program" else jax.devices()[0]
+    state, split = jax.device_put((state, DeviceSplit(IMAGES, LABELS)), place)
+    return FORMS[form](parts, mesh)(state, split, INDICES, StepKeys(jax.random.key(1), jax.random.key(2)), False)
 
 
 def by_hand(scale: float, direction: int = -1, smoothing: float = 0.0) -> tuple[float, float, np.ndarray, np.ndarray]:
@@ -65,10 +69,10 @@ def by_hand(scale: float, direction: int = -1, smoothing: float = 0.0) -> tuple[
     return loss, (logits.argmax(1) == labels).mean(), gradient, kernel - LEARNING_RATE * gradient
 
 
-@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize(("num_devices", "form"), [(1, "program"), (8, "program"), (8, "programs")])
 @pytest.mark.parametrize("ramp_steps,step,scale", [(0, 0, 1.0), (4, 0, 0.25), (4, 2, 0.75), (4, 9, 1.0)])
-def test_step_equals_numpy(num_devices: int, ramp_steps: int, step: int, scale: float) -> None:
-    state, metrics = one_step(num_devices, ramp_steps, step)
+def test_step_equals_numpy(num_devices: int, form: str, ramp_steps: int, step: int, scale: float) -> None:
+    state, metrics = one_step(num_devices, form, ramp_steps, step)
     loss, accuracy, gradient, kernel = by_hand(scale)
     np.testing.assert_allclose(state.params["kernel"], kernel, atol=1e-5)
     np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
@@ -81,6 +85,7 @@ def test_step_equals_numpy(num_devices: int, ramp_steps: int, step: int, scale: 
     assert int(state.batch_stats["passes"]) == 8  # the attack has not moved them, the one training pass has
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("config", "scale", "direction", "smoothing"),
     [
@@ -89,8 +94,8 @@ def test_step_equals_numpy(num_devices: int, ramp_steps: int, step: int, scale: 
         (TrainConfig(ATTACK, label_smoothing=0.3), 1.0, -1, 0.3),  # the attack sees no smoothing
     ],
 )
-def test_settings_of_a_step(config: TrainConfig, scale: float, direction: int, smoothing: float) -> None:
-    state, metrics = one_step(8, config=config)
+def test_settings_of_a_step(config: TrainConfig, scale: float, direction: int, smoothing: float, form: str) -> None:
+    state, metrics = one_step(8, form, config=config)
     loss, accuracy, _, kernel = by_hand(scale, direction, smoothing)
     np.testing.assert_allclose(state.params["kernel"], kernel, atol=1e-5)
     np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)

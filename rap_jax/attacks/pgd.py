@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from rap_jax.attacks.norms import Norm, norm_of
 
 LossFn = Callable[[jax.Array], jax.Array]
+Start = Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
 
 
 def pgd(
@@ -35,7 +36,8 @@ def pgd(
     Meant to be called under `jax.jit`, where everything but the arrays is static.
 
     Args:
-      key: typed PRNG key of the random start; not read if `random_start` is False.
+      key: typed PRNG key of the random start; or one for each example [N], and then an example's start depends on its
+        own key alone, not on the batch that it is in. Not read if `random_start` is False.
       loss_fn: maps images [N, ...] to per-example losses [N].
       images: clean inputs in [0, 1], [N, ...]; the centre of each ball.
       epsilon: radius in input units (8/255, not 8); may be traced.
@@ -49,7 +51,7 @@ def pgd(
       Adversarial images, shape and dtype of `images`. No gradient flows through them.
 
     Raises:
-      ValueError: unknown norm, or an impossible number of steps or restarts.
+      ValueError: unknown norm, or an impossible number of steps, restarts or keys.
     """
     candidates = pgd_restarts(
         key,
@@ -91,7 +93,7 @@ def pgd_restarts(
             f"num_steps is {num_steps!r} and num_restarts is {num_restarts!r}; expected at least 0 steps and 1 restart."
         )
     ball = norm_of(norm)
-    start = ball.random if random_start else _no_start
+    start = _start(ball, key, len(images)) if random_start else _no_start
 
     def one_start(key: jax.Array) -> jax.Array:
         first = _into_ball_and_box(ball, images, start(key, images, epsilon), epsilon)
@@ -99,7 +101,22 @@ def pgd_restarts(
 
     if num_restarts == 1:  # vmap over an axis of one would only get in the compiler's way
         return one_start(key)[None]
-    return jax.vmap(one_start)(jax.random.split(key, num_restarts))
+    split = lambda key: jax.random.split(key, num_restarts)
+    return jax.vmap(one_start)(jax.vmap(split, out_axes=1)(key) if _one_for_each(key) else split(key))
+
+
+def _one_for_each(key: jax.Array) -> bool:
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1
+
+
+def _start(ball: Norm, key: jax.Array, num_examples: int) -> Start:
+    """`ball.random`, for one key or one key for each example."""
+    if not _one_for_each(key):
+        return ball.random
+    if len(key) != num_examples:
+        raise ValueError(f"There are {len(key)} keys; expected one, or one for each of the {num_examples} images.")
+    one = lambda key, image, epsilon: ball.random(key, image[None], epsilon)[0]
+    return jax.vmap(one, in_axes=(0, 0, None))
 
 
 def _no_start(key: jax.Array, images: jax.Array, epsilon: jax.Array | float) -> jax.Array:

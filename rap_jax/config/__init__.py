@@ -6,6 +6,7 @@ as the name says. A bad value raises a `ValueError` that names the value, what w
 
 checks      how a bad value is refused
 attack      AttackConfig
+compute     ComputeConfig: how a run computes, not what it is
 data        DataConfig, AugmentConfig
 model       ModelConfig
 optimizer   OptimizerConfig, StageConfig
@@ -16,6 +17,7 @@ run         TrainConfig, StartConfig, RunConfig, OutputConfig
 from rap_jax.config.attack import AttackConfig as AttackConfig
 from rap_jax.config.attack import Norm as Norm
 from rap_jax.config.checks import require as require
+from rap_jax.config.compute import ComputeConfig as ComputeConfig
 from rap_jax.config.data import AugmentConfig as AugmentConfig
 from rap_jax.config.data import DataConfig as DataConfig
 from rap_jax.config.model import ModelConfig as ModelConfig

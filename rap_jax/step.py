@@ -1,0 +1,155 @@
+"""What one training step computes: attack the batch, take the loss on what the attack found, update.
+
+Ye et al., 2019, eq. 3 and 8: the objective is the cross-entropy on adversarial images alone (no natural term); the
+ADMM penalty, where there is one, is part of the optimizer chain. Without an attack it is natural training.
+
+    prepare    gathers and augments the batch, draws the keys of the attack
+    attack     images -> adversarial images: nearly all of the work, and every image by itself
+    update     loss gradient, BatchNorm statistics, optimizer, metrics
+
+Differs from the authors' code: (1) the attack sees BatchNorm in evaluation mode: its gradient then belongs to the
+network that is evaluated and shipped, and an example's attack does not depend on its neighbours. Theirs uses batch
+statistics, available as `attack_batch_norm="batch"`. (2) Only the training pass moves the running statistics; theirs
+moves them in every forward pass of the attack as well.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from rap_jax.attacks import pgd
+from rap_jax.batch import Batch, make_batch
+from rap_jax.config import AttackConfig, TrainConfig
+from rap_jax.losses import cross_entropy, smooth_labels
+from rap_jax.models import Model
+from rap_jax.state import DeviceSplit, TrainState, Weights
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step.
+
+    Attributes:
+      loss: mean cross-entropy on the adversarial batch (on the clean one without an attack), before the update.
+      accuracy: share of the adversarial batch that is classified correctly.
+      gradient_norm: of the loss gradient, without penalty and decay.
+      weight_norm: of all weights, after the update.
+      learning_rate, epsilon: as used in this step.
+    """
+
+    loss: jax.Array
+    accuracy: jax.Array
+    gradient_norm: jax.Array
+    weight_norm: jax.Array
+    learning_rate: jax.Array
+    epsilon: jax.Array
+
+
+class StepKeys(NamedTuple):
+    """Keys of a stage, from which each step folds its own. Attributes: attack; batch: augmentation and mixup."""
+
+    attack: jax.Array
+    batch: jax.Array
+
+
+class Task(NamedTuple):
+    """What an attack works on.
+
+    Attributes:
+      batch: clean, [N, ...].
+      keys: one for each image's random start [N], so that no start depends on how the batch is split.
+      scale: share of the attack's radius and step size, in (0, 1].
+    """
+
+    batch: Batch
+    keys: jax.Array
+    scale: jax.Array
+
+    def with_images(self, images: jax.Array) -> "Task":
+        """The same with other images in the batch."""
+        return self._replace(batch=self.batch._replace(images=images))
+
+
+@dataclasses.dataclass(frozen=True)
+class StepParts:
+    """The three parts of a training step, pure functions, and the step that they make.
+
+    Attributes:
+      ramp_steps: steps over which the attack's radius and step size grow linearly to their full size.
+    """
+
+    model: Model
+    tx: optax.GradientTransformationExtraArgs
+    config: TrainConfig
+    learning_rate: optax.Schedule
+    ramp_steps: int = 0
+
+    def prepare(self, step: jax.Array, split: DeviceSplit, indices: jax.Array, keys: StepKeys) -> Task:
+        """The batch of the examples [N] that `indices` names, and what the attack on it needs."""
+        attack_key, batch_key = (jax.random.fold_in(key, step) for key in keys)
+        attack_keys = jax.vmap(jax.random.fold_in, (None, 0))(attack_key, jnp.arange(len(indices)))
+        batch = make_batch(batch_key, split, indices, self.config, num_classes=self.model.num_classes)
+        scale = jnp.minimum(1.0, (step + 1) / self.ramp_steps) if self.ramp_steps else jnp.ones(())
+        return Task(batch, attack_keys, scale)
+
+    def attack(self, weights: Weights, task: Task) -> jax.Array:
+        """Adversarial images of the task's batch; clean ones in natural training."""
+        if self.config.attack is None:
+            return task.batch.images
+        batch_norm = self.config.attack_batch_norm == "batch"
+        return _attack_batch(self.model, self.config.attack, weights, task, train=batch_norm)
+
+    def update(self, state: TrainState, task: Task, dual_step: jax.Array) -> tuple[TrainState, StepMetrics]:
+        """The state after a gradient step on the images of the task."""
+        attack, scale = self.config.attack, task.scale
+        loss_fn = _loss(self.model, state.batch_stats, task.batch, self.config.label_smoothing)
+        (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = self.tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
+        params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(
+            loss=loss,
+            accuracy=accuracy,
+            gradient_norm=optax.tree.norm(gradients),
+            weight_norm=optax.tree.norm(params),
+            learning_rate=jnp.asarray(self.learning_rate(state.step)),
+            epsilon=scale * (attack.epsilon if attack is not None else 0.0),
+        )
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    def step(
+        self, state: TrainState, split: DeviceSplit, indices: jax.Array, keys: StepKeys, dual_step: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        """The whole step."""
+        task = self.prepare(state.step, split, indices, keys)
+        images = self.attack(Weights(state.params, state.batch_stats), task)
+        return self.update(state, task.with_images(images), dual_step)
+
+
+def _attack_batch(model: Model, attack: AttackConfig, weights: Weights, task: Task, *, train: bool) -> jax.Array:
+    """Adversarial images at the task's share of the attack's radius; BatchNorm in evaluation mode unless `train`."""
+
+    def loss_fn(x: jax.Array) -> jax.Array:
+        return cross_entropy(model.apply(*weights, x, train)[0], task.batch.targets)
+
+    settings = dataclasses.asdict(attack) | {
+        "epsilon": task.scale * attack.epsilon,
+        "step_size": task.scale * attack.step_size,
+    }
+    return pgd(task.keys, loss_fn, task.batch.images, **settings)
+
+
+def _loss(
+    model: Model, batch_stats: chex.ArrayTree, batch: Batch, label_smoothing: float
+) -> Callable[[chex.ArrayTree], tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]]:
+    targets = smooth_labels(batch.targets, label_smoothing, model.num_classes)
+
+    def loss_fn(params: chex.ArrayTree) -> tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]:
+        logits, new_stats = model.apply(params, batch_stats, batch.images, True)
+        accuracy = jnp.mean(logits.argmax(-1) == batch.labels)
+        return cross_entropy(logits, targets).mean(), (accuracy, new_stats)
+
+    return loss_fn
