@@ -20,8 +20,8 @@ neighbours: together they see only a 6x6 patch of the image.
 The columns of the matrix are the kernel laid at the four places where it fits into the patch, with zeros around it.
 Patches of neighbouring windows start 2 pixels apart, so a patch is 3x3 whole "cells" of 2x2 pixels: the image is
 rearranged into cells once, and all patches are nine shifted copies of it, joined. The zeros cost 1.44 times the
-arithmetic. With one channel they matter less than copying small patches, and the cells are 4x4: a patch of 2x2 cells
-sees the sixteen outputs under four windows.
+arithmetic. With one channel and few features they matter less than copying small patches, and the cells are 4x4: a
+patch of 2x2 cells sees the sixteen outputs under four windows.
 
 Ties. The largest of four equal outputs is the first in row order, and it alone gets the gradient, as in PyTorch and
 in `reduce_window`. Images clipped to [0, 1] have flat regions, so ties do occur. Rounding can break a tie that is
@@ -117,7 +117,7 @@ def _pool_by_windows(images: jax.Array, kernel: jax.Array) -> jax.Array:
 def _by_cells(images: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     size, _, channels, features = kernel.shape
     fits = (size - 1) % 4 == 0 and images.shape[1] % 4 == 0 and images.shape[2] % 4 == 0
-    side = 4 if channels == 1 and fits else 2
+    side = 4 if channels == 1 and features < _VECTOR_SIZE and fits else 2
     scores = lax.dot_general(_patches(images, size, side), _patch_matrix(kernel, side), (((3,), (0,)), ((), ())))
     pooled = _first_max(scores.reshape(*scores.shape[:3], 4, -1))
     return _from_cells(_relu_with_bias(pooled, jnp.tile(bias, (side // 2) ** 2)), side // 2, features)
