@@ -28,7 +28,8 @@ float32, attack in training mode, a natural forward pass), in turn, each in a pr
 - GFLOP/s: (2 K + 4) forward passes of convolutions and dense layers, counted alike for both; share of GEMM: of a
   product of two 2048 x 2048 matrices, measured in the same run, the faster framework's.
 - First step: with compilation (rap_jax: with an empty and with a filled compilation cache).
-- MB: the peak of the process after some steps, and what of it was there after the imports."""
+- MB: the peak of the process after some steps, and what of it was there after the imports (PyTorch's holds libraries
+  for GPUs). With an empty compilation cache most of it is the compiler's; cached: with a filled one."""
 COLUMNS = (
     Column("pytorch_images_per_second", "PyTorch images/s", ".0f"),
     Column("rap_jax_images_per_second", "rap_jax images/s", ".0f"),
@@ -47,6 +48,7 @@ COLUMNS = (
     Column("pytorch_megabytes", "PyTorch MB", ".0f"),
     Column("pytorch_start_megabytes", "of which imports", ".0f"),
     Column("rap_jax_megabytes", "rap_jax MB", ".0f"),
+    Column("rap_jax_cached_megabytes", "cached", ".0f"),
     Column("rap_jax_start_megabytes", "of which imports", ".0f"),
 )
 
@@ -76,6 +78,7 @@ def measure(row: Row, *, rounds: int, turn_seconds: float) -> dict[str, Any]:
     found["rap_jax_gemm_share"] = found["rap_jax_gflops"] / max(gemm)
     found["pytorch_gemm_share"] = found["pytorch_gflops"] / max(gemm)
     found["pytorch_megabytes"] = memories[found["pytorch_layout"]]
+    found["rap_jax_cached_megabytes"] = workers["rap_jax"].ask("memory")["megabytes"]
     found["pytorch_start_megabytes"] = workers[LAYOUTS[0]].ask("memory_at_start")["megabytes"]
     for worker in workers.values():
         worker.close()

@@ -19,6 +19,9 @@ from rap_jax.config import (
     StageConfig,
     StartConfig,
     TrainConfig,
+    fgsm_attack,
+    free_attack,
+    require,
 )
 
 FLAGS = flags.FLAGS
@@ -74,12 +77,37 @@ def compute_from_flags(values: flags.FlagValues = FLAGS) -> ComputeConfig:
 
 def _train(get: Get) -> TrainConfig:
     return TrainConfig(
-        attack=None if get("train_attack") == "none" else _attack("train", get),
+        attack=_train_attack(get),
         attack_batch_norm=get("attack_batch_norm"),
         augment=AugmentConfig(get("crop_padding"), get("horizontal_flip")),
         label_smoothing=get("label_smoothing"),
         mixup_alpha=get("mixup_alpha"),
+        free_replays=_free_replays(get) if get("train_attack") == "free" else 0,
+        compute_dtype=get("compute_dtype"),
     )
+
+
+def _train_attack(get: Get) -> AttackConfig | None:
+    """The attack by its kind. A flagfile may have set steps and step size for PGD: the other kinds do not read them."""
+    kind, restarts = get("train_attack"), get("train_num_restarts")
+    if kind == "none":
+        return None
+    if kind == "pgd":
+        return _attack("train", get)
+    require(restarts == 1, "train_num_restarts", restarts, f"1 with --train_attack={kind}, which is one step")
+    starts = get("random_start") or kind != "fgsm"
+    require(starts, "random_start", False, "True with --train_attack=fgsm, whose one step needs it")
+    attack_of = {"fgsm": fgsm_attack, "free": free_attack}[kind]
+    try:
+        return attack_of(get("norm"), get("epsilon"))
+    except ValueError as error:
+        raise ValueError(f"train attack: {error}") from error
+
+
+def _free_replays(get: Get) -> int:
+    replays = get("free_replays")
+    require(replays >= 2, "free_replays", replays, "2 or more updates on each batch with --train_attack=free")
+    return replays
 
 
 def _image_size(given: list[str]) -> tuple[int, int] | None:

@@ -119,7 +119,13 @@ def _define_attack_flags() -> None:
     paper = AttackConfig()
     flags.DEFINE_enum("norm", paper.norm, ["linf", "l2"], "Norm of the threat model.")
     _define_fraction("epsilon", paper.epsilon, "Radius of the threat model, for images in [0, 1].")
-    flags.DEFINE_enum("train_attack", "pgd", ["pgd", "none"], "Attack in training; none is natural training.")
+    flags.DEFINE_enum("train_attack", "pgd", ["pgd", "fgsm", "free", "none"], "Attack in training. fgsm: one step of "
+                      "1.25 epsilon from a random start (Wong et al., 2020); it may fail all at once (catastrophic "
+                      "overfitting), which validation by PGD of several steps shows. free: the training pass moves "
+                      "images and weights (Shafahi et al., 2019), see --free_replays. none: natural training. Only "
+                      "pgd reads --train_step_size and --train_num_steps.")  # fmt: skip
+    flags.DEFINE_integer("free_replays", 4, "Updates on each batch in a row with --train_attack=free, 2 or more. Each "
+                         "counts as a step: E epochs go through the data E / free_replays times.")  # fmt: skip
     for part, what in (("train", "training"), ("select", "validation after each epoch"), ("report", "the report")):
         _define_fraction(f"{part}_step_size", paper.step_size, f"Step size of PGD in {what}.")
         flags.DEFINE_integer(f"{part}_num_steps", paper.num_steps, f"Steps of PGD in {what}.")
@@ -135,6 +141,9 @@ def _define_train_flags() -> None:
     flags.DEFINE_float("label_smoothing", train.label_smoothing, "Share of the target spread over all classes.")
     flags.DEFINE_float("mixup_alpha", train.mixup_alpha, "Images and labels are mixed in pairs, by a share from "
                        "Beta(alpha, alpha); 0 for no mixup.")  # fmt: skip
+    flags.DEFINE_enum("compute_dtype", train.compute_dtype, ["float32", "bfloat16"], "What the network computes in "
+                      "while it is trained; weights, loss and evaluation stay float32. bfloat16 pays on GPU and TPU; "
+                      "a CPU is slower with it.")  # fmt: skip
 
 
 def _define_prune_flags() -> None:

@@ -24,6 +24,7 @@ from rap_jax.config import ComputeConfig, OutputConfig, RunConfig, Stage
 from rap_jax.data import epoch_order
 from rap_jax.evaluate import Accuracy, Evaluator
 from rap_jax.folder import RunFolder
+from rap_jax.free import first_perturbation
 from rap_jax.interrupt import Interrupt
 from rap_jax.keys import stream_key
 from rap_jax.length import Length, stage_length
@@ -106,8 +107,11 @@ class _Run:
         )
         seed = setup.config.seed
         self.keys = StepKeys(stream_key(seed, "attack", stage), stream_key(seed, "batch", stage))
+        batch_shape = (setup.config.batch_size, *setup.model.input_shape)
         # Masks are an argument: closed over they would be constants of the program, as large as the network.
-        init = lambda weights, masks: init_stage_state(weights, make_tx(masks))
+        init = lambda weights, masks: init_stage_state(
+            weights, make_tx(masks), first_perturbation(setup.config.train, batch_shape)
+        )
         self.state: StageState = jax.jit(init, out_shardings=home(setup.mesh))(start, masks)
         project_fn = functools.partial(specs_lib.project_tree, setup.specs)
         self.residuals = jax.jit(lambda admm_state, weights: residuals(admm_state, weights, project_fn))
@@ -142,14 +146,15 @@ class _Run:
                 self._save_if_due()
 
     def _batches(self) -> Iterator[np.ndarray]:
-        """Indices of the batches from this step on; every pass over the training split has its own order."""
+        """Indices of the batch of each step from this one on; every pass over the training split has its own order."""
         num_examples, size = len(self.setup.train.labels), self.setup.config.batch_size
         per_pass = num_examples // size
         key = stream_key(self.setup.config.seed, "order", self.stage)
-        for number in range(self.step, self.length.stage):
-            position = number % per_pass
-            if position == 0 or number == self.step:
-                order = np.asarray(epoch_order(key, number // per_pass, num_examples))
+        latest = -1
+        for step in range(self.step, self.length.stage):
+            number, position = divmod(step // self.setup.config.train.updates_per_batch, per_pass)
+            if number != latest:
+                order, latest = np.asarray(epoch_order(key, number, num_examples)), number
             yield order[position * size : (position + 1) * size]
 
     def _advance(self, indices: np.ndarray) -> StepMetrics:

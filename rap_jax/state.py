@@ -37,12 +37,14 @@ class TrainState(NamedTuple):
       params: weights.
       batch_stats: BatchNorm statistics, `{}` for a network without.
       opt_state: state of the optimizer chain, with z and u in the ADMM stage and the masks in the retrain.
+      perturbation: in free training what the images of a batch are moved by, float32 [N, H, W, C]; () in any other.
     """
 
     step: jax.Array
     params: chex.ArrayTree
     batch_stats: chex.ArrayTree
     opt_state: optax.OptState
+    perturbation: chex.ArrayTree = ()
 
 
 class Kept(NamedTuple):
@@ -61,14 +63,16 @@ class StageState(NamedTuple):
     kept: Kept
 
 
-def init_stage_state(start: Weights, tx: optax.GradientTransformationExtraArgs) -> StageState:
+def init_stage_state(
+    start: Weights, tx: optax.GradientTransformationExtraArgs, perturbation: chex.ArrayTree = ()
+) -> StageState:
     """Fresh state of a stage that begins at `start`; nothing is kept yet (score -1).
 
     All leaves are copies: a step donates its state, and that must not reach the caller's arrays.
     """
     first, kept = (jax.tree.map(jnp.copy, start) for _ in range(2))
     return StageState(
-        TrainState(jnp.zeros((), jnp.int32), first.params, first.batch_stats, tx.init(start.params)),
+        TrainState(jnp.zeros((), jnp.int32), first.params, first.batch_stats, tx.init(start.params), perturbation),
         Kept(kept.params, kept.batch_stats, score=jnp.full((), -1.0), step=jnp.zeros((), jnp.int32)),
     )
 

@@ -7,6 +7,8 @@ ADMM penalty, where there is one, is part of the optimizer chain. Without an att
     attack     images -> adversarial images: nearly all of the work, and every image by itself
     update     loss gradient, BatchNorm statistics, optimizer, metrics
 
+In free training there is no attack before the update: it moves the perturbation of the images as well (see `free`).
+
 Differs from the authors' code: (1) the attack sees BatchNorm in evaluation mode: its gradient then belongs to the
 network that is evaluated and shipped, and an example's attack does not depend on its neighbours. Theirs uses batch
 statistics, available as `attack_batch_norm="batch"`. (2) Only the training pass moves the running statistics; theirs
@@ -25,6 +27,7 @@ import optax
 from rap_jax.attacks import pgd
 from rap_jax.batch import Batch, make_batch
 from rap_jax.config import AttackConfig, TrainConfig
+from rap_jax.free import move_perturbation, perturb
 from rap_jax.losses import cross_entropy, smooth_labels
 from rap_jax.models import Model
 from rap_jax.state import DeviceSplit, TrainState, Weights
@@ -90,24 +93,33 @@ class StepParts:
 
     def prepare(self, step: jax.Array, split: DeviceSplit, indices: jax.Array, keys: StepKeys) -> Task:
         """The batch of the examples [N] that `indices` names, and what the attack on it needs."""
-        attack_key, batch_key = (jax.random.fold_in(key, step) for key in keys)
+        attack_key = jax.random.fold_in(keys.attack, step)
+        # By the number of the batch: every update on it sees the same crops and mixtures.
+        batch_key = jax.random.fold_in(keys.batch, step // self.config.updates_per_batch)
         attack_keys = jax.vmap(jax.random.fold_in, (None, 0))(attack_key, jnp.arange(len(indices)))
         batch = make_batch(batch_key, split, indices, self.config, num_classes=self.model.num_classes)
         scale = jnp.minimum(1.0, (step + 1) / self.ramp_steps) if self.ramp_steps else jnp.ones(())
         return Task(batch, attack_keys, scale)
 
     def attack(self, weights: Weights, task: Task) -> jax.Array:
-        """Adversarial images of the task's batch; clean ones in natural training."""
-        if self.config.attack is None:
+        """Adversarial images of the task's batch; clean ones in natural training, and in free training."""
+        attack = self.config.attack
+        if attack is None or not self.config.attacks_first:
             return task.batch.images
         batch_norm = self.config.attack_batch_norm == "batch"
-        return _attack_batch(self.model, self.config.attack, weights, task, train=batch_norm)
+        return _attack_batch(self.model, attack, weights, task, train=batch_norm)
 
     def update(self, state: TrainState, task: Task, dual_step: jax.Array) -> tuple[TrainState, StepMetrics]:
-        """The state after a gradient step on the images of the task."""
-        attack, scale = self.config.attack, task.scale
+        """The state after a gradient step on the images of the task; in free training they are perturbed here."""
+        attack, scale, perturbation = self.config.attack, task.scale, state.perturbation
+        free = self.config.free_replays > 0
+        images = perturb(task.batch.images, perturbation) if free else task.batch.images
         loss_fn = _loss(self.model, state.batch_stats, task.batch, self.config.label_smoothing)
-        (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        # Free training is free because the pass that gives the weight gradient gives the image gradient as well.
+        gradients_fn = jax.value_and_grad(loss_fn, (0, 1) if free else (0,), has_aux=True)
+        (loss, (accuracy, batch_stats)), (gradients, *rising) = gradients_fn(state.params, images)
+        if attack is not None and free:
+            perturbation = move_perturbation(perturbation, rising[0], attack, scale)
         updates, opt_state = self.tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(
@@ -118,7 +130,7 @@ class StepParts:
             learning_rate=jnp.asarray(self.learning_rate(state.step)),
             epsilon=scale * (attack.epsilon if attack is not None else 0.0),
         )
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        return TrainState(state.step + 1, params, batch_stats, opt_state, perturbation), metrics
 
     def step(
         self, state: TrainState, split: DeviceSplit, indices: jax.Array, keys: StepKeys, dual_step: jax.Array
@@ -144,11 +156,12 @@ def _attack_batch(model: Model, attack: AttackConfig, weights: Weights, task: Ta
 
 def _loss(
     model: Model, batch_stats: chex.ArrayTree, batch: Batch, label_smoothing: float
-) -> Callable[[chex.ArrayTree], tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]]:
+) -> Callable[[chex.ArrayTree, jax.Array], tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]]:
+    """(params, images) -> mean loss under the batch's targets, and (accuracy, new BatchNorm statistics)."""
     targets = smooth_labels(batch.targets, label_smoothing, model.num_classes)
 
-    def loss_fn(params: chex.ArrayTree) -> tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]:
-        logits, new_stats = model.apply(params, batch_stats, batch.images, True)
+    def loss_fn(params: chex.ArrayTree, images: jax.Array) -> tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]:
+        logits, new_stats = model.apply(params, batch_stats, images, True)
         accuracy = jnp.mean(logits.argmax(-1) == batch.labels)
         return cross_entropy(logits, targets).mean(), (accuracy, new_stats)
 

@@ -3,7 +3,7 @@
 On one device, and on accelerators, a step is one program, whose batch is split over the devices. On several devices
 of a CPU it is three: only the attack is split, and what comes before and after it runs on the first device with the
 whole batch, so that no device ever waits for another inside a program (`state` says why). The numbers are the same up
-to rounding.
+to rounding. Natural and free training have no attack to split, so they run on the first device.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from rap_jax.batch import Batch
 from rap_jax.config import TrainConfig
-from rap_jax.models import Model
+from rap_jax.models import Model, in_dtype
 from rap_jax.state import (
     DeviceSplit,
     TrainState,
@@ -44,12 +44,13 @@ def make_train_step(
 ) -> TrainStep:
     """Builds `step(state, split, indices, keys, dual_step) -> (state, metrics)`, compiled once per stage.
 
-    State and split lie at `home` of the mesh. The state is donated: it lives on in the returned one.
+    State and split lie at `home` of the mesh. The state is donated: it lives on in the returned one. The network
+    computes in the config's `compute_dtype`.
 
     Args:
       ramp_steps: see `StepParts`.
     """
-    parts = StepParts(model, tx, config, learning_rate, ramp_steps)
+    parts = StepParts(in_dtype(model, config.compute_dtype), tx, config, learning_rate, ramp_steps)
     return step_in_programs(parts, mesh) if avoids_collectives(mesh) else step_as_program(parts, mesh)
 
 
@@ -76,7 +77,7 @@ def step_in_programs(parts: StepParts, mesh: Mesh) -> TrainStep:
         state: TrainState, split: DeviceSplit, indices: np.ndarray, keys: StepKeys, dual_step: bool
     ) -> tuple[TrainState, StepMetrics]:
         task = prepare(state.step, split, indices, keys)
-        if parts.config.attack is not None:
+        if parts.config.attacks_first:
             weights = Weights(state.params, state.batch_stats)
             images = attack(*jax.device_put((weights, task), place))
             task = task.with_images(jax.device_get(images))
@@ -107,8 +108,8 @@ def attack_shardings(mesh: Mesh) -> tuple[Any, Task]:
 def batch_mesh(config: TrainConfig, mesh: Mesh) -> Mesh:
     """The devices that the batch of a step is split over.
 
-    Where collectives are avoided that is one, unless there is an attack, and one that treats every image by itself:
-    with the batch's own BatchNorm statistics it does not.
+    Where collectives are avoided that is one, unless there is an attack before the training pass, and one that treats
+    every image by itself: with the batch's own BatchNorm statistics it does not.
     """
-    by_itself = config.attack is not None and config.attack_batch_norm == "running"
+    by_itself = config.attacks_first and config.attack_batch_norm == "running"
     return make_mesh([mesh.devices.flat[0]]) if avoids_collectives(mesh) and not by_itself else mesh

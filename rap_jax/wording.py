@@ -29,17 +29,17 @@ def as_pair(accuracy: dict[str, Any]) -> str:
 
 def as_attack(attack: dict[str, Any]) -> str:
     """Writes the settings of a PGD attack."""
-    restarts = attack["num_restarts"]
+    count = lambda number, what: f"{number} {what}{'s' if number != 1 else ''}"
     start = "random start" if attack["random_start"] else "start at the image"
     return (
         f"{attack['norm']}, epsilon {as_radius(attack['epsilon'])}, step {as_radius(attack['step_size'])}, "
-        f"{attack['num_steps']} steps, {restarts} restart{'s' if restarts != 1 else ''}, {start}"
+        f"{count(attack['num_steps'], 'step')}, {count(attack['num_restarts'], 'restart')}, {start}"
     )
 
 
 def as_training(train: dict[str, Any]) -> str:
     """Writes what a training step did with its images, from the `train` part of a run's config."""
-    parts = [f"PGD, {as_attack(train['attack'])}" if train["attack"] else "natural images, no attack"]
+    parts = [_as_kind(train)]
     augment = train["augment"]
     values = {
         "BatchNorm by the batch inside the attack": train["attack"] and train["attack_batch_norm"] == "batch",
@@ -47,8 +47,19 @@ def as_training(train: dict[str, Any]) -> str:
         "horizontal flip": augment["horizontal_flip"],
         f"label smoothing {train['label_smoothing']}": train["label_smoothing"],
         f"mixup {train['mixup_alpha']}": train["mixup_alpha"],
+        "passes in bfloat16": train["compute_dtype"] == "bfloat16",
     }
     return "; ".join(parts + [text for text, is_on in values.items() if is_on])
+
+
+def _as_kind(train: dict[str, Any]) -> str:
+    attack = train["attack"]
+    if not attack:
+        return "natural images, no attack"
+    if not train["free_replays"]:
+        return f"PGD, {as_attack(attack)}"
+    radius, replays = as_radius(attack["epsilon"]), train["free_replays"]
+    return f"free adversarial training, {attack['norm']}, epsilon {radius}, {replays} updates on each batch in a row"
 
 
 def as_radius(value: float) -> str:

@@ -12,7 +12,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rap_jax.config import ComputeConfig, TrainConfig
+from rap_jax.config import ComputeConfig, TrainConfig, free_attack
 from rap_jax.describe import describe_devices
 from rap_jax.devices import MIN_IMAGES_PER_DEVICE, choose_num_cpu_devices, start_cpu_devices, usable_cores
 from rap_jax.state import make_mesh
@@ -124,6 +124,7 @@ def test_a_jax_that_has_started_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) 
         (TrainConfig(ATTACK), 1, "batch 48"),
         (TrainConfig(ATTACK, attack_batch_norm="batch"), 2, "batch 48 on one of them (attack_batch_norm=batch)"),
         (TrainConfig(None), 2, "batch 48 on one of them (train_attack=none)"),
+        (TrainConfig(free_attack("linf", 0.1), free_replays=2), 2, "batch 48 on one of them (train_attack=free)"),
         (TrainConfig(None), 1, "batch 48"),
     ],
 )

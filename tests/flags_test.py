@@ -31,6 +31,7 @@ CHANGED: dict[str, Any] = {
     "validation_seed": 12, "image_size": "20,30",
     "crop_padding": 3, "horizontal_flip": True, "model": "vgg16", "start_run": "/other",
     "attack_batch_norm": "batch", "label_smoothing": 0.15, "mixup_alpha": 0.35, "width": 16,
+    "compute_dtype": "bfloat16",
     "initializer": "uniform", "batch_size": 64, "eval_batch_size": 50, "steps_per_epoch": 11, "log_every_steps": 3,
     "checkpoint_every_seconds": 1.5, "num_cpu_devices": 3, "implementation": "xla",
     "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,
@@ -51,8 +52,8 @@ CHANGED |= {
         "momentum": 0.5 + number / 10, "weight_decay": 0.25 + number, "epsilon_ramp_epochs": 1.5 + number,
     }.items()
 }  # fmt: skip
-# Not with the restarts, the attack settings, the start above.
-ALONE: dict[str, Any] = {"random_start": False, "train_attack": "none", "start_weights": "initial"}
+# Not with the restarts, the attack settings, the start above; free_replays is read by --train_attack=free alone.
+ALONE: dict[str, Any] = {"random_start": False, "train_attack": "none", "start_weights": "initial", "free_replays": 7}
 PARSED: dict[str, Any] = {"sparsity": (("conv1", 0.25), ("fc*", 0.25)), "image_size": (20, 30)}
 PARSED |= {f"{stage}_step_epochs": (5.0 + number, 9.5) for number, stage in enumerate(STAGES)}
 
@@ -119,8 +120,13 @@ def test_every_setting_comes_from_its_flag_and_no_other() -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{}, CHANGED, {"random_start": False, "train_attack": "none", "sparsity": "none", "admm_epochs": 0}],
-    ids=["defaults", "changed", "alone"],
+    [
+        {},
+        CHANGED,
+        {"random_start": False, "train_attack": "none", "sparsity": "none", "admm_epochs": 0},
+        {"train_attack": "free", "free_replays": 7},
+    ],
+    ids=["defaults", "changed", "alone", "free"],
 )
 def test_written_flagfile_gives_the_same_run(tmp_path: Path, given: dict[str, Any]) -> None:
     first = parse(*as_arguments(given))

@@ -12,7 +12,7 @@ LEVELS = [
     {"projections", "attacks", "losses", "keys", "folder", "progress", "interrupt", "digest", "wording", "devices"},
     {"specs", "admm", "masking", "layers", "compact"},
     {"sparsity", "optimizer", "state", "checkpoint", "data", "models"},
-    {"batch", "saved_network", "length", "step", "survivors", "verdict"},
+    {"batch", "saved_network", "length", "free", "step", "survivors", "verdict"},
     {"train", "evaluate", "start"},
     {"stage", "small_stage", "plots", "report", "describe"},
     {"pipeline"},

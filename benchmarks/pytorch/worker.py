@@ -13,7 +13,7 @@ from benchmarks.pytorch.step import train_step
 from benchmarks.rows import ROWS, Row
 from benchmarks.worker import Answer, clocked, memory, serve
 
-_LAYOUTS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
+LAYOUTS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
 _GEMM_SIZE = 2048
 
 
@@ -23,14 +23,14 @@ class StepWorker:
     def __init__(self, row: Row, layout: str):
         torch.manual_seed(0)
         self.row = row
-        self.network = create_network(row.model, row.width).to(memory_format=_LAYOUTS[layout])
+        self.network = create_network(row.model, row.width).to(memory_format=LAYOUTS[layout])
         if row.optimizer == "adam":
             self.optimizer: torch.optim.Optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3)
         else:
             self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
         height, width, channels = row.input_shape
         images = torch.rand(row.batch_size, channels, height, width)
-        self.images = images.contiguous(memory_format=_LAYOUTS[layout])
+        self.images = images.contiguous(memory_format=LAYOUTS[layout])
         self.labels = torch.randint(0, 10, (row.batch_size,))
 
     def step(self, natural_pass: bool = True) -> float:

@@ -5,7 +5,7 @@ needs. Images and radii are in [0, 1] (an `epsilon` of 8/255 is 0.0314, not 8). 
 as the name says. A bad value raises a `ValueError` that names the value, what was expected and what to do.
 
 checks      how a bad value is refused
-attack      AttackConfig
+attack      AttackConfig, and those of the cheaper kinds of training
 compute     ComputeConfig: how a run computes, not what it is
 data        DataConfig, AugmentConfig
 model       ModelConfig
@@ -16,6 +16,8 @@ run         TrainConfig, StartConfig, RunConfig, OutputConfig
 
 from rap_jax.config.attack import AttackConfig as AttackConfig
 from rap_jax.config.attack import Norm as Norm
+from rap_jax.config.attack import fgsm_attack as fgsm_attack
+from rap_jax.config.attack import free_attack as free_attack
 from rap_jax.config.checks import require as require
 from rap_jax.config.compute import ComputeConfig as ComputeConfig
 from rap_jax.config.data import AugmentConfig as AugmentConfig

@@ -31,3 +31,30 @@ class AttackConfig:
         require(self.num_restarts >= 1, "num_restarts", self.num_restarts, "1 or more restarts")
         deterministic = self.num_restarts > 1 and not self.random_start
         require(not deterministic, "num_restarts", self.num_restarts, "1 when random_start is off: all would be equal")
+
+
+def fgsm_attack(norm: Norm, epsilon: float) -> AttackConfig:
+    """One step of 1.25 epsilon from a random point of the ball: "fast" adversarial training.
+
+    It costs two passes per update where PGD with k steps costs k + 1. Training with it can fail all at once
+    (catastrophic overfitting): the network masks this one step, and its accuracy under PGD falls to zero within an
+    epoch. Validation by PGD of several steps shows it, and the model that was best on validation is from before.
+
+    Reference: Wong et al., "Fast is better than free", 2020, https://arxiv.org/abs/2001.03994, algorithm 3, for linf;
+    under l2 the step is along the gradient.
+
+    Raises:
+      ValueError: an epsilon of 0, or one that `AttackConfig` refuses.
+    """
+    require_positive("epsilon", epsilon)
+    return AttackConfig(norm, epsilon, step_size=1.25 * epsilon, num_steps=1)
+
+
+def free_attack(norm: Norm, epsilon: float) -> AttackConfig:
+    """How the perturbation of free training moves, see `rap_jax.free`: from zero, by epsilon at each update.
+
+    Raises:
+      ValueError: an epsilon of 0, or one that `AttackConfig` refuses.
+    """
+    require_positive("epsilon", epsilon)
+    return AttackConfig(norm, epsilon, step_size=epsilon, num_steps=1, random_start=False)

@@ -21,10 +21,15 @@ class TrainConfig:
     Attributes:
       attack: training attack; None is natural training.
       attack_batch_norm: statistics by which BatchNorm normalises inside the attack: `running` is evaluation mode, the
-        network that will be attacked; `batch` those of the batch, as in the authors' code.
+        network that will be attacked; `batch` those of the batch, as in the authors' code. Without meaning in free
+        training, whose one pass is the training pass.
       augment: random changes of the images, before the attack.
       label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
       mixup_alpha: images and labels are mixed in pairs, by a share from Beta(alpha, alpha); 0 is no mixup.
+      free_replays: in free training (see `rap_jax.free`), updates on each batch in a row; the attack is then that of
+        `free_attack`. 0 is any other training.
+      compute_dtype: of the passes through the network in training, see `rap_jax.models.mixed_precision`. Evaluation
+        computes in float32.
     """
 
     attack: AttackConfig | None
@@ -32,11 +37,35 @@ class TrainConfig:
     augment: AugmentConfig = AugmentConfig()  # noqa: RUF009  frozen
     label_smoothing: float = 0.0
     mixup_alpha: float = 0.0
+    free_replays: int = 0
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         require_choice("attack_batch_norm", self.attack_batch_norm, ("running", "batch"))
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         require_at_least("mixup_alpha", self.mixup_alpha, 0)
+        require_choice("compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+        hint = "0, or 2 or more updates on each batch in free training"
+        require(self.free_replays == 0 or self.free_replays >= 2, "free_replays", self.free_replays, hint)
+        if self.free_replays:
+            self._check_free()
+
+    def _check_free(self) -> None:
+        attack = self.attack
+        one_step = attack is not None and attack.num_steps == attack.num_restarts == 1 and not attack.random_start
+        require(one_step, "attack", attack, "one step, no restarts and no random start in free training: free_attack()")
+        hint = "running in free training, which has no attack beside the training pass"
+        require(self.attack_batch_norm == "running", "attack_batch_norm", self.attack_batch_norm, hint)
+
+    @property
+    def attacks_first(self) -> bool:
+        """Whether a step attacks its batch before the training pass: not in natural training, nor in free training."""
+        return self.attack is not None and not self.free_replays
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Updates on a batch before the next one comes."""
+        return max(1, self.free_replays)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ batch_norm      PyTorch's BatchNorm
 dense           a dense layer with PyTorch's start
 initializers    the initialisations of the paper's Table B1 by name
 implementation  how convolutions are computed: for the CPU or by XLA
+mixed_precision passes in bfloat16 between float32 weights and float32 logits
 
 model = create_model(ModelConfig("lenet_mnist", width=4), input_shape=(28, 28, 1), num_classes=10)
 params, batch_stats = model.init(jax.random.key(0))
@@ -29,6 +30,7 @@ from rap_jax.models.implementation import IMPLEMENTATIONS as IMPLEMENTATIONS
 from rap_jax.models.implementation import Implementation as Implementation
 from rap_jax.models.implementation import use_cpu_form as use_cpu_form
 from rap_jax.models.initializers import INITIALIZERS as INITIALIZERS
+from rap_jax.models.mixed_precision import in_dtype as in_dtype
 from rap_jax.models.model import Model as Model
 from rap_jax.models.model import from_linen as from_linen
 from rap_jax.models.model import num_params as num_params

@@ -9,6 +9,8 @@ itself is normalised by the biased one, as in PyTorch, so that the statistics eq
 (2) the variance is the mean of squared deviations, not E[x^2] - E[x]^2, which cancels where a mean is far from 0;
 (3) the parameters are called scale and shift, so that a convolution and its norm can share a layer (`ConvNorm`).
 
+Inputs may be narrower than float32 (`mixed_precision`): outputs are then as narrow, moments and statistics are not.
+
 Reference: Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167.
 """
 
@@ -52,13 +54,15 @@ class BatchNorm(nn.Module):
         return scale_and_shift(inputs, *factor_and_offset(mean, var, self.scale, self.shift))
 
     def running(self) -> tuple[jax.Array, jax.Array]:
-        """Factor [C] and offset [C] of evaluation mode: outputs are inputs * factor + offset."""
-        return factor_and_offset(self.mean.value, self.var.value, self.scale, self.shift)
+        """Factor [C] and offset [C] of evaluation mode: outputs are inputs * factor + offset. As wide as the scale."""
+        factor, offset = factor_and_offset(self.mean.value, self.var.value, self.scale, self.shift)
+        return factor.astype(self.scale.dtype), offset.astype(self.scale.dtype)
 
 
 def batch_moments(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance, [C] each, of inputs [..., C]."""
+    """Mean and biased variance, [C] each, of inputs [..., C]; in float32 or wider."""
     axes = tuple(range(inputs.ndim - 1))
+    inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
     mean = inputs.mean(axes, keepdims=True)
     var = jnp.square(inputs - mean).mean(axes)
     return mean.reshape(-1), var
@@ -73,6 +77,7 @@ def factor_and_offset(
 
 
 def scale_and_shift(inputs: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
-    """inputs * factor + offset for inputs [..., C] and two vectors [C]."""
+    """inputs * factor + offset for inputs [..., C] and two vectors [C]; as narrow as the inputs."""
     per_channel = (1,) * (inputs.ndim - 1) + (-1,)
-    return inputs * factor.reshape(per_channel) + offset.reshape(per_channel)
+    outputs = inputs * factor.reshape(per_channel) + offset.reshape(per_channel)
+    return outputs.astype(inputs.dtype)
