@@ -9,6 +9,7 @@ to rounding. Natural and free training have no attack to split, so they run on t
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from rap_jax.batch import Batch
 from rap_jax.config import TrainConfig
 from rap_jax.models import Model, in_dtype
+from rap_jax.parts import map_parts
 from rap_jax.state import (
     DeviceSplit,
     TrainState,
@@ -93,9 +95,15 @@ def attack_program(parts: StepParts, mesh: Mesh) -> jax.stages.Wrapped:
     would add collectives where it sees a use for them (it did for the restarts of a ResNet).
     """
     mesh = batch_mesh(parts.config, mesh)
+
+    def attack(weights: Weights, task: Task) -> chex.ArrayTree:
+        if parts.config.attack_batch_norm == "batch":
+            return parts.attack(weights, task)
+        return map_parts(lambda each: parts.attack(weights, Task(*each, task.scale)), (task.batch, task.keys), mesh)
+
     specs = jax.tree.map(lambda sharding: sharding.spec, attack_shardings(mesh))
     images = specs[1].batch.images
-    return jax.jit(jax.shard_map(parts.attack, mesh=mesh, in_specs=specs, out_specs=images, check_vma=False))
+    return jax.jit(jax.shard_map(attack, mesh=mesh, in_specs=specs, out_specs=images, check_vma=False))
 
 
 def attack_shardings(mesh: Mesh) -> tuple[Any, Task]:

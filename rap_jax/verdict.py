@@ -19,6 +19,7 @@ from rap_jax.config import AttackConfig
 from rap_jax.data import to_unit
 from rap_jax.losses import cross_entropy
 from rap_jax.models import Model
+from rap_jax.parts import map_parts
 from rap_jax.state import DeviceSplit, Weights, replicated, split_over_data
 
 # Adding a perturbation to a pixel and taking the difference again rounds twice in float32.
@@ -83,7 +84,12 @@ def start_key(key: jax.Array, number: jax.Array | int, restart: jax.Array | int)
 def _on_each_device(judge: Program, mesh: Mesh) -> Program:
     """Compiles it: every device has the weights, the key and its share of the examples."""
     whole, share = replicated(mesh).spec, split_over_data(mesh).spec
-    return jax.jit(jax.shard_map(judge, mesh=mesh, in_specs=(whole, whole, share), out_specs=share, check_vma=False))
+
+    def judge_share(weights: Weights, key: jax.Array, examples: Examples) -> Verdicts:
+        return map_parts(lambda part: judge(weights, key, part), examples, mesh)
+
+    specs = (whole, whole, share)
+    return jax.jit(jax.shard_map(judge_share, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False))
 
 
 def _predict(model: Model, weights: Weights, images: jax.Array, labels: jax.Array) -> Verdicts:

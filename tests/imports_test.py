@@ -9,7 +9,19 @@ ROOT = Path(__file__).parent.parent
 # A module may import modules of its own level or of a level before it.
 LEVELS = [
     {"config"},
-    {"projections", "attacks", "losses", "keys", "folder", "progress", "interrupt", "digest", "wording", "devices"},
+    {
+        "projections",
+        "attacks",
+        "losses",
+        "keys",
+        "folder",
+        "progress",
+        "interrupt",
+        "digest",
+        "wording",
+        "devices",
+        "parts",
+    },
     {"specs", "admm", "masking", "layers", "compact"},
     {"sparsity", "optimizer", "state", "checkpoint", "data", "models"},
     {"batch", "saved_network", "length", "free", "step", "survivors", "verdict"},

@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+from rap_jax.attacks import pgd
 from rap_jax.config import AttackConfig, ModelConfig, TrainConfig
 from rap_jax.models import create_model, from_linen
 from rap_jax.models.conv_norm import ConvNorm
@@ -118,6 +119,21 @@ def test_the_random_start_does_not_depend_on_the_devices() -> None:
     assert 0.09 < np.abs(one - IMAGES[INDICES] / 255).max() <= 0.1001
     for other in others:
         np.testing.assert_array_equal(other, one)
+
+
+def test_parts_of_a_share_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = make_parts(attack=AttackConfig(norm="l2", epsilon=1.0, step_size=0.5, num_steps=2))
+    whole = attacked(parts, 2)
+    monkeypatch.setattr("rap_jax.parts.MOST_IMAGES", 4)
+    sizes = set()
+
+    def watched(keys: jax.Array, loss_fn: Any, images: jax.Array, **settings: Any) -> jax.Array:
+        sizes.add(len(images))
+        return pgd(keys, loss_fn, images, **settings)
+
+    monkeypatch.setattr("rap_jax.step.pgd", watched)
+    np.testing.assert_allclose(attacked(parts, 2), whole, atol=1e-5)
+    assert sizes == {4}
 
 
 def test_statistics_of_the_batch_are_those_of_the_whole_batch() -> None:
