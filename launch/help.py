@@ -16,25 +16,32 @@ HELP = ("--help", "-help", "-h", "--h", "-?", "--helpshort", "-helpshort", "--he
 
 def help_text(width: int | None = None) -> str:
     """All that a user needs to start a run, wrapped to the terminal, or to `width` columns."""
-    width = width or min(100, shutil.get_terminal_size().columns)
     parts = [
         "Trains a robust network, prunes it with ADMM, retrains it:",
         "    python -m launch.main --flagfile=RECIPE [--FLAG=VALUE ...]",
         "Flags after the recipe win. The same command again goes on where it stopped.",
         f"Recipes: {', '.join(recipes())}",
     ]
-    lines = [line for part in parts for line in textwrap.wrap(part, width, subsequent_indent="    ")]
-    for title, names in GROUPS.items():
+    return format_help(parts, GROUPS, FLAGS, width)
+
+
+def format_help(
+    introduction: list[str], groups: dict[str, list[str]], values: flags.FlagValues, width: int | None = None
+) -> str:
+    """The help of a command: a few paragraphs, then its flags by group."""
+    width = width or min(100, shutil.get_terminal_size().columns)
+    lines = [line for part in introduction for line in textwrap.wrap(part, width, subsequent_indent="    ")]
+    for title, names in groups.items():
         if title in (f"Stage {stage}" for stage in STAGES[1:]):
             continue
         shared = title == f"Stage {STAGES[0]}"
         heading = f"Stages (STAGE is {', '.join(STAGES)})" if shared else title
-        lines += ["", heading, *(line for name in names for line in _flag_lines(name, width, shared))]
+        lines += ["", heading, *(line for name in names for line in _flag_lines(values[name], width, shared))]
     return "\n".join(lines) + "\n"
 
 
-def _flag_lines(name: str, width: int, shared: bool) -> Iterator[str]:
-    flag, stage = FLAGS[name], STAGES[0]
+def _flag_lines(flag: flags.Flag, width: int, shared: bool) -> Iterator[str]:
+    name, stage = flag.name, STAGES[0]
     choices = getattr(flag.parser, "enum_values", None)
     text = str(flag.help).removeprefix(f"<{'|'.join(choices or [])}>: ")
     if shared:

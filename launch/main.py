@@ -7,9 +7,9 @@ import shlex
 import sys
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
 
+from launch.compilation import enable_compilation_cache
 from launch.configs import compute_from_flags, config_from_flags, output_from_flags
 from launch.flagfiles import expand_flagfiles, serialize_flags
 from launch.flags import define_flags
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         config = config_from_flags()
         compute, output = compute_from_flags(), output_from_flags()
         start_cpu_devices(compute.num_cpu_devices, batch_size=config.batch_size)
-        _enable_compilation_cache(FLAGS.compilation_cache_dir)
+        enable_compilation_cache(FLAGS.compilation_cache_dir)
         dataset = load_dataset(config.data, seed=config.seed)
         out_dir = _out_dir(config, dataset)
         command = shlex.join(["python", "-m", "launch.main", *sys.argv[1:]])
@@ -57,12 +57,6 @@ def main(arguments: list[str]) -> None:
 def _out_dir(config: RunConfig, dataset: Dataset) -> Path:
     default = Path("runs") / f"{config.name}_{dataset.name}_seed{config.seed}"
     return Path(FLAGS.out_dir).expanduser() if FLAGS.out_dir else default
-
-
-def _enable_compilation_cache(folder: str) -> None:
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def run() -> None:

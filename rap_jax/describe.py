@@ -1,8 +1,6 @@
 """What a run was: what must not change while it goes on, and what results.json says of it."""
 
 import dataclasses
-import platform
-from importlib import metadata
 from typing import Any
 
 from jax.sharding import Mesh
@@ -10,11 +8,10 @@ from jax.sharding import Mesh
 from rap_jax.config import ComputeConfig, RunConfig, TrainConfig
 from rap_jax.data import Dataset
 from rap_jax.devices import usable_cores
+from rap_jax.environment import device_in_words, versions
 from rap_jax.models import num_params, use_cpu_form
 from rap_jax.start import Start
 from rap_jax.train import batch_mesh
-
-_PACKAGES = ("rap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
 def identity(config: RunConfig, dataset: Dataset, start: Start) -> dict[str, Any]:
@@ -39,8 +36,8 @@ def describe(config: RunConfig, dataset: Dataset, start: Start, mesh: Mesh) -> d
         "model": dataclasses.asdict(config.model) | {"num_params": num_params(start.weights.params)},
         "start": start.about,
         "config": dataclasses.asdict(config),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({mesh.devices.flat[0].platform})",
+        "versions": versions(),
+        "device": device_in_words(mesh),
     }
 
 
@@ -64,10 +61,3 @@ def _why_on_one(train: TrainConfig) -> str:
     if train.attacks_first:
         return f"attack_batch_norm={train.attack_batch_norm}"
     return "train_attack=none" if train.attack is None else "train_attack=free"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from its sources without being installed
-        return "not installed"

@@ -10,7 +10,6 @@ That leaves the counts as they are, since a verdict does not depend on what else
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,27 +20,11 @@ from jax.sharding import Mesh
 
 from rap_jax.config import AttackConfig
 from rap_jax.data import padded_batches
+from rap_jax.interval import wilson_interval
 from rap_jax.models import Model
 from rap_jax.state import DeviceSplit, Weights
 from rap_jax.survivors import find_survivors
 from rap_jax.verdict import Case, Judge
-
-_Z_95 = 1.959963984540054
-
-
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """The 95% score interval of a proportion (Wilson, 1927); unlike the normal one it stays inside [0, 1].
-
-    Raises:
-      ValueError: `correct` is not between 0 and `total`, or `total` is 0.
-    """
-    if total < 1 or not 0 <= correct <= total:
-        raise ValueError(f"correct is {correct!r} of total {total!r}; expected 0 <= correct <= total and total >= 1.")
-    p, z = correct / total, _Z_95
-    centre = p + z * z / (2 * total)
-    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 @dataclasses.dataclass(frozen=True)

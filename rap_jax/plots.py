@@ -5,20 +5,18 @@ picture's title, so that it says which data set the numbers come from. Nothing g
 drawing is safe beside a notebook or in a thread.
 """
 
-import io
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rap_jax.config import STAGES
+from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, quiet
 
-# Okabe-Ito colours: told apart by colour-blind readers and in grey.
-NATURAL, ROBUST, TRAIN, PRUNED = "#0072B2", "#D55E00", "#888888", "#D9D9D9"
+PRUNED = "#D9D9D9"
 SHADES = ("#FFFFFF", "#F3F3F3")
 Metrics = list[dict[str, Any]]
 
@@ -60,7 +58,7 @@ def training_png(metrics: Metrics, title: str) -> bytes | None:
     bottom.set_xlabel("epoch of the run")
     _training_legend(figure)
     figure.suptitle(f"{title}: training")
-    return _png(figure)
+    return as_png(figure)
 
 
 def admm_png(metrics: Metrics, title: str) -> bytes | None:
@@ -85,11 +83,11 @@ def admm_png(metrics: Metrics, title: str) -> bytes | None:
         _log_scale(axes, _values(lines, name))
         axes.set_title(text, fontsize=10)
         axes.set_xlabel("epoch of the ADMM stage")
-        _quiet(axes)
+        quiet(axes)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     figure.suptitle(f"{title}: ADMM by layer")
-    return _png(figure)
+    return as_png(figure)
 
 
 def sparsity_png(sparsity: dict[str, Any], title: str) -> bytes | None:
@@ -121,7 +119,7 @@ def sparsity_png(sparsity: dict[str, Any], title: str) -> bytes | None:
     axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(f"{title}: weights kept and pruned")
-    return _png(figure)
+    return as_png(figure)
 
 
 def _of_kind(metrics: Metrics, kind: str) -> Metrics:
@@ -151,10 +149,10 @@ def _draw_training(axes: Axes, lines: Metrics, span: _Span, name: str) -> None:
     """Draws the noisy values of single batches faintly and their running mean over a 30th of the stage on top."""
     epochs, values = _epochs(lines, span), _values(lines, name)
     width = max(1, len(values) // 30)
-    axes.plot(epochs, values, color=TRAIN, linewidth=0.6, alpha=0.35 if width > 1 else 1.0)
+    axes.plot(epochs, values, color=NEUTRAL, linewidth=0.6, alpha=0.35 if width > 1 else 1.0)
     if width > 1:
         counts = np.convolve(np.ones_like(values), np.ones(width), "same")
-        axes.plot(epochs, np.convolve(values, np.ones(width), "same") / counts, color=TRAIN, linewidth=1.6)
+        axes.plot(epochs, np.convolve(values, np.ones(width), "same") / counts, color=NEUTRAL, linewidth=1.6)
 
 
 def _label_stages(top: Axes, bottom: Axes, spans: list[_Span]) -> None:
@@ -167,7 +165,7 @@ def _label_stages(top: Axes, bottom: Axes, spans: list[_Span]) -> None:
         transform = top.get_xaxis_transform()
         top.annotate(span.stage, place_at, xycoords=transform, xytext=(0, 4), textcoords="offset points", ha="center")
     for axes in (top, bottom):
-        _quiet(axes)
+        quiet(axes)
         if spans[-1].end > 0:
             axes.set_xlim(0, spans[-1].end * 1.01)
 
@@ -177,7 +175,7 @@ def _training_legend(figure: Figure) -> None:
     handles = [
         *axes.plot([], [], "-o", color=NATURAL, markersize=4, label="natural, validation"),
         *axes.plot([], [], "-o", color=ROBUST, markersize=4, label="under attack, validation"),
-        *axes.plot([], [], "-", color=TRAIN, label="training batch, as trained on"),
+        *axes.plot([], [], "-", color=NEUTRAL, label="training batch, as trained on"),
         *axes.plot([], [], "*", color="white", mec="black", markersize=12, label="kept checkpoint"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
@@ -198,16 +196,3 @@ def _log_scale(axes: Axes, values: np.ndarray) -> None:
 def _layer_colors(count: int) -> Iterable[Any]:
     """Ten colours that differ as long as they suffice, then a scale from the first layer to the last."""
     return colormaps["tab10"](range(count)) if count <= 10 else colormaps["viridis"](np.linspace(0, 0.95, count))
-
-
-def _quiet(axes: Axes) -> None:
-    axes.grid(True, color="#DDDDDD", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.15)
-    return buffer.getvalue()

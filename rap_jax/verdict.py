@@ -14,16 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax.attacks import norm_of, pgd
+from rap_jax.attacks import is_inside, pgd
 from rap_jax.config import AttackConfig
 from rap_jax.data import to_unit
 from rap_jax.losses import cross_entropy
 from rap_jax.models import Model
 from rap_jax.parts import map_parts
 from rap_jax.state import DeviceSplit, Weights, replicated, split_over_data
-
-# Adding a perturbation to a pixel and taking the difference again rounds twice in float32.
-_ROUNDING = 1e-5
 
 
 class Examples(NamedTuple):
@@ -71,7 +68,7 @@ def attacked_program(model: Model, attack: AttackConfig, mesh: Mesh) -> Program:
         keys = jax.vmap(start_key, (None, 0, 0))(key, examples.numbers, examples.restarts)
         adversarial = pgd(keys, loss_fn, images, **settings)
         right, finite = _predict(model, weights, adversarial, labels)
-        return Verdicts(right, finite & _is_inside(adversarial, images, attack))
+        return Verdicts(right, finite & is_inside(adversarial, images, epsilon=attack.epsilon, norm=attack.norm))
 
     return _on_each_device(judge, mesh)
 
@@ -95,13 +92,6 @@ def _on_each_device(judge: Program, mesh: Mesh) -> Program:
 def _predict(model: Model, weights: Weights, images: jax.Array, labels: jax.Array) -> Verdicts:
     logits = model.apply(*weights, images, False)[0]
     return Verdicts(logits.argmax(-1) == labels, jnp.isfinite(logits).all(-1))
-
-
-def _is_inside(adversarial: jax.Array, images: jax.Array, attack: AttackConfig) -> jax.Array:
-    """[N] bool; False for NaN as well, which fails every comparison."""
-    size = norm_of(attack.norm).size(adversarial - images)
-    in_box = ((adversarial >= 0) & (adversarial <= 1)).reshape(len(images), -1).all(1)
-    return in_box & (size <= attack.epsilon * (1 + _ROUNDING) + 1e-6)
 
 
 class Case(NamedTuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -14,12 +15,28 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+def block_with(text: str) -> str:
+    (block,) = (block for block in blocks() if text in block)
+    return block
+
+
 def test_the_attack() -> None:
     names = {"apply": lambda params, x: x.reshape(len(x), -1) @ params}
-    exec(blocks()[0], names)
+    exec(block_with("import pgd"), names)
     images, params = jnp.full((4, 2, 2, 1), 0.5), jax.random.normal(jax.random.key(0), (4, 3))
     found = names["attack"](jax.random.key(1), params, images, jnp.array([0, 1, 2, 0]))
     assert 0 < float(jnp.abs(found - images).max()) <= 8 / 255 + 1e-6
+
+
+def test_auto_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = jax.random.normal(jax.random.key(0), (16, 3))
+    images = np.random.default_rng(0).uniform(0, 1, (4, 4, 4, 1)).astype(np.float32)
+    labels = (images.reshape(4, 16) @ weights).argmax(-1)
+    names = {"apply": lambda params, x: x.reshape(len(x), -1) @ params, "params": weights, "jax": jax}
+    exec(block_with("import auto_attack"), names | {"images": images, "labels": labels})
+    assert 0 <= float(capsys.readouterr().out.split()[0]) <= 1
+    assert (tmp_path / "state.npz").exists()
 
 
 def test_the_pruning() -> None:
@@ -27,7 +44,7 @@ def test_the_pruning() -> None:
         "conv1": {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 1, 4)), "bias": jnp.ones(4)},
         "fc1": {"kernel": jax.random.normal(jax.random.key(1), (6, 4)), "bias": jnp.ones(4)},
     }
-    pruning, retraining = blocks()[1].split("\n\ntx = optax.chain(optax.adam")
+    pruning, retraining = block_with("add_admm_penalty").split("\n\ntx = optax.chain(optax.adam")
     names = {"params": params, "gradients": params, "step": 200, "__builtins__": __builtins__}
     before_update, update = pruning.split("updates, state")
     exec(before_update, names)

@@ -1,7 +1,14 @@
-"""Attacks: a per-example loss goes in, adversarial images come out. No model, no flags, one attack per file.
+"""Attacks: a per-example loss or logits go in, adversarial images come out. One attack per file, for any JAX model.
 
-norms   the two threat models (L-infinity, L2): random start, steepest step, projection
-pgd     projected gradient descent with restarts
+    pgd, fgsm, momentum_pgd         of a per-example loss of the images: `loss_fn(images) -> [N]`
+                                    of the C&W loss (the paper's Table C1) for `lambda x: margin(logits_fn(x), labels)`
+    apgd, apgd_targeted             of logits: `logits_fn(images) -> [N, K]`; as all below
+    fab, fab_targeted, cw_l2        look for the nearest adversarial image
+    square                          without gradients
+
+norms       the two threat models (L-infinity, L2): random start, steepest step, projection
+stepwise    attacks in pieces, as AutoAttack runs them (`rap_jax.auto_attack`), and `run_attack` for a whole one
+targets, boundary, hyperplane, apgd_state, square_candidates, square_patterns    what single attacks are made of
 
 >>> import jax, jax.numpy as jnp
 >>> from rap_jax.attacks import pgd
@@ -12,7 +19,35 @@ pgd     projected gradient descent with restarts
 0.75
 """
 
-from rap_jax.attacks.norms import NORMS, Norm, norm_of
+from rap_jax.attacks.apgd import Apgd, apgd, apgd_targeted
+from rap_jax.attacks.cw import Nearest, cw_l2
+from rap_jax.attacks.fab import Fab, fab, fab_targeted
+from rap_jax.attacks.fgsm import fgsm
+from rap_jax.attacks.momentum_pgd import momentum_pgd
+from rap_jax.attacks.norms import NORMS, Norm, is_inside, norm_of
 from rap_jax.attacks.pgd import pgd, pgd_restarts
+from rap_jax.attacks.square import Square, square
+from rap_jax.attacks.stepwise import Outcome, run_attack
 
-__all__ = ["NORMS", "Norm", "norm_of", "pgd", "pgd_restarts"]
+__all__ = [
+    "NORMS",
+    "Apgd",
+    "Fab",
+    "Nearest",
+    "Norm",
+    "Outcome",
+    "Square",
+    "apgd",
+    "apgd_targeted",
+    "cw_l2",
+    "fab",
+    "fab_targeted",
+    "fgsm",
+    "is_inside",
+    "momentum_pgd",
+    "norm_of",
+    "pgd",
+    "pgd_restarts",
+    "run_attack",
+    "square",
+]

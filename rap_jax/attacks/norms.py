@@ -1,4 +1,4 @@
-"""Threat models: what an attack needs to know of a norm, as four small functions.
+"""Threat models: what an attack needs to know of a norm, as a few small functions.
 
 Perturbations have the shape of the images, [N, ...]; norms and projections are per example, over all other axes.
 """
@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# Adding a perturbation to a pixel and taking the difference again rounds twice in float32.
+_ROUNDING = 1e-5
 # Smallest divisor of a length: a vector of length zero stays zero instead of becoming NaN.
 _TINY = 1e-12
 
@@ -18,12 +20,14 @@ class Norm(NamedTuple):
 
     Attributes:
       random: (key, images, epsilon) -> perturbation drawn uniformly from the ball of radius epsilon.
+      direction: (key, images) -> random perturbation of norm 1.
       steepest: gradient -> the direction of norm 1 along which a linear loss rises most.
       project: (perturbation, epsilon) -> the nearest perturbation inside the ball.
       size: perturbation -> its norm, [N].
     """
 
     random: Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
+    direction: Callable[[jax.Array, jax.Array], jax.Array]
     steepest: Callable[[jax.Array], jax.Array]
     project: Callable[[jax.Array, jax.Array | float], jax.Array]
     size: Callable[[jax.Array], jax.Array]
@@ -35,6 +39,11 @@ def _example_axes(x: jax.Array) -> tuple[int, ...]:
 
 def _linf_random(key: jax.Array, images: jax.Array, epsilon: jax.Array | float) -> jax.Array:
     return epsilon * jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
+
+
+def _linf_direction(key: jax.Array, images: jax.Array) -> jax.Array:
+    drawn = jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
+    return drawn / (jnp.abs(drawn).max(_example_axes(drawn), keepdims=True) + _TINY)
 
 
 def _linf_project(perturbation: jax.Array, epsilon: jax.Array | float) -> jax.Array:
@@ -51,12 +60,15 @@ def _l2_length(x: jax.Array) -> jax.Array:
 
 def _l2_random(key: jax.Array, images: jax.Array, epsilon: jax.Array | float) -> jax.Array:
     direction_key, radius_key = jax.random.split(key)
-    direction = jax.random.normal(direction_key, images.shape, images.dtype)
     num_dimensions = images[0].size
     # The share of a ball's volume inside radius r grows as r^d, so uniform points need u^(1/d).
     radius_shape = (images.shape[0],) + (1,) * (images.ndim - 1)
     radius = jax.random.uniform(radius_key, radius_shape, images.dtype) ** (1 / num_dimensions)
-    return epsilon * radius * _l2_steepest(direction)
+    return epsilon * radius * _l2_direction(direction_key, images)
+
+
+def _l2_direction(key: jax.Array, images: jax.Array) -> jax.Array:
+    return _l2_steepest(jax.random.normal(key, images.shape, images.dtype))
 
 
 def _l2_steepest(gradient: jax.Array) -> jax.Array:
@@ -76,8 +88,8 @@ def _l2_size(perturbation: jax.Array) -> jax.Array:
 
 
 NORMS: dict[str, Norm] = {
-    "linf": Norm(_linf_random, jnp.sign, _linf_project, _linf_size),
-    "l2": Norm(_l2_random, _l2_steepest, _l2_project, _l2_size),
+    "linf": Norm(_linf_random, _linf_direction, jnp.sign, _linf_project, _linf_size),
+    "l2": Norm(_l2_random, _l2_direction, _l2_steepest, _l2_project, _l2_size),
 }
 
 
@@ -86,3 +98,14 @@ def norm_of(name: str) -> Norm:
     if name not in NORMS:
         raise ValueError(f"norm is {name!r}; expected one of {', '.join(NORMS)}.")
     return NORMS[name]
+
+
+def is_inside(
+    adversarial: jax.Array, images: jax.Array, *, epsilon: jax.Array | float, norm: str = "linf"
+) -> jax.Array:
+    """Which of `adversarial` [N, ...] lie in the ball around `images` and in [0, 1], up to rounding: bool [N].
+
+    False for NaN as well, which fails every comparison.
+    """
+    in_box = ((adversarial >= 0) & (adversarial <= 1)).reshape(len(images), -1).all(1)
+    return in_box & (norm_of(norm).size(adversarial - images) <= epsilon * (1 + _ROUNDING) + 1e-6)

@@ -12,11 +12,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from rap_jax.attacks.norms import Norm, norm_of
 
 LossFn = Callable[[jax.Array], jax.Array]
 Start = Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
+
+# The gradient as it is: what makes it plain PGD.
+PLAIN_GRADIENT = optax.identity()
 
 
 def pgd(
@@ -30,6 +34,7 @@ def pgd(
     norm: str = "linf",
     num_restarts: int = 1,
     random_start: bool = True,
+    transform: optax.GradientTransformation = PLAIN_GRADIENT,
 ) -> jax.Array:
     """Raises `loss_fn` inside a norm ball around `images` and inside [0, 1].
 
@@ -46,6 +51,8 @@ def pgd(
       norm: `linf` or `l2`.
       num_restarts: independent starts, run side by side by `vmap`; each example keeps its start of highest loss.
       random_start: begin at a uniform point of the ball instead of at the image.
+      transform: what the gradient goes through before its steepest direction is taken, such as `optax.trace(0.9)`. Each
+        start has a state of its own. It must not couple examples: a clip by the norm of the whole batch would.
 
     Returns:
       Adversarial images, shape and dtype of `images`. No gradient flows through them.
@@ -63,6 +70,7 @@ def pgd(
         norm=norm,
         num_restarts=num_restarts,
         random_start=random_start,
+        transform=transform,
     )
     if num_restarts == 1:
         return candidates[0]
@@ -81,6 +89,7 @@ def pgd_restarts(
     norm: str = "linf",
     num_restarts: int = 1,
     random_start: bool = True,
+    transform: optax.GradientTransformation = PLAIN_GRADIENT,
 ) -> jax.Array:
     """Like `pgd`, but returns what every restart found: [num_restarts, N, ...].
 
@@ -97,7 +106,7 @@ def pgd_restarts(
 
     def one_start(key: jax.Array) -> jax.Array:
         first = _into_ball_and_box(ball, images, start(key, images, epsilon), epsilon)
-        return _ascend(ball, loss_fn, images, first, epsilon, step_size, num_steps)
+        return _ascend(ball, loss_fn, images, first, epsilon, step_size, num_steps, transform)
 
     if num_restarts == 1:  # vmap over an axis of one would only get in the compiler's way
         return one_start(key)[None]
@@ -137,11 +146,15 @@ def _ascend(
     epsilon: jax.Array | float,
     step_size: jax.Array | float,
     num_steps: int,
+    transform: optax.GradientTransformation,
 ) -> jax.Array:
     gradient_fn = jax.grad(lambda x: jnp.sum(loss_fn(x)))
 
-    def step(_: int, adversarial: jax.Array) -> jax.Array:
-        moved = adversarial + step_size * ball.steepest(gradient_fn(adversarial))
-        return _into_ball_and_box(ball, images, moved - images, epsilon)
+    def step(_: int, state: tuple[jax.Array, optax.OptState]) -> tuple[jax.Array, optax.OptState]:
+        adversarial, transform_state = state
+        gradient, transform_state = transform.update(gradient_fn(adversarial), transform_state)
+        moved = adversarial + step_size * ball.steepest(gradient)
+        return _into_ball_and_box(ball, images, moved - images, epsilon), transform_state
 
-    return jax.lax.stop_gradient(jax.lax.fori_loop(0, num_steps, step, first))
+    adversarial, _ = jax.lax.fori_loop(0, num_steps, step, (first, transform.init(first)))
+    return jax.lax.stop_gradient(adversarial)

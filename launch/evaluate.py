@@ -1,0 +1,81 @@
+"""Attacks a finished network: `python -m launch.evaluate --checkpoint=runs/lenet_mnist_mnist_seed0`.
+
+Called again with the same flags it goes on where it stopped.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags, logging
+
+from launch.compilation import enable_compilation_cache
+from launch.configs import compute_from_flags
+from launch.evaluate_flags import FLAGS, data_for, define_flags, evaluation_from_flags, help_text, without_training
+from launch.flagfiles import expand_flagfiles
+from launch.help import HELP
+from rap_jax.config import require
+from rap_jax.data import load_dataset
+from rap_jax.devices import start_cpu_devices, usable_cores
+from rap_jax.interrupt import Interrupted
+from rap_jax.robustness.evaluate import evaluate_robustness
+from rap_jax.robustness.network import AttackedNetwork, open_network
+from rap_jax.robustness.report import format_robustness
+
+# Enough for every core to be a device.
+_IMAGES_PER_CORE = 64
+
+define_flags()
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluates what the flags say; ends with the table of results."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        surplus = FLAGS(expand_flagfiles(arguments, without_training))[1:]
+        if surplus:
+            raise ValueError(f"Unexpected argument {surplus[0]!r}; flags are written --name=value.")
+        require(
+            bool(FLAGS.checkpoint), "checkpoint", FLAGS.checkpoint, "what is to be evaluated, such as a run's folder"
+        )
+        compute = compute_from_flags(FLAGS)
+        start_cpu_devices(compute.num_cpu_devices, batch_size=_IMAGES_PER_CORE * usable_cores())
+        enable_compilation_cache(FLAGS.compilation_cache_dir)
+        network = open_network(FLAGS.checkpoint, implementation=compute.implementation)
+        config = evaluation_from_flags(network.run)
+        sources = [open_network(name, implementation=compute.implementation) for name in FLAGS.transfer_from]
+        results = evaluate_robustness(
+            network,
+            load_dataset(data_for(network.run), seed=config.seed),
+            config,
+            _out_dir(network),
+            sources=sources,
+            batch_size=FLAGS.attack_batch_size,
+            command=shlex.join(["python", "-m", "launch.evaluate", *arguments[1:]]),
+        )
+    except (ValueError, OSError, flags.Error) as error:  # OSError: a full disk, a folder that went away
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # before the evaluation listens for signals, or a second time
+        sys.exit("\nStopped at once. Run the same command to go on.")
+    except Interrupted as stopped:
+        print(f"\nThe evaluation was {stopped}. Run the same command to go on.", file=sys.stderr)
+        sys.exit(128 + stopped.signal_number)
+    print(format_robustness(results))
+
+
+def _out_dir(network: AttackedNetwork) -> Path:
+    if FLAGS.out_dir:
+        return Path(FLAGS.out_dir).expanduser()
+    return Path(FLAGS.checkpoint).expanduser() / "evaluation" if network.run else Path("evaluations") / network.name
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    if any(argument in HELP for argument in sys.argv[1:]):
+        print(help_text(), end="")
+        return
+    main(sys.argv)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,230 @@
+"""Auto-PGD: projected gradient ascent with momentum that chooses its step size by itself.
+
+Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+2020, https://arxiv.org/abs/2003.01690, algorithm 1. With the loss `ce` it is APGD-CE, with `dlr` APGD-DLR, and with
+targets APGD-T, on the targeted DLR loss. The step begins at 2 epsilon. At checkpoints it is halved, and the image goes
+back to the best one so far, if the loss rose in too few of the steps since the last, or if its highest value has not
+risen since the last, which did not halve.
+
+Differs from the official implementation: (1) an L2 step follows a gradient of any length; theirs divides by its length
+plus 1e-12, so that an example with a saturated loss hardly moves. (2) The random start of an example follows from its
+own key, not from its place in a batch.
+
+As in the official one, and unlike the paper: the very first step counts as a rise if its loss is above 0, the empty
+place that the history begins with.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rap_jax.attacks.apgd_state import ApgdState, check, move
+from rap_jax.attacks.norms import norm_of
+from rap_jax.attacks.stepwise import LogitsFn, Outcome, fold_in_each, run_attack, where
+from rap_jax.attacks.targets import rank_targets
+from rap_jax.losses import cross_entropy, dlr, targeted_dlr
+
+Loss = Literal["ce", "dlr"]
+_LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"ce": cross_entropy, "dlr": dlr}
+
+
+@dataclasses.dataclass(frozen=True)
+class Apgd:
+    """Settings of an APGD attack, a `StepwiseAttack`.
+
+    Attributes:
+      epsilon: radius, for images in [0, 1].
+      norm: `linf` or `l2`.
+      loss: `ce` or `dlr`; with targets it is the targeted DLR loss, and this is not read.
+      num_steps: gradient steps from each start.
+      num_targets: 0, or how many classes are aimed at, those ranked 2, 3, ... for the clean image.
+      num_restarts: random starts, for each target.
+      rho: a step is halved if the loss rose in no more than this share of the steps.
+      num_samples: 0 for a network that is a function; for a randomised one, `logits_fn(images, key)`, over how many
+        draws the gradient is averaged (expectation over transformation).
+    """
+
+    epsilon: float
+    norm: str = "linf"
+    loss: Loss = "ce"
+    num_steps: int = 100
+    num_targets: int = 0
+    num_restarts: int = 1
+    rho: float = 0.75
+    num_samples: int = 0
+
+    @property
+    def num_starts(self) -> int:
+        """Restarts, times targets; all restarts of a target in a row."""
+        return self.num_restarts * max(1, self.num_targets)
+
+    def start(
+        self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
+    ) -> ApgdState:
+        """A random point of the ball's surface, put into the box; see `StepwiseAttack`.
+
+        Raises:
+          ValueError: an unknown norm or loss, or more targets than there are wrong classes.
+        """
+        ball, epsilon = norm_of(self.norm), self.epsilon
+        direction = jax.vmap(lambda key, image: ball.direction(key, image[None])[0])(keys, images)
+        return self.start_at(logits_fn, keys, images, labels, starts, jnp.clip(images + epsilon * direction, 0, 1))
+
+    def start_at(
+        self,
+        logits_fn: LogitsFn,
+        keys: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        starts: jax.Array,
+        first: jax.Array,
+    ) -> ApgdState:
+        """Like `start`, from given images `first` [N, ...] inside ball and box."""
+        num_examples = len(images)
+        targets = self._targets(logits_fn, keys, images, labels, starts)
+        loss, gradient, wrong = self._evaluate(logits_fn, keys, first, labels, targets, jnp.zeros((), jnp.int32))
+        return ApgdState(
+            keys=keys,
+            images=images,
+            labels=labels,
+            targets=targets,
+            iteration=jnp.zeros(num_examples, jnp.int32),
+            current=first,
+            previous=first,
+            gradient=gradient,
+            best=first,
+            best_gradient=gradient,
+            best_loss=loss,
+            last_loss=jnp.zeros_like(loss),
+            rises=jnp.zeros(num_examples, jnp.int32),
+            step_size=jnp.full_like(loss, 2 * self.epsilon),
+            halved=jnp.ones(num_examples, bool),
+            checked_loss=loss,
+            adversarial=first,
+            broken=wrong,
+        )
+
+    def advance(self, logits_fn: LogitsFn, state: ApgdState, num_steps: int) -> ApgdState:
+        """See `StepwiseAttack`."""
+        return lax.fori_loop(0, num_steps, lambda _, state: self.step(logits_fn, state), state)
+
+    def step(self, logits_fn: LogitsFn, state: ApgdState) -> ApgdState:
+        """One step and what follows from it."""
+        current = move(norm_of(self.norm), self.epsilon, state)
+        loss, gradient, wrong = self._evaluate(
+            logits_fn, state.keys, current, state.labels, state.targets, state.iteration[0] + 1
+        )
+        better = loss > state.best_loss
+        state = state._replace(
+            previous=state.current,
+            current=current,
+            gradient=gradient,
+            best=where(better, current, state.best),
+            best_gradient=where(better, gradient, state.best_gradient),
+            best_loss=jnp.where(better, loss, state.best_loss),
+            rises=state.rises + (loss > state.last_loss),
+            last_loss=loss,
+            adversarial=where(wrong, current, state.adversarial),
+            broken=state.broken | wrong,
+        )
+        return check(state, num_steps=self.num_steps, rho=self.rho)._replace(iteration=state.iteration + 1)
+
+    def _targets(
+        self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
+    ) -> jax.Array:
+        if self.num_targets == 0:
+            return labels
+        draw = (keys[0],) if self.num_samples else ()
+        return rank_targets(logits_fn(images, *draw), starts // self.num_restarts, self.num_targets).astype(
+            labels.dtype
+        )
+
+    def _evaluate(
+        self,
+        logits_fn: LogitsFn,
+        keys: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        targets: jax.Array,
+        iteration: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Losses [N], their gradients [N, ...], and which images are misclassified, bool [N]."""
+
+        def total_loss(x: jax.Array, *key: jax.Array) -> tuple[jax.Array, Any]:
+            logits = logits_fn(x, *key)
+            loss = targeted_dlr(logits, labels, targets) if self.num_targets else self._loss_fn(logits, labels)
+            return loss.sum(), (loss, logits.argmax(-1) != labels)
+
+        gradient_fn = jax.grad(total_loss, has_aux=True)
+        if self.num_samples == 0:
+            gradient, (loss, wrong) = gradient_fn(images)
+            return loss, gradient, wrong
+        draws = jax.random.split(fold_in_each(keys, iteration)[0], self.num_samples)
+        # One after the other: side by side they would take so many times the memory.
+        gradients, (losses, wrongs) = lax.map(lambda key: gradient_fn(images, key), draws)
+        return losses[-1], gradients.mean(0), wrongs[-1]
+
+    @property
+    def _loss_fn(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        if self.loss not in _LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; expected one of {', '.join(_LOSSES)}.")
+        return _LOSSES[self.loss]
+
+
+def apgd(
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    loss: Loss = "ce",
+    num_steps: int = 100,
+    num_restarts: int = 1,
+) -> Outcome:
+    """APGD-CE or APGD-DLR.
+
+    Args:
+      key: typed PRNG key, or one for each example [N].
+      logits_fn: images [N, ...] -> logits [N, K], in evaluation mode.
+      images: float in [0, 1], [N, ...].
+      labels: int [N].
+      epsilon: radius in input units (8/255, not 8).
+      norm: `linf` or `l2`.
+      loss: `ce` or `dlr`, which needs 3 classes.
+      num_steps: gradient steps from each start.
+      num_restarts: random starts; the first that breaks an example counts.
+
+    Returns:
+      Adversarial images, and which examples are broken.
+
+    Raises:
+      ValueError: settings or arrays that cannot be.
+    """
+    attack = Apgd(epsilon, norm, loss, num_steps, num_restarts=num_restarts)
+    return run_attack(attack, logits_fn, key, images, labels)
+
+
+def apgd_targeted(
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    num_targets: int = 9,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+) -> Outcome:
+    """APGD-T: APGD on the targeted DLR loss, for the `num_targets` classes that are next to the label; see `apgd`.
+
+    The classes are ranked once, at the clean image. Needs 4 classes.
+    """
+    attack = Apgd(epsilon, norm, num_steps=num_steps, num_targets=num_targets, num_restarts=num_restarts)
+    return run_attack(attack, logits_fn, key, images, labels)

@@ -1,0 +1,189 @@
+"""Carlini and Wagner (C&W) in L2: the nearest misclassified image, by Adam and a search for the weight of the loss.
+
+Reference: Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", 2017,
+https://arxiv.org/abs/1608.04644, section 6.A, with the objective f6 of section 5.A. For each example it minimises
+
+    ||x - image||^2 + c max(confidence - lead(x), 0),    x = (tanh(w) + 1) / 2,
+
+over w, where `lead` is how far the wrong class is above the right one, and looks for the smallest c that still finds a
+misclassified x: ten times c after a failure, half way between failure and success after that.
+
+Differs from the authors' code: (1) an image that is misclassified already comes back as it is, at distance 0. (2) An
+untargeted attack with a confidence has to lead by it; theirs lowers the logit of the label by it before comparing,
+which counts images that are classified right. (3) No early abort: theirs looks at the loss of the whole batch, which
+couples its examples. (4) Distances are measured from the image, not from its copy that went through tanh. (5) With 10
+search steps or more theirs runs the smallest successful c again; without an early abort that gives the same images.
+Like the code and unlike the paper it starts from the image alone.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from rap_jax.attacks.stepwise import LogitsFn, check_batch, where
+from rap_jax.losses import margin
+
+# Pixels of 0 and 1 are drawn in by half of a millionth, where tanh has a gradient still.
+_INSIDE = 0.999999
+
+
+class Nearest(NamedTuple):
+    """What an attack that looks for the smallest perturbation found.
+
+    Attributes:
+      adversarial: [N, ...]; the clean image where nothing was found.
+      broken: whether a misclassified image was found, however far away, bool [N].
+      distance: how far `adversarial` is from the clean image, [N]; infinite where nothing was found, so that
+        `distance <= epsilon` says who is broken inside a ball.
+    """
+
+    adversarial: jax.Array
+    broken: jax.Array
+    distance: jax.Array
+
+
+class _Search(NamedTuple):
+    """The search over c, [N]. Attributes: lower, upper: the largest c that failed, the smallest that succeeded."""
+
+    c: jax.Array
+    lower: jax.Array
+    upper: jax.Array
+    nearest: Nearest
+
+
+class _Descent(NamedTuple):
+    """One minimisation with fixed c. Attributes: found: whether any x so far was misclassified, bool [N]."""
+
+    w: jax.Array
+    adam_state: optax.OptState
+    found: jax.Array
+    nearest: Nearest
+
+
+def cw_l2(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    targeted: bool = False,
+    confidence: float = 0.0,
+    num_steps: int = 1000,
+    learning_rate: float = 0.01,
+    num_search_steps: int = 9,
+    initial_c: float = 1e-3,
+) -> Nearest:
+    """Looks for the misclassified image in [0, 1] that is nearest to each image in L2.
+
+    Deterministic, and each example by itself as long as `logits_fn` treats it so. Meant to be called under `jax.jit`,
+    where everything but the arrays is static. Takes `num_steps * num_search_steps` gradients, whether they help or not.
+
+    Args:
+      logits_fn: images [N, ...] -> logits [N, K], before any softmax.
+      images: clean, float32 or float64 in [0, 1], [N, ...].
+      labels: whole numbers [N]; the right classes, or with `targeted` the classes to be reached.
+      targeted: whether an image counts only if it is taken for its label, instead of for anything else.
+      confidence: the lead, in logits, that the wrong class has to have; 0 or more.
+      num_steps: Adam steps for each c. The authors' code takes 10,000 at most.
+      learning_rate: of Adam, in the units of w.
+      num_search_steps: values of c that are tried.
+      initial_c: the first of them.
+
+    Returns:
+      For each example the nearest image of all steps. A distance is an upper bound of the true one.
+
+    Raises:
+      ValueError: images or labels that are no batch, images of fewer than 32 bits, or an impossible setting.
+    """
+    check_batch(images, labels)
+    _check_settings(images, confidence, num_steps, learning_rate, num_search_steps, initial_c)
+
+    def shortfall_fn(x: jax.Array) -> jax.Array:
+        """What is missing of the lead; an image is misclassified where this is negative, [N]."""
+        lead = margin(logits_fn(x), labels)
+        return confidence + lead if targeted else confidence - lead
+
+    def search(_: int, state: _Search) -> _Search:
+        found, nearest = _descend(shortfall_fn, images, state.c, state.nearest, optax.adam(learning_rate), num_steps)
+        return _next_c(state, found)._replace(nearest=nearest)
+
+    end = lax.fori_loop(0, num_search_steps, search, _first(images, shortfall_fn(images) < 0, initial_c))
+    return jax.tree.map(lax.stop_gradient, end.nearest)
+
+
+def _first(images: jax.Array, broken: jax.Array, initial_c: float) -> _Search:
+    zeros = jnp.zeros(len(images), images.dtype)
+    nearest = Nearest(images, broken, jnp.where(broken, zeros, jnp.inf))
+    return _Search(zeros + initial_c, zeros, zeros + jnp.inf, nearest)
+
+
+def _next_c(state: _Search, found: jax.Array) -> _Search:
+    lower = jnp.where(found, state.lower, state.c)
+    upper = jnp.where(found, state.c, state.upper)
+    return state._replace(c=jnp.where(upper < jnp.inf, (lower + upper) / 2, 10 * state.c), lower=lower, upper=upper)
+
+
+def _descend(
+    shortfall_fn: Callable[[jax.Array], jax.Array],
+    images: jax.Array,
+    c: jax.Array,
+    nearest: Nearest,
+    adam: optax.GradientTransformation,
+    num_steps: int,
+) -> tuple[jax.Array, Nearest]:
+    """Minimises the objective from the images on; whether it found a misclassified x, and the nearest up to now."""
+
+    def objective(w: jax.Array) -> tuple[jax.Array, Nearest]:
+        x = _to_images(w)
+        squared = jnp.sum(jnp.square(x - images), range(1, images.ndim))
+        shortfall = shortfall_fn(x)
+        total = jnp.sum(squared + c * jnp.maximum(shortfall, 0))
+        return total, Nearest(x, shortfall < 0, jnp.sqrt(lax.stop_gradient(squared)))
+
+    def step(_: int, state: _Descent) -> _Descent:
+        gradient, now = jax.grad(objective, has_aux=True)(state.w)
+        updates, adam_state = adam.update(gradient, state.adam_state)
+        w = state.w + updates
+        return _Descent(w, adam_state, state.found | now.broken, _nearer(state.nearest, now))
+
+    w = _from_images(images)
+    start = _Descent(w, adam.init(w), jnp.zeros(len(images), bool), nearest)
+    end = lax.fori_loop(0, num_steps, step, start)
+    return end.found, end.nearest
+
+
+def _nearer(before: Nearest, now: Nearest) -> Nearest:
+    """`now` where it is misclassified and nearer than all before."""
+    new = now.broken & (now.distance < before.distance)
+    return Nearest(*(where(new, chosen, other) for chosen, other in zip(now, before, strict=True)))
+
+
+def _from_images(images: jax.Array) -> jax.Array:
+    return jnp.arctanh((2 * images - 1) * _INSIDE)
+
+
+def _to_images(w: jax.Array) -> jax.Array:
+    return (jnp.tanh(w) + 1) / 2
+
+
+def _check_settings(
+    images: jax.Array,
+    confidence: float,
+    num_steps: int,
+    learning_rate: float,
+    num_search_steps: int,
+    initial_c: float,
+) -> None:
+    if jnp.finfo(images.dtype).bits < 32:
+        raise ValueError(f"images are {images.dtype}, too coarse near 0 and 1; expected float32 or float64.")
+    if not confidence >= 0:
+        raise ValueError(f"confidence is {confidence!r}; expected 0 or more, the lead of the wrong class in logits.")
+    for name, count in {"num_steps": num_steps, "num_search_steps": num_search_steps}.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count!r}; expected 1 or more.")
+    for name, size in {"learning_rate": learning_rate, "initial_c": initial_c}.items():
+        if not size > 0:
+            raise ValueError(f"{name} is {size!r}; expected more than 0, such as the paper's 0.01 and 0.001.")

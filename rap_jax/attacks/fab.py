@@ -1,0 +1,242 @@
+"""FAB: the nearest adversarial image, found by walking along the linearised decision boundary.
+
+Reference: Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020,
+https://arxiv.org/abs/1907.02044, Algorithm 1; the third part of AutoAttack (https://arxiv.org/abs/2003.01690).
+
+A step takes the boundary between the right class and another as a hyperplane (`boundary`) and goes a little beyond the
+nearest point of it inside [0, 1] (`hyperplane`), drawn towards the clean image. If that point is misclassified, it
+counts if it is the nearest so far, and the next step begins 10% nearer to the image. The distance is minimised;
+`epsilon` only decides in the end what is near enough. FAB goes for the class whose hyperplane is nearest and takes a
+gradient for every class; FAB-T goes for one class and takes one gradient.
+
+Differs from the authors' code (fra31/auto-attack):
+(1) An image that is misclassified already is broken, at distance 0; theirs leaves it out.
+(2) The projection on the hyperplane is Newton's method instead of sort and bisection, with the same result.
+(3) It is given w.x - b, which is the difference of the logits, and not b, so the rounding of w.x has no part in it.
+(4) Gradients of differences of logits are taken instead of differences of gradients.
+(5) Each example has its own key. Restart 0 of every target draws nothing, here as there, and goes the same way.
+What stays: a check of each point costs a forward pass, and its gradient another. What is misclassified is drawn back in
+between, so one pass for both would go another way.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rap_jax.attacks.boundary import boundary_to, nearest_boundary
+from rap_jax.attacks.hyperplane import ONTO_HYPERPLANE
+from rap_jax.attacks.norms import NORMS, norm_of
+from rap_jax.attacks.stepwise import LogitsFn, Outcome, check_batch, fold_in_each, keys_of_examples, run_attack, where
+from rap_jax.attacks.targets import rank_targets
+
+# Shortest perturbation in the ratio of two of them, so that 0 / 0 does not arise.
+_SHORTEST = 1e-8
+
+
+class FabState(NamedTuple):
+    """A batch under attack.
+
+    Attributes:
+      images: clean, [N, ...].
+      labels: right classes, [N].
+      targets: class to reach, [N]; the labels, not read, if FAB is to choose it.
+      current: where the next step begins, in [0, 1], [N, ...].
+      adversarial: the nearest misclassified image so far, [N, ...]; the clean image before there is one.
+      distance: its distance from the clean image, [N]; infinite before there is one.
+      broken: whether the distance is `epsilon` or less, bool [N].
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    targets: jax.Array
+    current: jax.Array
+    adversarial: jax.Array
+    distance: jax.Array
+    broken: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Fab:
+    """The attack as a `StepwiseAttack`.
+
+    Its starts are, for each target, all restarts. The first of each begins at the image and draws nothing; the others
+    begin at a random point at a distance of `epsilon` / 2.
+
+    Attributes:
+      epsilon: radius in input units (8/255, not 8). Paths from the image itself do not depend on it.
+      norm: `linf` or `l2`.
+      num_steps: steps from each start.
+      num_targets: 0 for FAB; otherwise the classes to reach in turn, those of rank 2 to `num_targets` + 1 among the
+        logits of the clean image. At most the number of classes less 1.
+      num_restarts: 1 or more, for each target.
+      alpha_max: largest weight of the step from the clean image against the one from the current point, in [0, 1].
+      overshoot: how far to go, as a share of the way to the hyperplane (eta).
+      backward: where to go on after a success, as a share of the way from the clean image (beta).
+
+    Raises:
+      ValueError: unknown norm, or an impossible number; in `start`: more targets than there are.
+    """
+
+    epsilon: float
+    norm: str = "linf"
+    num_steps: int = 100
+    num_targets: int = 0
+    num_restarts: int = 1
+    alpha_max: float = 0.1
+    overshoot: float = 1.05
+    backward: float = 0.9
+
+    def __post_init__(self) -> None:
+        norm_of(self.norm)
+        if not self.epsilon >= 0:
+            raise ValueError(f"epsilon is {self.epsilon!r}; expected 0 or more, for images in [0, 1].")
+        if self.num_steps < 0 or self.num_restarts < 1 or self.num_targets < 0:
+            raise ValueError(
+                f"num_steps is {self.num_steps!r}, num_restarts is {self.num_restarts!r} and num_targets is "
+                f"{self.num_targets!r}; expected at least 0 steps, 1 restart and 0 targets."
+            )
+
+    @property
+    def num_starts(self) -> int:
+        """Restarts, for each target."""
+        return self.num_restarts * max(1, self.num_targets)
+
+    def start(
+        self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
+    ) -> FabState:
+        """The state before the first step; see `StepwiseAttack`. Costs a forward pass."""
+        logits = logits_fn(images)
+        wrong = jnp.argmax(logits, axis=-1) != labels
+        distance = jnp.where(wrong, 0, jnp.inf).astype(images.dtype)
+        numbers = starts // self.num_restarts
+        targets = rank_targets(logits, numbers, self.num_targets) if self.num_targets else labels
+        return FabState(images, labels, targets, _first(self, keys, images, starts), images, distance, wrong)
+
+    def advance(self, logits_fn: LogitsFn, state: FabState, num_steps: int) -> FabState:
+        """The state after `num_steps` further steps. Each costs a forward pass, and one with its gradient."""
+        step = lambda _, state: _check(self, logits_fn, state, _move(self, logits_fn, state))
+        return lax.fori_loop(0, num_steps, step, state)
+
+
+def fab(
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    num_steps: int = 100,
+    num_restarts: int = 1,
+) -> Outcome:
+    """Attacks with FAB; each step takes the gradients of all classes.
+
+    Args:
+      key: typed PRNG key, or one for each example [N]. Not read by the first restart.
+      logits_fn: images [N, ...] -> logits [N, K].
+      images: float in [0, 1], [N, ...].
+      labels: whole numbers [N].
+      epsilon, norm, num_steps, num_restarts: as in `Fab`, which has further settings.
+
+    Returns:
+      For each example the adversarial image and whether it is within `epsilon`.
+
+    Raises:
+      ValueError: what `Fab` or `run_attack` refuses.
+    """
+    attack = Fab(epsilon, norm, num_steps, num_restarts=num_restarts)
+    return run_attack(attack, logits_fn, key, images, labels)
+
+
+def fab_targeted(
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    num_steps: int = 100,
+    num_targets: int = 9,
+    num_restarts: int = 1,
+) -> Outcome:
+    """Attacks with FAB-T: `num_targets` classes in turn. The rest is as in `fab`."""
+    attack = Fab(epsilon, norm, num_steps, num_targets, num_restarts)
+    return run_attack(attack, logits_fn, key, images, labels)
+
+
+def closest_adversarials(
+    attack: Fab, key: jax.Array, logits_fn: LogitsFn, images: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The nearest misclassified image that any start of the attack finds, however far it is.
+
+    Arguments as in `run_attack`. `epsilon` has no part in it, but for where random restarts begin.
+
+    Returns:
+      Adversarial images [N, ...], clean ones where none was found; and their distance from those [N], infinite there.
+    """
+    check_batch(images, labels)
+    keys = keys_of_examples(key, len(images))
+
+    def one_start(start: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        starts = jnp.full(len(images), start, jnp.int32)
+        state = attack.start(logits_fn, fold_in_each(keys, start), images, labels, starts)
+        state = attack.advance(logits_fn, state, attack.num_steps)
+        adversarial, distance = found
+        return where(state.distance < distance, state.adversarial, adversarial), jnp.minimum(state.distance, distance)
+
+    nothing = images, jnp.full(len(images), jnp.inf, images.dtype)
+    found = lax.fori_loop(0, attack.num_starts, one_start, nothing)
+    return jax.tree.map(lax.stop_gradient, found)
+
+
+def _first(attack: Fab, keys: jax.Array, images: jax.Array, starts: jax.Array) -> jax.Array:
+    """Where each start begins."""
+    if attack.num_restarts == 1:
+        return images
+    direction = jax.vmap(lambda key, image: norm_of(attack.norm).direction(key, image[None])[0])(keys, images)
+    return where(starts % attack.num_restarts > 0, jnp.clip(images + attack.epsilon / 2 * direction, 0, 1), images)
+
+
+def _move(attack: Fab, logits_fn: LogitsFn, state: FabState) -> jax.Array:
+    """The next point: beyond the hyperplane, between the steps there from the current point and from the image."""
+    if attack.num_targets:
+        height, normal = boundary_to(logits_fn, state.current, state.labels, state.targets)
+    else:
+        height, normal = nearest_boundary(logits_fn, state.current, state.labels, attack.norm)
+    # The clean image and the current point have the same hyperplane, so their heights differ by w.(image - current).
+    height_at_image = height + _flat(normal * (state.images - state.current)).sum(axis=1)
+    step, length = _step_onto(attack.norm, state.current, normal, height)
+    step_at_image, length_at_image = _step_onto(attack.norm, state.images, normal, height_at_image)
+    alpha = jnp.minimum(length / (length + length_at_image), attack.alpha_max).reshape(-1, *[1] * (step.ndim - 1))
+    beyond = state.current + attack.overshoot * step
+    beyond_at_image = state.images + attack.overshoot * step_at_image
+    return jnp.clip((1 - alpha) * beyond + alpha * beyond_at_image, 0, 1)
+
+
+def _step_onto(norm: str, points: jax.Array, normal: jax.Array, height: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The least step [N, ...] onto the hyperplane, and its length [N]."""
+    step = ONTO_HYPERPLANE[norm](_flat(points), _flat(normal), height)
+    return step.reshape(points.shape), jnp.maximum(NORMS[norm].size(step), _SHORTEST)
+
+
+def _check(attack: Fab, logits_fn: LogitsFn, state: FabState, moved: jax.Array) -> FabState:
+    """Keeps the new point if it is misclassified and nearer than what there is; draws it back for the next step."""
+    wrong = jnp.argmax(logits_fn(moved), axis=-1) != state.labels
+    distance = NORMS[attack.norm].size(moved - state.images)
+    closer = wrong & (distance < state.distance)
+    distance = jnp.where(closer, distance, state.distance)
+    drawn_back = state.images + attack.backward * (moved - state.images)
+    return state._replace(
+        current=where(wrong, drawn_back, moved),
+        adversarial=where(closer, moved, state.adversarial),
+        distance=distance,
+        broken=distance <= attack.epsilon,
+    )
+
+
+def _flat(images: jax.Array) -> jax.Array:
+    return images.reshape(len(images), -1)

@@ -1,0 +1,182 @@
+"""Square: random search without gradients, square windows at random places.
+
+Andriushchenko et al., "Square Attack: a query-efficient black-box adversarial attack via random search", 2020,
+https://arxiv.org/abs/1912.00049, algorithms 1 to 3; the margin loss, and the schedule that AutoAttack runs it with. A
+candidate replaces the best image so far if it lowers the margin of the right class, or is misclassified. Images are
+changed on the borders of the ball only: under Linf stripes, then windows of one sign per channel; under L2 patterns of
+two bumps, paid for with the perturbation of another window.
+
+Differs from the official implementation:
+(1) Places and signs are drawn for each example from its own key. There all examples of a batch share the places, and
+    under Linf the signs too.
+(2) A window may lie at the last row and column, as in the paper; there they are never drawn, so that these pixels
+    keep the perturbation that they began with.
+(3) `broken` is what `argmax` of the logits says. At a tie that it gives to the right class, which there ends the
+    attack without success, the candidate is accepted as there, and the attack goes on.
+(4) Under L2, images of any shape have tiles to begin with. There the last tile must end with the image, or it fails.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rap_jax.attacks.norms import norm_of
+from rap_jax.attacks.square_candidates import CANDIDATES, draw, draw_first
+from rap_jax.attacks.square_patterns import HALVINGS, window_sides
+from rap_jax.attacks.stepwise import LogitsFn, Outcome, run_attack, where
+from rap_jax.losses import margin
+
+
+class SquareState(NamedTuple):
+    """Where each example is in the search, leaves [N, ...].
+
+    Attributes:
+      keys: typed keys, all randomness of an example.
+      images: clean, [N, H, W, C].
+      labels: int32.
+      iteration: candidates asked about, int32; it stops when the example is broken.
+      adversarial: the best image so far, inside ball and box, [N, H, W, C].
+      margin: of its best wrong logit over the right one.
+      broken: whether it is misclassified.
+    """
+
+    keys: jax.Array
+    images: jax.Array
+    labels: jax.Array
+    iteration: jax.Array
+    adversarial: jax.Array
+    margin: jax.Array
+    broken: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Square:
+    """Settings of a Square attack, a `StepwiseAttack`. Images are [N, H, W, C].
+
+    Attributes:
+      epsilon: radius, for images in [0, 1].
+      norm: `linf` or `l2`.
+      num_steps: candidates after the first image, for each of which the network is asked once.
+      num_restarts: independent searches.
+      initial_share: of the image that the first windows cover, in (0, 1] (p in the paper).
+    """
+
+    epsilon: float
+    norm: str = "linf"
+    num_steps: int = 5000
+    num_restarts: int = 1
+    initial_share: float = 0.8
+
+    def __post_init__(self) -> None:
+        norm_of(self.norm)
+        if self.num_steps < 0 or self.num_restarts < 1:
+            raise ValueError(
+                f"num_steps is {self.num_steps!r} and num_restarts is {self.num_restarts!r}; "
+                "expected at least 0 steps and 1 restart."
+            )
+        if not 0 < self.initial_share <= 1:
+            raise ValueError(f"initial_share is {self.initial_share!r}; expected above 0 and up to 1.")
+
+    @property
+    def num_starts(self) -> int:
+        """One for each restart."""
+        return self.num_restarts
+
+    def start(
+        self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
+    ) -> SquareState:
+        """Stripes (Linf) or tiles (L2) of random signs; see `StepwiseAttack`.
+
+        Raises:
+          ValueError: images that are not [N, H, W, C].
+        """
+        del starts  # the keys differ already
+        if images.ndim != 4:
+            raise ValueError(f"images have shape {list(images.shape)}; expected [N, H, W, C], as Square moves windows.")
+        _, height, width, num_channels = images.shape
+        candidates = CANDIDATES[self.norm]
+        draws = draw_first(keys, candidates.grid(height, width), num_channels)
+        first = candidates.first(images, draws, self.epsilon)
+        first_margin, wrong = ask(logits_fn, first, labels)
+        iteration = jnp.zeros(len(images), jnp.int32)
+        return SquareState(keys, images, labels, iteration, first, first_margin, wrong)
+
+    def advance(self, logits_fn: LogitsFn, state: SquareState, num_steps: int) -> SquareState:
+        """See `StepwiseAttack`. Ends early when no example is left that is not broken."""
+
+        def go_on(carry: tuple[jax.Array, SquareState]) -> jax.Array:
+            steps, state = carry
+            return (steps < num_steps) & ~state.broken.all()
+
+        def step(carry: tuple[jax.Array, SquareState]) -> tuple[jax.Array, SquareState]:
+            steps, state = carry
+            return steps + 1, self.step(logits_fn, state)
+
+        return lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1]
+
+    def step(self, logits_fn: LogitsFn, state: SquareState) -> SquareState:
+        """One candidate for each example that is not broken."""
+        _, height, width, num_channels = state.images.shape
+        draws = draw(state.keys, state.iteration + 1, num_channels)
+        sides = self.sides(state.iteration, height, width)
+        candidate = CANDIDATES[self.norm].next(state.images, state.adversarial, draws, sides, self.epsilon)
+        return accept(state, candidate, *ask(logits_fn, candidate, state.labels))
+
+    def sides(self, iteration: jax.Array, height: int, width: int) -> jax.Array:
+        """Of the windows in pixels, int32 [N], when so many candidates have been asked about, int32 [N]."""
+        halvings = (iteration[:, None] > jnp.asarray(HALVINGS)[None]).sum(1)
+        return jnp.asarray(window_sides(self.norm, height, width, self.initial_share))[halvings]
+
+
+def ask(logits_fn: LogitsFn, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One query: `losses.margin` of the images [N], and whether they are misclassified, bool [N]."""
+    logits = lax.stop_gradient(logits_fn(images))
+    return margin(logits, labels), logits.argmax(-1) != labels
+
+
+def accept(state: SquareState, candidate: jax.Array, new_margin: jax.Array, wrong: jax.Array) -> SquareState:
+    """The state after a query about `candidate` [N, H, W, C], which takes the place of what is worse."""
+    searching = ~state.broken
+    better = searching & ((new_margin > state.margin) | (new_margin >= 0))
+    return state._replace(
+        iteration=state.iteration + searching,
+        adversarial=where(better, candidate, state.adversarial),
+        margin=jnp.where(better, new_margin, state.margin),
+        broken=state.broken | (better & wrong),
+    )
+
+
+def square(
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    num_steps: int = 5000,
+    num_restarts: int = 1,
+) -> Outcome:
+    """The Square attack; for `jax.jit`, where everything but the arrays is static.
+
+    Args:
+      key: typed PRNG key, or one for each example [N].
+      logits_fn: images [N, H, W, C] -> logits [N, K], in evaluation mode. No gradient is taken.
+      images: float in [0, 1], [N, H, W, C].
+      labels: int [N].
+      epsilon: radius in input units (8/255, not 8).
+      norm: `linf` or `l2`.
+      num_steps: queries for each restart after its first, which each is a forward pass.
+      num_restarts: independent searches; the first that breaks an example counts.
+
+    Returns:
+      For each example a misclassified image inside ball and box, or the clean one, and whether it is broken.
+
+    Raises:
+      ValueError: an unknown norm, images that are not float [N, H, W, C], or another number of labels or keys.
+    """
+    attack = Square(epsilon, norm, num_steps, num_restarts)
+    return run_attack(attack, logits_fn, key, images, labels)

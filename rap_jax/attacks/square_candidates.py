@@ -1,0 +1,185 @@
+"""The images that Square asks a network about, for each norm: pure functions of images and random numbers.
+
+    first = CANDIDATES[norm].first(images, draw_first(keys, grid, num_channels), epsilon)
+    other = CANDIDATES[norm].next(images, best, draw(keys, queries, num_channels), sides, epsilon)
+
+Random numbers are drawn apart from what is made of them, so that a check can hand over a recorded stream. Windows are
+masks, from comparing rows and columns with a corner, because each example has a corner and a side of its own.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rap_jax.attacks.square_patterns import factor_table, pattern, tiling
+
+# As in the official implementation: the divisor where there is no perturbation.
+_TINY = 1e-12
+
+
+class FirstDraws(NamedTuple):
+    """Random numbers of the first image of each example, on a grid of stripes (Linf) or of tiles (L2).
+
+    Attributes:
+      signs: 1 or -1, float [N, rows of the grid, columns, C].
+      transposed: whether the pattern of a tile is, bool [N, rows, columns]; read under L2 only.
+    """
+
+    signs: jax.Array
+    transposed: jax.Array
+
+
+class Draws(NamedTuple):
+    """Random numbers of one candidate of each example.
+
+    Attributes:
+      corner: where the window lies between first and last row and column, uniform in [0, 1), [N, 2].
+      other_corner: the same of the window that gives up its perturbation; read under L2 only.
+      transposed: whether the pattern is, bool [N]; read under L2 only.
+      signs: 1 or -1, float [N, C].
+    """
+
+    corner: jax.Array
+    other_corner: jax.Array
+    transposed: jax.Array
+    signs: jax.Array
+
+
+class Candidates(NamedTuple):
+    """How the images of a norm are made.
+
+    Attributes:
+      grid: (height, width) -> rows and columns of the grid of `FirstDraws`.
+      first: (images, first draws, epsilon) -> images inside ball and box, [N, H, W, C].
+      next: (images, best so far, draws, sides of the windows int32 [N], epsilon) -> images inside ball and box.
+    """
+
+    grid: Callable[[int, int], tuple[int, int]]
+    first: Callable[[jax.Array, FirstDraws, float], jax.Array]
+    next: Callable[[jax.Array, jax.Array, Draws, jax.Array, float], jax.Array]
+
+
+def draw_first(keys: jax.Array, grid: tuple[int, int], num_channels: int) -> FirstDraws:
+    """Draws of query 0, for each example from its own key: keys [N]."""
+    uniforms = _uniforms(keys, jnp.zeros(len(keys), jnp.int32), (*grid, 1 + num_channels))
+    return FirstDraws(_signs(uniforms[..., 1:]), uniforms[..., 0] > 0.5)
+
+
+def draw(keys: jax.Array, queries: jax.Array, num_channels: int) -> Draws:
+    """Draws of the candidates with these numbers, from 1 on, int32 [N]; for each example from its own key: keys [N]."""
+    uniforms = _uniforms(keys, queries, (5 + num_channels,))
+    return Draws(uniforms[:, :2], uniforms[:, 2:4], uniforms[:, 4] > 0.5, _signs(uniforms[:, 5:]))
+
+
+def _uniforms(keys: jax.Array, queries: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.vmap(lambda key, query: jax.random.uniform(jax.random.fold_in(key, query), shape))(keys, queries)
+
+
+def _signs(uniforms: jax.Array) -> jax.Array:
+    return jnp.where(uniforms < 0.5, -1.0, 1.0)
+
+
+def _offsets(corner: jax.Array, sides: jax.Array, length: int) -> jax.Array:
+    """Of each of `length` rows or columns from the window's first, int32 [N, length]; negative before it."""
+    first = jnp.floor(corner * (length - sides + 1)).astype(jnp.int32)
+    return jnp.arange(length)[None] - first[:, None]
+
+
+def _within(offsets: jax.Array, sides: jax.Array) -> jax.Array:
+    return (offsets >= 0) & (offsets < sides[:, None])
+
+
+def _window(corner: jax.Array, sides: jax.Array, height: int, width: int) -> jax.Array:
+    """Which pixels are in it, bool [N, H, W]."""
+    rows = _within(_offsets(corner[:, 0], sides, height), sides)
+    columns = _within(_offsets(corner[:, 1], sides, width), sides)
+    return rows[:, :, None] & columns[:, None]
+
+
+def _linf_grid(height: int, width: int) -> tuple[int, int]:
+    del height  # a stripe goes from top to bottom
+    return 1, width
+
+
+def _linf_first(images: jax.Array, draws: FirstDraws, epsilon: float) -> jax.Array:
+    return jnp.clip(images + epsilon * draws.signs.astype(images.dtype), 0, 1)
+
+
+def _linf_next(images: jax.Array, best: jax.Array, draws: Draws, sides: jax.Array, epsilon: float) -> jax.Array:
+    """The window goes to one end of the ball: what adding 2 epsilon to `best` and clipping to the ball comes to."""
+    end = jnp.clip(images + epsilon * draws.signs[:, None, None].astype(images.dtype), 0, 1)
+    return jnp.where(_window(draws.corner, sides, *images.shape[1:3])[..., None], end, best)
+
+
+def _l2_grid(height: int, width: int) -> tuple[int, int]:
+    return tiling(height, width)[2:]
+
+
+def _l2_first(images: jax.Array, draws: FirstDraws, epsilon: float) -> jax.Array:
+    _, height, width, _ = images.shape
+    side, margin, *grid = tiling(height, width)
+    upright, transposed = (jnp.asarray(np.tile(one, grid), images.dtype) for one in (pattern(side), pattern(side).T))
+    over_pixels = lambda tiles: jnp.repeat(jnp.repeat(tiles, side, axis=1), side, axis=2)
+    patterns = jnp.where(over_pixels(draws.transposed), transposed[None], upright[None])
+    delta = patterns[..., None] * over_pixels(draws.signs.astype(images.dtype))
+    after = (height - margin - delta.shape[1], width - margin - delta.shape[2])
+    delta = jnp.pad(delta, ((0, 0), (margin, after[0]), (margin, after[1]), (0, 0)))
+    return _at_distance(images, delta, epsilon)
+
+
+def _l2_next(images: jax.Array, best: jax.Array, draws: Draws, sides: jax.Array, epsilon: float) -> jax.Array:
+    """The window gets a pattern on top of its own, and the length that the ball and another window have to give."""
+    _, height, width, num_channels = images.shape
+    # With the channels in front, [N, C, H, W]: sums over a plane of a colour image are then twice as fast on a CPU.
+    delta = jnp.moveaxis(best - images, -1, 1)
+    window = _window(draws.corner, sides, height, width)[:, None]
+    other = _window(draws.other_corner, sides, height, width)[:, None]
+    unused = jnp.maximum(epsilon**2 - _sum_of_squares(delta, (1, 2, 3)), 0) / num_channels
+    gathered = _sum_of_squares(jnp.where(window | other, delta, 0), (2, 3))
+    placed = _placed_pattern(draws, sides, height, width).astype(images.dtype)
+    new = _unit(jnp.where(window, delta, 0), (2, 3)) + placed
+    new = _unit(new, (2, 3)) * jnp.sqrt(unused + gathered)
+    delta = jnp.where(window, new, jnp.where(other, 0, delta))
+    return _at_distance(images, jnp.moveaxis(delta, 1, -1), epsilon)
+
+
+def _placed_pattern(draws: Draws, sides: jax.Array, height: int, width: int) -> jax.Array:
+    """The pattern of each example's side in its window, with the sign of each channel, [N, C, H, W]."""
+    table = jnp.asarray(factor_table(min(height, width)))
+    row_scale, rows_across, rows_along = _factors(table, draws.corner[:, 0], sides, height)
+    column_scale, columns_across, columns_along = _factors(table, draws.corner[:, 1], sides, width)
+    transposed = draws.transposed[:, None]
+    rows = jnp.where(transposed, rows_along, rows_across)[:, :, None]
+    columns = jnp.where(transposed, columns_across, columns_along)[:, None]
+    scale = jnp.where(transposed[..., None], column_scale[:, None], row_scale[:, :, None])
+    placed = scale * jnp.minimum(rows, columns)
+    return placed[:, None] * draws.signs[..., None, None]
+
+
+def _factors(table: jax.Array, corner: jax.Array, sides: jax.Array, length: int) -> tuple[jax.Array, ...]:
+    """The three `pattern_factors` of each of `length` rows or columns, 0 outside the window: [N, length] each."""
+    offsets = _offsets(corner, sides, length)
+    found = table[sides[:, None], jnp.clip(offsets, 0, table.shape[1] - 1)]
+    found = jnp.where(_within(offsets, sides)[..., None], found, 0)
+    return found[..., 0], found[..., 1], found[..., 2]
+
+
+def _sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sum(x * x, axes, keepdims=True)
+
+
+def _unit(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return x / (jnp.sqrt(_sum_of_squares(x, axes)) + _TINY)
+
+
+def _at_distance(images: jax.Array, delta: jax.Array, epsilon: float) -> jax.Array:
+    return jnp.clip(images + epsilon * _unit(delta, (1, 2, 3)), 0, 1)
+
+
+CANDIDATES: dict[str, Candidates] = {
+    "linf": Candidates(_linf_grid, _linf_first, _linf_next),
+    "l2": Candidates(_l2_grid, _l2_first, _l2_next),
+}

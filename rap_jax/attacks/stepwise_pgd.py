@@ -1,0 +1,112 @@
+"""PGD in pieces, as `stepwise` has it: the steps of `pgd`, for whoever wants to stop when an example is broken.
+
+Differs from `pgd`: (1) it sees the logits, and an example is broken as soon as any image on its way is misclassified,
+not only the last one; (2) restarts come one after the other, and an example that is broken needs no further one. So it
+never breaks fewer examples than `pgd` from the same starts.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rap_jax.attacks.norms import norm_of
+from rap_jax.attacks.stepwise import LogitsFn, where
+from rap_jax.losses import cross_entropy, margin
+
+Loss = Literal["ce", "margin"]
+_LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"ce": cross_entropy, "margin": margin}
+
+
+class PgdState(NamedTuple):
+    """A batch under attack.
+
+    Attributes:
+      images: clean, [N, ...].
+      labels: [N].
+      current: the image that the last step led to, inside ball and box, [N, ...].
+      adversarial: the last misclassified image, [N, ...]; the start where there is none.
+      broken: whether there is one, bool [N].
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    current: jax.Array
+    adversarial: jax.Array
+    broken: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Pgd:
+    """Settings of PGD from random starts, a `StepwiseAttack`.
+
+    Attributes:
+      epsilon: radius, for images in [0, 1].
+      step_size: length of a step in the same norm and units.
+      norm: `linf` or `l2`.
+      loss: what rises: `ce`, or `margin`, whose gradient does not vanish where the network is sure.
+      num_steps: gradient steps from each start.
+      num_restarts: random starts.
+    """
+
+    epsilon: float
+    step_size: float
+    norm: str = "linf"
+    loss: Loss = "ce"
+    num_steps: int = 40
+    num_restarts: int = 1
+
+    def __post_init__(self) -> None:
+        norm_of(self.norm)
+        if self.loss not in _LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; expected one of {', '.join(_LOSSES)}.")
+        if self.num_steps < 0 or self.num_restarts < 1:
+            raise ValueError(
+                f"num_steps is {self.num_steps!r} and num_restarts is {self.num_restarts!r}; "
+                "expected at least 0 steps and 1 restart."
+            )
+
+    @property
+    def num_starts(self) -> int:
+        """One for each restart."""
+        return self.num_restarts
+
+    def start(
+        self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
+    ) -> PgdState:
+        """A random point of the ball, put into the box; see `StepwiseAttack`."""
+        del starts  # the keys differ from start to start
+        ball = norm_of(self.norm)
+        drawn = jax.vmap(lambda key, image: ball.random(key, image[None], self.epsilon)[0])(keys, images)
+        first = jnp.clip(images + drawn, 0, 1)
+        return PgdState(images, labels, first, first, _wrong(logits_fn(first), labels))
+
+    def advance(self, logits_fn: LogitsFn, state: PgdState, num_steps: int) -> PgdState:
+        """See `StepwiseAttack`; a forward pass more than steps, for the image that the last one leads to."""
+        state = lax.fori_loop(0, num_steps, lambda _, state: self._step(logits_fn, state), state)
+        return _noted(state, logits_fn(state.current))
+
+    def _step(self, logits_fn: LogitsFn, state: PgdState) -> PgdState:
+        ball = norm_of(self.norm)
+
+        def loss_fn(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits = logits_fn(images)
+            return jnp.sum(_LOSSES[self.loss](logits, state.labels)), logits
+
+        gradient, logits = jax.grad(loss_fn, has_aux=True)(state.current)
+        moved = state.current + self.step_size * ball.steepest(gradient)
+        inside = jnp.clip(state.images + ball.project(moved - state.images, self.epsilon), 0, 1)
+        return _noted(state, logits)._replace(current=inside)
+
+
+def _noted(state: PgdState, logits: jax.Array) -> PgdState:
+    """The state that knows whether its current image, which has these logits, is misclassified."""
+    wrong = _wrong(logits, state.labels)
+    return state._replace(adversarial=where(wrong, state.current, state.adversarial), broken=state.broken | wrong)
+
+
+def _wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.argmax(logits, axis=-1) != labels

@@ -1,0 +1,260 @@
+"""AutoAttack: several attacks in turn, each on what the ones before it have left.
+
+Croce and Hein, 2020, https://arxiv.org/abs/2003.01690. What is broken, and by what, does not depend on the order of the
+images, the batch size or the devices, but for rounding: everything random follows from the key, the part, the number of
+the example and the start.
+
+Differs from the official implementation: (1) Examples leave an attack as soon as they are broken, and others take their
+place; theirs goes on to the end of a batch. (2) Every adversarial image is predicted anew when it is found, and its
+norm and range are checked; an image that does not hold is no success. (3) A state on disk can be gone on with. (4) With
+fewer classes than a part needs it is left out, with a finding; theirs warns and fails.
+"""
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.auto_attack.programs import Judged, Programs
+from rap_jax.auto_attack.record import Record, Saved, load, save
+from rap_jax.auto_attack.result import AutoAttackResult, PartResult, names_of_parts
+from rap_jax.auto_attack.slots import Found, Slots
+from rap_jax.auto_attack.versions import NAMES, Part, Version, parts_of
+from rap_jax.captured import lift_captured
+from rap_jax.config.checks import require, require_positive
+from rap_jax.diagnostics import check_images, check_left_out, check_square, diagnose
+from rap_jax.progress import Progress
+from rap_jax.state import make_mesh
+
+_SECONDS_BETWEEN_SAVES = 30.0
+# On a CPU the parts that a device works on at a time are no larger than 32 images; accelerators want more at once.
+_SLOTS_PER_CPU, _SLOTS_PER_ACCELERATOR = 64, 512
+
+
+def auto_attack(
+    logits_fn: LogitsFn,
+    images: np.ndarray | jax.Array,
+    labels: np.ndarray | jax.Array,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    version: Version = "standard",
+    key: jax.Array,
+    parts: Sequence[Part] | None = None,
+    batch_size: int = 0,
+    state_path: str | Path | None = None,
+    devices: list[jax.Device] | None = None,
+    diagnostics: bool = True,
+    on_look: Callable[[], None] = lambda: None,
+) -> AutoAttackResult:
+    """Attacks images with all parts of a version of AutoAttack.
+
+    Args:
+      logits_fn: images [N, H, W, C] in [0, 1] -> logits [N, K], a pure function with the network in evaluation mode;
+        with `version="rand"` (images, key) -> logits.
+      images: float in [0, 1], [N, H, W, C].
+      labels: int [N], 0 to K - 1.
+      epsilon: radius in input units (8/255, not 8).
+      norm: `linf` or `l2`.
+      version: `standard`, `plus` or `rand`.
+      key: typed PRNG key.
+      parts: other attacks than those of the version, in this order.
+      batch_size: examples that are attacked at a time, over all devices; 0 chooses. It changes nothing but rounding.
+      state_path: file in which the progress is kept; a call that was killed goes on from there.
+      devices: those to run on; None for all.
+      diagnostics: look for signs that the result cannot be trusted, see `rap_jax.diagnostics`; each is also logged as a
+        warning.
+      on_look: called many times a minute, between two programs; it may raise to stop, the progress is saved then.
+
+    Raises:
+      ValueError: arrays or settings that cannot be, a state of another evaluation, logits that are NaN, or an attack
+        that left ball or box.
+    """
+    images, labels = _check_arrays(images, labels, epsilon)
+    mesh = make_mesh(devices)
+    num_slots = _num_slots(batch_size, len(images), mesh)
+    draw = (key,) if version == "rand" else ()
+    batch = jax.ShapeDtypeStruct((num_slots // mesh.size, *images.shape[1:]), np.float32)
+    num_classes = _num_classes(logits_fn, batch, labels, *draw)
+    chosen = parts_of(version, epsilon=epsilon, norm=norm, num_classes=num_classes) if parts is None else tuple(parts)
+    programs = Programs(
+        *lift_captured(logits_fn, batch, *draw), mesh, epsilon=epsilon, norm=norm, randomized=version == "rand"
+    )
+    clean = _judge_all(programs, key, images, images, labels, num_slots)
+    if not clean.sound.all():
+        raise ValueError(f"{(~clean.sound).sum()} clean images get logits that are NaN or infinite; expected none.")
+    identity = _identity(images, labels, chosen, epsilon, norm, version, key)
+    path = None if state_path is None else Path(state_path).expanduser()
+    title = "AutoAttack " if parts is None else ""
+    run = _Run(programs, chosen, images, labels, key, num_slots, path, identity, title, on_look)
+    findings = check_left_out(version, num_classes) if parts is None else []
+    if diagnostics and version != "rand":
+        findings += diagnose(logits_fn, images, labels, epsilon=epsilon, norm=norm, key=key).findings
+    record, results = run.go_on(_begin(path, images, clean, identity))
+    findings += check_square({part.name: part.robust_accuracy for part in results})
+    for finding in findings:
+        logging.warning("%s: %s", finding.name, finding.text)
+    return AutoAttackResult(
+        version=version,
+        norm=norm,
+        epsilon=epsilon,
+        parts=results,
+        broken_by=names_of_parts(record.broken_by, tuple(part.name for part in chosen)),
+        adversarial=record.adversarial,
+        size=record.size,
+        margin=record.margin,
+        clean_margin=record.clean_margin,
+        findings=tuple(findings),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One evaluation, from a record to the last part."""
+
+    programs: Programs
+    parts: tuple[Part, ...]
+    images: np.ndarray
+    labels: np.ndarray
+    key: jax.Array
+    num_slots: int
+    path: Path | None
+    identity: dict[str, Any]
+    title: str
+    on_look: Callable[[], None]
+
+    def go_on(self, saved: Saved) -> tuple[Record, tuple[PartResult, ...]]:
+        """Runs what is missing."""
+        record, seconds = saved.record, dict(saved.seconds)
+        for number, part in enumerate(self.parts, start=1):
+            if number < saved.part:
+                continue
+            if number > saved.part:
+                record.survived[:] = 0
+            self._run_part(number, part, record, seconds)
+        return record, self._results(record, seconds)
+
+    def _run_part(self, number: int, part: Part, record: Record, seconds: dict[str, float]) -> None:
+        before, began = seconds.get(part.name, 0.0), time.monotonic()
+        attack, examples = part.attack, record.robust
+        label = f"{self.title}{part.name}"
+        last_save = began
+
+        def store() -> None:
+            nonlocal last_save
+            last_save = time.monotonic()
+            seconds[part.name] = before + last_save - began
+            if self.path is not None:
+                save(self.path, Saved(record, number, seconds), self.identity)
+
+        with Progress(label, len(examples) * attack.num_starts, unit="attack") as progress:
+
+            def tell(found: Found) -> None:
+                record.add(found, number)
+                robust = record.robust
+                left = len(robust) * attack.num_starts - int(record.survived[robust].sum())
+                done = len(examples) * attack.num_starts - left
+                progress.update(done, f"robust {len(robust) / len(self.images):.2%}")
+                if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
+                    store()
+                self.on_look()
+
+            slots = Slots(
+                self.programs.of_attack(attack, jax.random.fold_in(self.key, NAMES.index(part.name))),
+                self.images,
+                self.labels,
+                num_slots=self.num_slots,
+                num_steps=attack.num_steps,
+                num_starts=attack.num_starts,
+            )
+            try:
+                slots.run(examples, record.survived[examples], tell)
+            finally:
+                store()
+
+    def _results(self, record: Record, seconds: dict[str, float]) -> tuple[PartResult, ...]:
+        left, results = int((record.broken_by != 0).sum()), list[PartResult]()
+        for number, part in enumerate(self.parts, start=1):
+            broken = int((record.broken_by == number).sum())
+            left, attacked = left - broken, left
+            share = left / len(self.images)
+            results.append(PartResult(part.name, attacked, broken, share, seconds.get(part.name, 0.0)))
+        return tuple(results)
+
+
+def _begin(path: Path | None, images: np.ndarray, clean: Judged, identity: dict[str, Any]) -> Saved:
+    if path is not None and path.exists():
+        return load(path, images, clean.margin, identity)
+    return Saved(Record.begin(images, clean.wrong, clean.margin), 1, {})
+
+
+def _judge_all(
+    programs: Programs, key: jax.Array, images: np.ndarray, others: np.ndarray, labels: np.ndarray, num_slots: int
+) -> Judged:
+    """Predicts all `others`, a batch at a time; the gaps of the last one repeat its last image."""
+    numbers = np.arange(math.ceil(len(images) / num_slots) * num_slots).clip(max=len(images) - 1)
+    batches = [
+        programs.judge(key, images[batch], others[batch], labels[batch]) for batch in numbers.reshape(-1, num_slots)
+    ]
+    return Judged(*(np.concatenate(leaves)[: len(images)] for leaves in zip(*batches, strict=True)))
+
+
+def _check_arrays(
+    images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
+    require_positive("epsilon", epsilon)
+    images, labels = np.asarray(images), np.asarray(labels)
+    shaped = images.ndim == 4 and len(images) > 0 and np.issubdtype(images.dtype, np.floating)
+    found = f"{images.dtype}{list(images.shape)}"
+    require(shaped, "images", found, "float [N, H, W, C] with pixels in [0, 1] and at least one image")
+    outside = check_images(images)
+    if outside:
+        raise ValueError(outside[0].text)
+    whole = labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer)
+    require(whole, "labels", f"{labels.dtype}{list(labels.shape)}", f"whole numbers, [{len(images)}]")
+    return images.astype(np.float32), labels.astype(np.int32)
+
+
+def _num_classes(logits_fn: LogitsFn, batch: jax.ShapeDtypeStruct, labels: np.ndarray, *draw: jax.Array) -> int:
+    shape = jax.eval_shape(logits_fn, batch, *draw).shape
+    require(len(shape) == 2 and shape[0] == batch.shape[0], "shape of the logits", shape, f"[{batch.shape[0]}, K]")
+    within = 0 <= labels.min() and labels.max() < shape[1]
+    require(within, "labels", f"{labels.min()} to {labels.max()}", f"0 to {shape[1] - 1}: there are {shape[1]} logits")
+    return shape[1]
+
+
+def _num_slots(batch_size: int, num_images: int, mesh: jax.sharding.Mesh) -> int:
+    require(batch_size >= 0, "batch_size", batch_size, "0, which chooses, or 1 or more images")
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    wanted = batch_size or mesh.size * (_SLOTS_PER_CPU if on_cpu else _SLOTS_PER_ACCELERATOR)
+    return math.ceil(min(wanted, num_images) / mesh.size) * mesh.size
+
+
+def _identity(
+    images: np.ndarray,
+    labels: np.ndarray,
+    parts: tuple[Part, ...],
+    epsilon: float,
+    norm: str,
+    version: str,
+    key: jax.Array,
+) -> dict[str, Any]:
+    """What must be the same for an evaluation to be gone on with."""
+    content = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    return {
+        "version": version,
+        "norm": norm,
+        "epsilon": float(epsilon),
+        "parts": [repr(part) for part in parts],
+        "key": jax.random.key_data(key).tolist(),
+        "num_images": len(images),
+        "images and labels": content,
+    }

@@ -1,0 +1,110 @@
+"""Runs one attack on many examples through a row of slots that is kept full.
+
+Every (example, start) is a task. A broken example is done; one that has survived a start waits for its next.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rap_jax.auto_attack.programs import AttackPrograms, Examples, Judged
+
+
+class Found(NamedTuple):
+    """What a look at the slots has shown.
+
+    Attributes:
+      broken: numbers of examples that have just been broken, int32 [B].
+      adversarial: their images, [B, ...].
+      margin, size: of these, [B].
+      survived: numbers of examples that have survived one more start, int32 [S].
+    """
+
+    broken: np.ndarray
+    adversarial: np.ndarray
+    margin: np.ndarray
+    size: np.ndarray
+    survived: np.ndarray
+
+
+class Slots:
+    """A row of slots for one attack.
+
+    Args:
+      programs: of the attack.
+      images, labels: the whole data set, [N, ...] and int32 [N].
+      num_slots: a multiple of the devices.
+      num_steps, num_starts: of the attack.
+    """
+
+    def __init__(
+        self,
+        programs: AttackPrograms,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        num_slots: int,
+        num_steps: int,
+        num_starts: int,
+    ):
+        self._programs, self._images, self._labels = programs, images, labels
+        self._num_steps, self._num_starts = num_steps, num_starts
+        self._example = np.full(num_slots, -1, np.int32)  # -1: empty
+        self._start, self._left = np.zeros(num_slots, np.int32), np.zeros(num_slots, np.int64)
+        self._state: Any = None
+
+    def run(self, examples: np.ndarray, survived: np.ndarray, tell: Callable[[Found], None]) -> None:
+        """Attacks until each example is broken or has survived every start.
+
+        Args:
+          examples: numbers, int32 [M].
+          survived: how many starts each has survived already, int [M].
+          tell: called after every look.
+
+        Raises:
+          ValueError: an adversarial image is outside ball or box, or its logits are NaN.
+        """
+        waiting = deque(pair for pair in zip(examples, survived, strict=True) if pair[1] < self._num_starts)
+        while waiting or (self._example >= 0).any():
+            self._fill(waiting)
+            self._state, judged = self._programs.advance(self._state)
+            self._left -= self._programs.steps
+            tell(self._clear(judged, waiting))
+
+    def _fill(self, waiting: deque[tuple[int, int]]) -> None:
+        """Puts tasks into empty slots, a quarter of the row at a time: a start costs as much as a step of all slots."""
+        empty = np.flatnonzero(self._example < 0)
+        if not waiting or len(empty) < min(len(waiting), max(1, len(self._example) // 4)):
+            return
+        taken = empty[: len(waiting)]
+        for slot in taken:
+            self._example[slot], self._start[slot] = waiting.popleft()
+        self._left[taken] = self._num_steps
+        numbers = np.maximum(self._example, 0)
+        examples = Examples(self._images[numbers], self._labels[numbers], numbers, self._start)
+        self._state = self._programs.fill(self._state, examples, np.isin(np.arange(len(numbers)), taken))
+
+    def _clear(self, judged: Judged, waiting: deque[tuple[int, int]]) -> Found:
+        """Empties the slots that are done."""
+        active = self._example >= 0
+        broken = active & judged.wrong
+        survived = active & ~broken & (self._left <= 0)
+        _refuse_unsound(broken & ~judged.sound)
+        images = np.asarray(self._state.adversarial)[broken] if broken.any() else self._images[:0]
+        found = Found(
+            self._example[broken], images, judged.margin[broken], judged.size[broken], self._example[survived]
+        )
+        further = zip(self._example[survived], self._start[survived] + 1, strict=True)
+        waiting.extend(pair for pair in further if pair[1] < self._num_starts)
+        self._example[broken | survived] = -1
+        return found
+
+
+def _refuse_unsound(unsound: np.ndarray) -> None:
+    if unsound.any():
+        raise ValueError(
+            f"{unsound.sum()} adversarial images are outside ball or box, or their logits are NaN or infinite; "
+            f"expected none. The weights may be NaN or far too large, or the attack is at fault."
+        )

@@ -1,0 +1,33 @@
+"""The arrays that a function has captured, as an argument of it.
+
+A compiled program would hold captured weights as constants: compiled in, once for each program, and bound to the
+devices on which they happen to lie.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+Captured = list[jax.Array]
+
+
+def lift_captured(function: Callable[..., jax.Array], *arguments: Any) -> tuple[Callable[..., jax.Array], Captured]:
+    """`(lifted, captured)` with `lifted(captured, *arguments) == function(*arguments)`, for arguments of any shape.
+
+    Args:
+      function: arrays -> an array. Under `jax.jit` already, its Python function is used.
+      arguments: arrays, or `jax.ShapeDtypeStruct`s, to trace it with.
+    """
+    function = getattr(function, "__wrapped__", function)
+    captured = [found for found in jax.make_jaxpr(function)(*arguments).consts if isinstance(found, jax.Array)]
+    places = {id(found): place for place, found in enumerate(captured)}
+
+    def lifted(captured: Captured, *arguments: jax.Array) -> jax.Array:
+        traced = jax.make_jaxpr(function)(*arguments)
+        given = [captured[places[id(found)]] if id(found) in places else found for found in traced.consts]
+        (output,) = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, given))(*arguments)
+        return output
+
+    return lifted, captured

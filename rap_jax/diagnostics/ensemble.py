@@ -1,0 +1,39 @@
+"""What the parts of AutoAttack give away."""
+
+from rap_jax.diagnostics.finding import Finding
+
+# The share that the official implementation warns at.
+_SQUARE_SHARE = 0.002
+
+
+def check_square(robust_after: dict[str, float]) -> list[Finding]:
+    """An attack without gradients that finds what those with gradients did not.
+
+    Args:
+      robust_after: name of each part of AutoAttack, in their order -> robust accuracy after it.
+    """
+    names = list(robust_after)
+    if "square" not in names[1:]:
+        return []
+    before = robust_after[names[names.index("square") - 1]]
+    lost = before - robust_after["square"]
+    if lost <= _SQUARE_SHARE:
+        return []
+    return [
+        Finding(
+            "Square beats the gradients",
+            f"Square, which uses no gradients, broke {lost:.2%} of the images after the attacks before it, which do, "
+            f"had left them: the gradients are masked. The true robust accuracy is likely lower; run Square with more "
+            f"queries and restarts, or write an attack for this network.",
+        )
+    ]
+
+
+def check_left_out(version: str, num_classes: int) -> list[Finding]:
+    """Parts that cannot be run with so few classes, or aim at fewer than AutoAttack does."""
+    if num_classes >= 10 or (version == "rand" and num_classes >= 3):
+        return []
+    lost = {2: "losses dlr and targeted dlr need more", 3: "the targeted dlr loss needs more"}.get(num_classes)
+    what = f"The {lost}, so parts are left out" if lost else f"Targeted attacks aim at the {num_classes - 1} wrong ones"
+    text = f"There are {num_classes} classes. {what}; the result is not that of AutoAttack with 9 targets."
+    return [Finding("few classes", text)]

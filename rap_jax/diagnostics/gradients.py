@@ -1,0 +1,75 @@
+"""Whether the gradients of a network lead an attack anywhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rap_jax.attacks import norm_of
+from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.diagnostics.finding import Finding
+from rap_jax.diagnostics.sweep import NUM_STEPS, SweepPoint, still_right
+from rap_jax.losses import cross_entropy
+
+# Shares of examples; what is below them is chance or rounding.
+_FEW, _ODD = 0.01, 0.02
+
+
+def check_gradients(zero_gradients: float) -> list[Finding]:
+    """Gradients that are zero: an attack cannot follow them."""
+    if zero_gradients <= _FEW:
+        return []
+    return [
+        Finding(
+            "zero gradients",
+            f"At {zero_gradients:.1%} of the right images the gradient of the cross-entropy is exactly zero, so "
+            f"attacks that follow it do not move. Trust those that do not: APGD-DLR, FAB and Square; and look for "
+            f"saturated outputs or operations without a gradient.",
+        )
+    ]
+
+
+def check_one_step(
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    sweep: list[SweepPoint],
+    *,
+    epsilon: float,
+    norm: str,
+    key: jax.Array,
+) -> list[Finding]:
+    """One large step that breaks more than many small ones."""
+    radius = jnp.float32(epsilon)
+    one_step = float(still_right(logits_fn, images, labels, radius, radius, key, norm=norm, num_steps=1).mean())
+    many_steps = next(point.accuracy for point in sweep if point.epsilon == epsilon)
+    if one_step >= many_steps - _ODD:
+        return []
+    return [
+        Finding(
+            "one step beats many",
+            f"One step leaves {one_step:.1%} of the images right, {NUM_STEPS} steps leave {many_steps:.1%}: the "
+            f"gradients are masked, and PGD is not to be trusted. Go by AutoAttack, and raise steps and restarts.",
+        )
+    ]
+
+
+def check_sweep(sweep: list[SweepPoint]) -> list[Finding]:
+    """An attack that may change everything and does not break everything."""
+    last = sweep[-1]
+    if last.accuracy <= _FEW:
+        return []
+    return [
+        Finding(
+            "unbroken at any radius",
+            f"With a radius of {last.epsilon:.3g}, at which every image can be turned into any other, PGD still leaves "
+            f"{last.accuracy:.1%} of the images right; expected 0%. The attack cannot find its way: the gradients are "
+            f"masked, or the network answers with one class.",
+        )
+    ]
+
+
+def share_without_gradient(logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, right: np.ndarray) -> float:
+    """Share of the images that are `right`, bool [N], at which the cross-entropy has a gradient of exactly zero."""
+    gradient = jax.jit(jax.grad(lambda x: cross_entropy(logits_fn(x), jnp.asarray(labels)).sum()))(images)
+    zero = np.asarray(norm_of("linf").size(gradient)) == 0
+    return float(zero[right].mean()) if right.any() else 0.0

@@ -1,0 +1,203 @@
+"""How robust a network is: clean accuracy, PGD, AutoAttack, transferred images, and whether to believe it.
+
+    clean  ->  diagnostics  ->  PGD  ->  transfer  ->  AutoAttack  ->  worst case of all, per example
+
+An attack says which examples it has broken, and by which image. All these images are predicted once more, by one
+program, and their distance and range are checked; what does not hold up is not counted. So the numbers in results.json
+are those that anybody finds in examples.npz.
+
+What is done lies in the folder of the evaluation, and the same call goes on from there:
+
+config.json      what decides the numbers; another evaluation is refused
+clean.npz        margins of the clean images, by which the network is recognised
+parts/           what the attacks have done so far, each in its own file
+results.json     all that was found, written once at the end
+examples.npz     the same for each example
+report.md, *.png
+"""
+
+import dataclasses
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rap_jax.auto_attack.versions import Part
+from rap_jax.config import require
+from rap_jax.config.evaluation import EvaluationConfig
+from rap_jax.data import Dataset
+from rap_jax.diagnostics import Finding
+from rap_jax.diagnostics.evaluation import check_confirmed, check_data, check_worst_case
+from rap_jax.environment import device_in_words, versions
+from rap_jax.folder import open_run_folder, write_atomically
+from rap_jax.interrupt import catch_signals
+from rap_jax.robustness.attacks import PARTS, Setup, all_attacks, diagnostics
+from rap_jax.robustness.network import AttackedNetwork, check_fit
+from rap_jax.robustness.predictor import Predictions, Predictor
+from rap_jax.robustness.report import write_robustness_report
+from rap_jax.robustness.sample import Sample, take_sample
+from rap_jax.robustness.worst_case import WorstCase, accuracy_of
+from rap_jax.state import make_mesh
+
+_RESULT_KEYS = ("name", "network", "data", "config", "clean", "pgd", "auto_attack", "transfer", "combined", "findings")
+# Two devices differ by rounding; two networks differ by more.
+_SAME_MARGIN = 1e-2
+
+
+def evaluate_robustness(
+    network: AttackedNetwork,
+    dataset: Dataset,
+    config: EvaluationConfig,
+    out_dir: str | Path,
+    *,
+    sources: Sequence[AttackedNetwork] = (),
+    batch_size: int = 0,
+    command: str = "",
+    devices: list[jax.Device] | None = None,
+    parts: Sequence[Part] | None = None,
+) -> dict[str, Any]:
+    """Runs, or goes on with, an evaluation in `out_dir` and returns what its results.json holds.
+
+    Args:
+      network: to be attacked.
+      dataset: whose `config.split` is attacked.
+      config: everything else that decides the numbers.
+      out_dir: folder of the evaluation.
+      sources: networks on which PGD makes images that are shown to `network`.
+      batch_size: examples that are attacked at a time, over all devices; 0 chooses. Changes results by rounding alone.
+      command: how to start this evaluation again, for the report.
+      devices: those to run on, None for all.
+      parts: attacks that run in place of those of the version of AutoAttack that `config` names.
+
+    Raises:
+      ValueError: networks and data that do not fit, settings that cannot work, a folder with another evaluation or of
+        another network, damaged files, or logits that are NaN.
+      Interrupted: a signal came; the progress is saved.
+    """
+    sample = take_sample(dataset, config.split, config.num_images)
+    _check(network, sources, sample, config)
+    identity = _identity(network, sources, sample, config, parts)
+    with open_run_folder(Path(out_dir), identity) as folder, catch_signals() as interrupt:
+        (folder.path / PARTS).mkdir(exist_ok=True)
+        mesh = make_mesh(devices)
+        setup = Setup(network, tuple(sources), sample, config, mesh, folder, interrupt, batch_size, parts)
+        predictor = setup.predictor(network, randomized=config.is_randomized)
+        clean = _clean(setup, predictor)
+        results = folder.read_json("results.json", _RESULT_KEYS)
+        if results is None:
+            about = _about(setup) | {"command": command, "out_dir": str(out_dir)}
+            results = about | _attack(setup, predictor, clean)
+            folder.write_json("results.json", results)
+        if not (folder.path / "report.md").exists():
+            write_robustness_report(folder.path, sample)
+    return results
+
+
+def _check(
+    network: AttackedNetwork, sources: Sequence[AttackedNetwork], sample: Sample, config: EvaluationConfig
+) -> None:
+    shape, classes = sample.images.shape[1:], sample.num_classes
+    check_fit(network, shape, classes, randomized=config.is_randomized)
+    for source in sources:
+        check_fit(source, shape, classes, randomized=False)
+    hint = "1 or more steps: PGD makes the images that are transferred"
+    require(not sources or config.pgd is not None, "pgd_num_steps", config.pgd_num_steps, hint)
+
+
+def _identity(
+    network: AttackedNetwork,
+    sources: Sequence[AttackedNetwork],
+    sample: Sample,
+    config: EvaluationConfig,
+    parts: Sequence[Part] | None,
+) -> dict[str, Any]:
+    """What must be the same for an evaluation to be gone on with; by content, not by place."""
+    return {
+        "evaluation": dataclasses.asdict(config),
+        "network": network.identity,
+        "transfer_from": [source.identity for source in sources],
+        "images": sample.about["attacked_sha256"],
+        "parts": [repr(part) for part in parts or ()],
+    }
+
+
+def _about(setup: Setup) -> dict[str, Any]:
+    """The part of results.json that says what was evaluated, on what."""
+    return {
+        "name": setup.network.name,
+        "images": setup.sample.words,
+        "network": setup.network.about,
+        "sources": [source.about for source in setup.sources],
+        "data": setup.sample.about,
+        "config": dataclasses.asdict(setup.config),
+        "versions": versions(),
+        "device": device_in_words(setup.mesh),
+    }
+
+
+def _clean(setup: Setup, predictor: Predictor) -> Predictions:
+    """The clean images, and whether the network is the one that this folder began with."""
+    clean, path = predictor.predict(setup.sample.images), setup.folder.path / "clean.npz"
+    if not path.exists():
+        buffer = io.BytesIO()
+        np.savez(buffer, margin=clean.margin)
+        write_atomically(path, buffer.getvalue())
+    elif not setup.config.is_randomized:
+        before = _read_margins(path)
+        if before.shape != clean.margin.shape or not np.allclose(before, clean.margin, _SAME_MARGIN, _SAME_MARGIN):
+            raise ValueError(
+                f"{setup.folder.path} holds an evaluation of another network: {setup.network.name} gives other "
+                f"logits now than it did then. Choose another --out_dir."
+            )
+    return clean
+
+
+def _read_margins(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file, np.load(file) as found:  # numpy leaves a damaged file open
+            return found["margin"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); delete it to have it made again.") from error
+
+
+def _attack(setup: Setup, predictor: Predictor, clean: Predictions) -> dict[str, Any]:
+    """The part of results.json that says what was found; writes examples.npz."""
+    randomized = setup.config.is_randomized
+    findings = check_data(setup.network.run, setup.sample.about)
+    diagnosis = None if randomized else diagnostics(setup)
+    findings += [Finding(**finding) for finding in diagnosis["findings"]] if diagnosis else []
+    worst, found = WorstCase.begin(setup.sample.images, clean), dict[str, list[dict[str, Any]]]()
+    for kind, attack in all_attacks(setup, predictor):
+        again = predictor.predict(attack.adversarial)
+        claimed = attack.claimed(clean)
+        # A randomised network may answer otherwise the next time; its images were predicted when they were found.
+        broken = claimed if randomized else claimed & again.wrong
+        findings += [*attack.findings, *check_confirmed(attack.name, claimed, broken)]
+        about = {"name": attack.name} | attack.about | accuracy_of(~clean.wrong & ~broken)
+        found.setdefault(kind, []).append(about)
+        worst = worst.with_attack(attack, broken, again)
+    first = {kind: attacks[0] for kind, attacks in found.items()}
+    findings += check_worst_case(first.get("auto_attack"), worst.robust) if setup.parts is None else []
+    write_atomically(setup.folder.path / "examples.npz", worst.to_npz(setup.sample.labels, clean))
+    return {
+        "clean": accuracy_of(~clean.wrong, "natural"),
+        "pgd": first.get("pgd"),
+        "auto_attack": first.get("auto_attack"),
+        "transfer": found.get("transfer", []),
+        "combined": accuracy_of(worst.robust),
+        "perturbation_sizes": worst.sizes(),
+        "diagnostics": diagnosis,
+        "findings": [finding._asdict() for finding in findings],
+        "seconds": _seconds(found, diagnosis),
+    }
+
+
+def _seconds(found: dict[str, list[dict[str, Any]]], diagnosis: dict[str, Any] | None) -> dict[str, float]:
+    """The time of each attack over all calls; that of the predictions is not counted."""
+    seconds = {kind: sum(attack["seconds"] for attack in attacks) for kind, attacks in found.items()}
+    seconds |= {"diagnostics": diagnosis["seconds"]} if diagnosis else {}
+    return seconds | {"total": sum(seconds.values())}

@@ -1,0 +1,169 @@
+"""The network that an evaluation attacks, wherever it comes from.
+
+open_network("runs/lenet_mnist_mnist_seed0")     the folder of a finished run
+open_network("my_code.nets:logits")              a function of the user's own
+open_network("network.jax")                      a file written by `jax.export`
+"""
+
+import hashlib
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.config import ModelConfig
+from rap_jax.digest import digest
+from rap_jax.models import Implementation, create_model, num_params
+from rap_jax.robustness.exported import read_exported
+from rap_jax.saved_network import load_network
+
+_KINDS = "the folder of a finished run, module:function of a function images -> logits, or a file written by jax.export"
+
+
+class AttackedNetwork(NamedTuple):
+    """A network in evaluation mode.
+
+    Attributes:
+      name: short, for tables and folders.
+      logits_fn: images [N, H, W, C] in [0, 1] -> logits [N, K]; of a randomised network (images, key) -> logits.
+      about: what results.json says of it: kind, checkpoint (what the user named), and what is known of it.
+      identity: what must be the same for an evaluation to be gone on with; knows no places.
+      input_shape: (H, W, C), or None if the network takes what it gets.
+      num_classes: K, or None if only a call shows it.
+      batch_size: the only one that it takes without waste; 0 for any.
+      run: what results.json of the run holds that the network comes from, if it comes from one.
+    """
+
+    name: str
+    logits_fn: LogitsFn
+    about: dict[str, Any]
+    identity: dict[str, Any]
+    input_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+    batch_size: int = 0
+    run: dict[str, Any] | None = None
+
+
+def open_network(checkpoint: str, *, implementation: Implementation = "auto") -> AttackedNetwork:
+    """Opens what `checkpoint` names; to be called after the devices have been chosen.
+
+    Args:
+      checkpoint: see the module.
+      implementation: how the convolutions of a run's network are computed.
+
+    Raises:
+      ValueError: there is no such thing, it is damaged, or it is no network; says what was expected.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        return _from_run(path, implementation)
+    if path.is_file():
+        return _from_file(path)
+    module, _, function = checkpoint.partition(":")
+    if not (function and all(part.isidentifier() for part in (*module.split("."), function))):
+        raise ValueError(f"checkpoint is {checkpoint!r}, which does not exist; expected {_KINDS}.")
+    return _from_function(module, function)
+
+
+def check_fit(network: AttackedNetwork, image_shape: tuple[int, ...], num_classes: int, *, randomized: bool) -> None:
+    """Refuses a network that does not fit the data, before anything is computed.
+
+    Args:
+      network: to be checked; one whose shapes are not known is traced.
+      image_shape: (H, W, C) of the data.
+      num_classes: of the data.
+      randomized: whether the network takes a key.
+
+    Raises:
+      ValueError: it takes other images, gives other than [N, num_classes], or is no JAX function of images.
+    """
+    if network.input_shape is not None and network.input_shape != tuple(image_shape):
+        raise ValueError(
+            f"{network.name} takes images of {list(network.input_shape)}, the data has images of {list(image_shape)}; "
+            f"expected the same: give the --dataset that the network was made for."
+        )
+    images = jax.ShapeDtypeStruct((2, *image_shape), np.float32)
+    draw = (jax.random.key(0),) if randomized else ()
+    try:
+        shape = jax.eval_shape(network.logits_fn, images, *draw).shape
+    except Exception as error:  # a user's function may raise anything
+        given = "images, key" if randomized else "images"
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{network.name} cannot be applied to {given} float32{list(images.shape)} "
+            f"({type(error).__name__}: {reason}); expected a JAX function {given} [N, H, W, C] -> logits [N, K]."
+        ) from error
+    if shape != (2, num_classes):
+        raise ValueError(
+            f"{network.name} gives logits {list(shape)} for 2 images, the data has {num_classes} classes; expected "
+            f"[2, {num_classes}]: give the --dataset that the network was made for."
+        )
+
+
+def _from_run(folder: Path, implementation: Implementation) -> AttackedNetwork:
+    saved = load_network(folder)
+    config = ModelConfig(*(saved.results["model"][name] for name in ModelConfig.__dataclass_fields__))
+    model = create_model(
+        config,
+        input_shape=saved.model.input_shape,
+        num_classes=saved.model.num_classes,
+        implementation=implementation,
+    )
+    about = {
+        "kind": "run",
+        "checkpoint": str(folder),
+        "model": saved.results["model"],
+        "num_params": num_params(saved.weights.params),
+        "trained_on": saved.results["data"],
+        "sparsity": saved.results.get("sparsity", {}).get("overall"),
+        "sha256": digest(saved.weights),
+    }
+    return AttackedNetwork(
+        name=folder.resolve().name,
+        logits_fn=lambda images: model.apply(*saved.weights, images, False)[0],
+        about=about,
+        identity={"kind": "run", "model": saved.results["model"], "sha256": about["sha256"]},
+        input_shape=model.input_shape,
+        num_classes=model.num_classes,
+        run=saved.results,
+    )
+
+
+def _from_file(path: Path) -> AttackedNetwork:
+    exported = read_exported(path)
+    identity = {"kind": "jax.export", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return AttackedNetwork(
+        name=path.stem,
+        logits_fn=exported.logits_fn,
+        about=identity | {"checkpoint": str(path)},
+        identity=identity,
+        input_shape=exported.input_shape,
+        num_classes=exported.num_classes,
+        batch_size=exported.batch_size,
+    )
+
+
+def _from_function(module_name: str, name: str) -> AttackedNetwork:
+    checkpoint = f"{module_name}:{name}"
+    if os.getcwd() not in sys.path:  # a console script does not look there
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may raise anything
+        hint = "expected a module that can be imported, from the folder you are in or as a package"
+        raise ValueError(f"{module_name} cannot be imported ({type(error).__name__}: {error}); {hint}.") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{module_name} has no function {name}; expected {_KINDS}.")
+    identity = {"kind": "function", "function": checkpoint}
+    return AttackedNetwork(
+        name=f"{module_name}.{name}",
+        logits_fn=function,
+        about=identity | {"checkpoint": checkpoint},
+        identity=identity,
+    )

@@ -1,0 +1,109 @@
+"""The pictures of an evaluation: results in, PNG bytes out."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rap_jax.interval import wilson_interval
+from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, quiet
+from rap_jax.robustness.sample import Sample
+from rap_jax.robustness.worst_case import CLEAN
+from rap_jax.wording import as_percent, as_radius
+
+# Radii beyond this many times epsilon would squeeze the part that matters.
+_WIDEST = 4.001
+_MOST_EXAMPLES = 8
+
+
+def robustness_png(results: dict[str, Any], title: str) -> bytes | None:
+    """Draws accuracy over the radius with its interval, and what the attacks leave at the radius of the threat model.
+
+    None if there were no diagnostics, from which the curve comes.
+    """
+    diagnosis, epsilon = results["diagnostics"], results["config"]["epsilon"]
+    if diagnosis is None:
+        return None
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    _draw_sweep(axes, diagnosis, epsilon)
+    axes.axvline(epsilon, color="black", linewidth=0.9, linestyle="--")
+    place, above = (epsilon, 1.0), axes.get_xaxis_transform()
+    words = f"epsilon {as_radius(epsilon)}"
+    axes.annotate(words, place, xycoords=above, xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9)
+    auto, worst = results["auto_attack"], results["combined"] | {"name": "worst case of all"}
+    if auto is not None:
+        _draw_point(axes, epsilon, auto, ROBUST, "o")
+    if auto is None or auto["robust_accuracy"] != worst["robust_accuracy"]:
+        _draw_point(axes, epsilon, worst, "black", "x")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"radius ({results['config']['norm']}, pixels in [0, 1])")
+    axes.set_ylabel("accuracy")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    quiet(axes)
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    figure.suptitle(f"{title}: accuracy under attack")
+    return as_png(figure)
+
+
+def examples_png(
+    examples: dict[str, np.ndarray], sample: Sample, *, norm: str, epsilon: float, title: str
+) -> bytes | None:
+    """Draws the first broken images: clean, perturbed, and the difference, magnified; None if no attack broke one.
+
+    Args:
+      examples: arrays of `examples.npz`.
+      sample: the clean images.
+    """
+    broken = np.flatnonzero(~np.isin(examples["broken_by"], ("", CLEAN)))[:_MOST_EXAMPLES]
+    if not broken.size:
+        return None
+    clean, perturbed = sample.images[broken], examples["adversarial"][broken]
+    difference = perturbed - clean
+    largest = epsilon if norm == "linf" else float(np.abs(difference).max())
+    names = [sample.class_names[label] for label in range(sample.num_classes)]
+    figure = Figure(figsize=(1.35 * len(broken) + 1.6, 5.2), layout="constrained")
+    grid = figure.subplots(3, len(broken), squeeze=False)
+    for column, number in enumerate(broken):
+        by = examples["broken_by"][number]
+        _draw_image(grid[0, column], clean[column], f"true {names[examples['label'][number]]}")
+        _draw_image(grid[1, column], perturbed[column], f"predicted {names[examples['prediction'][number]]}")
+        _draw_image(
+            grid[2, column], 0.5 + 0.5 * difference[column] / largest, f"by {by if len(by) < 16 else 'transfer'}"
+        )
+    for row, words in enumerate(("clean", "perturbed", f"difference\nx {0.5 / largest:.3g}, grey is 0")):
+        grid[row, 0].set_ylabel(words, fontsize=9)
+    figure.suptitle(f"{title}: the first {len(broken)} images that an attack broke", fontsize=11)
+    return as_png(figure)
+
+
+def _draw_sweep(axes: Axes, diagnosis: dict[str, Any], epsilon: float) -> None:
+    points = [point for point in diagnosis["sweep"] if point["epsilon"] <= _WIDEST * epsilon]
+    total = diagnosis["num_images"]
+    radii = [point["epsilon"] for point in points]
+    accuracies = [point["accuracy"] for point in points]
+    low, high = np.array([wilson_interval(round(accuracy * total), total) for accuracy in accuracies]).T
+    axes.fill_between(radii, low, high, color=NATURAL, alpha=0.15, linewidth=0)
+    axes.plot(radii, accuracies, "-o", color=NATURAL, markersize=4, label=f"PGD at each radius, {total} images")
+    last = diagnosis["sweep"][-1]
+    if last["epsilon"] > radii[-1]:
+        words = f"at radius {last['epsilon']:.3g}: {as_percent(last['accuracy'])}"
+        axes.annotate(words, (1, 0.02), xycoords="axes fraction", ha="right", fontsize=9, color=NEUTRAL)
+
+
+def _draw_point(axes: Axes, epsilon: float, attack: dict[str, Any], color: str, marker: str) -> None:
+    accuracy, (low, high) = attack["robust_accuracy"], attack["robust_interval"]
+    label = f"{attack['name']}: {as_percent(accuracy)}, {attack['num_examples']:,} images"
+    spread = [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]]
+    axes.errorbar([epsilon], [accuracy], yerr=spread, fmt=marker, color=color, capsize=3, zorder=5, label=label)
+
+
+def _draw_image(axes: Axes, image: np.ndarray, title: str) -> None:
+    """A picture in [0, 1]; of other than one or three channels the mean."""
+    shown = image if image.shape[-1] == 3 else image.mean(-1)
+    axes.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title, fontsize=8)
+    axes.set_xticks([])
+    axes.set_yticks([])

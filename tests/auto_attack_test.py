@@ -1,0 +1,217 @@
+"""AutoAttack as a whole: what it says of each example, and that nothing but the key decides it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from smooth_net import CLASSES, examples, logits_fn
+from tiny import quick_compilation
+
+from rap_jax.attacks.apgd import Apgd
+from rap_jax.attacks.fab import Fab
+from rap_jax.attacks.square import Square
+from rap_jax.attacks.stepwise import run_attack
+from rap_jax.auto_attack import AutoAttackResult, auto_attack
+from rap_jax.auto_attack.programs import steps_between_checks
+from rap_jax.auto_attack.versions import NAMES, Part, parts_of
+
+EPSILON = 0.04
+IMAGES, LABELS = examples(50, wrong=4)
+KEY = jax.random.key(0)
+PARTS = (
+    Part("apgd-ce", Apgd(EPSILON, num_steps=10)),
+    Part("apgd-t", Apgd(EPSILON, num_steps=10, num_targets=3)),
+    Part("fab-t", Fab(EPSILON, num_steps=10, num_targets=2)),
+    Part("square", Square(EPSILON, num_steps=40)),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each call compiles its programs anew; those of an earlier one are found here."""
+    with quick_compilation(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+def attack(**changes: object) -> AutoAttackResult:
+    settings = {"epsilon": EPSILON, "key": KEY, "parts": PARTS, "diagnostics": False, "devices": jax.devices()[:2]}
+    return auto_attack(logits_fn, IMAGES, LABELS, **settings | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", name="result")
+def make_result() -> AutoAttackResult:
+    return attack()
+
+
+def test_every_example_is_accounted_for(result: AutoAttackResult) -> None:
+    logits = np.asarray(logits_fn(jnp.asarray(result.adversarial)))
+    right = logits.argmax(-1) == LABELS
+    np.testing.assert_array_equal(right, result.robust)
+    np.testing.assert_array_equal(result.broken_by[:4], "clean")
+    assert (result.broken_by[4:] != "clean").all()
+    delta = result.adversarial - IMAGES
+    np.testing.assert_allclose(result.size, np.abs(delta).max((1, 2, 3)), atol=1e-7)
+    assert result.size.max() <= EPSILON * (1 + 1e-5)
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+    rows = np.arange(len(LABELS))
+    others = logits.copy()
+    others[rows, LABELS] = -np.inf
+    np.testing.assert_allclose(result.margin, others.max(-1) - logits[rows, LABELS], atol=1e-4)
+    assert 0 < result.robust_accuracy < result.clean_accuracy == 46 / 50
+
+
+def test_parts_add_up(result: AutoAttackResult) -> None:
+    left = 46
+    for part in result.parts:
+        assert part.attacked == left
+        assert part.broken == (result.broken_by == part.name).sum()
+        left -= part.broken
+        assert part.robust_accuracy == left / 50
+    assert left == result.robust.sum()
+
+
+def test_each_part_is_the_attack_of_the_library(result: AutoAttackResult) -> None:
+    """What is broken by a part alone is what `run_attack` breaks under the key of that part."""
+    for part in PARTS:
+        alone = attack(parts=[part])
+        key = jax.random.fold_in(KEY, NAMES.index(part.name))
+        found = run_attack(part.attack, logits_fn, key, jnp.asarray(IMAGES), jnp.asarray(LABELS))
+        broken = np.asarray(found.broken)
+        np.testing.assert_array_equal(alone.broken_by[4:] == part.name, broken[4:])
+        union = result.broken_by != ""
+        assert union[alone.broken_by != ""].all()  # the ensemble is never above a part
+
+
+@pytest.mark.parametrize("num_devices, batch_size", [(1, 7), (8, 0), (1, 0)])
+def test_neither_devices_nor_batches_change_it(result: AutoAttackResult, num_devices: int, batch_size: int) -> None:
+    other = attack(devices=jax.devices()[:num_devices], batch_size=batch_size)
+    np.testing.assert_array_equal(other.broken_by, result.broken_by)
+    np.testing.assert_allclose(other.adversarial, result.adversarial, atol=1e-3)
+
+
+def test_the_key_decides(result: AutoAttackResult) -> None:
+    again, other = attack(), attack(key=jax.random.key(1))
+    np.testing.assert_array_equal(again.adversarial, result.adversarial)
+    assert np.abs(other.adversarial - result.adversarial).max() > 1e-3
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("looks", [1, 3, 9])
+def test_goes_on_after_a_kill(result: AutoAttackResult, tmp_path: Path, looks: int) -> None:
+    path, left = tmp_path / "state.npz", looks
+
+    def stop() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        attack(state_path=path, on_look=stop)
+    gone_on = attack(state_path=path)
+    np.testing.assert_array_equal(gone_on.broken_by, result.broken_by)
+    np.testing.assert_allclose(gone_on.adversarial, result.adversarial, atol=1e-6)
+    looked = 0
+
+    def count() -> None:
+        nonlocal looked
+        looked += 1
+
+    finished = attack(state_path=path, on_look=count)
+    assert looked == 0  # nothing is attacked twice
+    np.testing.assert_array_equal(finished.broken_by, result.broken_by)
+
+
+def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.npz"
+    parts = PARTS[:1]
+    attack(state_path=path, parts=parts)
+    with pytest.raises(ValueError, match="epsilon: 0.04 in the folder, 0.05 now"):
+        attack(state_path=path, parts=parts, epsilon=0.05)
+    with pytest.raises(ValueError, match="made with another network"):
+        auto_attack(
+            lambda x: 2 * logits_fn(x), IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=parts, state_path=path,
+            diagnostics=False, devices=jax.devices()[:2],
+        )  # fmt: skip
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is damaged"):
+        attack(state_path=path, parts=parts)
+
+
+def test_a_network_that_answers_one_class_is_robust_and_one_that_is_wrong_is_not_attacked() -> None:
+    constant = lambda x: jnp.zeros((len(x), CLASSES)).at[:, 2].set(1.0) + 0 * x.sum((1, 2, 3))[:, None]
+    labels = np.full(50, 2, np.int32)
+    labels[:10] = 1
+    found = auto_attack(constant, IMAGES, labels, epsilon=0.3, key=KEY, parts=PARTS, diagnostics=False)
+    assert found.robust.tolist() == [False] * 10 + [True] * 40
+
+
+def test_captured_weights_may_lie_on_one_device(result: AutoAttackResult) -> None:
+    weight = jax.device_put(jnp.ones(()), jax.devices()[1])
+    committed = jax.jit(lambda x: logits_fn(x) * weight)
+    found = auto_attack(
+        committed, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS[:1], diagnostics=False,
+        devices=jax.devices()[:2],
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.broken_by == "apgd-ce", result.broken_by == "apgd-ce")
+
+
+def test_versions() -> None:
+    names = lambda version, classes: [p.name for p in parts_of(version, epsilon=0.1, norm="l2", num_classes=classes)]
+    assert names("standard", 10) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert names("plus", 10) == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+    assert names("rand", 10) == ["apgd-ce", "apgd-dlr"]
+    assert names("standard", 3) == ["apgd-ce", "fab-t", "square"]
+    assert names("plus", 2) == ["apgd-ce", "fab", "square", "fab-t"]
+    starts = {p.name: p.attack.num_starts for p in parts_of("plus", epsilon=0.1, norm="linf", num_classes=10)}
+    assert starts == {"apgd-ce": 5, "apgd-dlr": 5, "fab": 5, "square": 1, "apgd-t": 9, "fab-t": 9}
+    steps = {p.name: p.attack.num_steps for p in parts_of("standard", epsilon=0.1, norm="linf", num_classes=10)}
+    assert steps == {"apgd-ce": 100, "apgd-t": 100, "fab-t": 100, "square": 5000}
+    with pytest.raises(ValueError, match="version is 'custom'; expected one of standard, plus, rand"):
+        parts_of("custom", epsilon=0.1, norm="linf", num_classes=10)  # type: ignore[arg-type]
+
+
+def test_a_randomised_network_is_attacked_with_its_key() -> None:
+    noisy = lambda x, key: logits_fn(x) + 0.01 * jax.random.normal(key, (len(x), CLASSES))
+    parts = [Part("apgd-ce", Apgd(EPSILON, num_steps=10, num_samples=2))]
+    found = auto_attack(noisy, IMAGES, LABELS, epsilon=EPSILON, key=KEY, version="rand", parts=parts)
+    assert 0 < found.robust_accuracy < found.clean_accuracy
+
+
+@pytest.mark.parametrize("num_steps, expected", [(100, 10), (5000, 100), (40, 4), (7, 1), (1, 1)])
+def test_checks_come_often_enough(num_steps: int, expected: int) -> None:
+    assert steps_between_checks(num_steps) == expected
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"epsilon": 0.0}, "epsilon is 0.0; expected a number above 0"),
+        ({"norm": "l1"}, "norm is 'l1'"),
+        ({"version": "fast", "parts": None}, "version is 'fast'"),
+        ({"batch_size": -1}, "batch_size is -1"),
+    ],
+)
+def test_refuses_settings(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attack(**changes)
+
+
+def test_refuses_arrays() -> None:
+    call = lambda images, labels, fn=logits_fn: auto_attack(fn, images, labels, epsilon=0.1, key=KEY, parts=PARTS)
+    with pytest.raises(ValueError, match=r"Pixels go from 0 to 255; expected \[0, 1\]"):
+        call(np.linspace(0, 255, IMAGES.size, dtype=np.float32).reshape(IMAGES.shape), LABELS)
+    with pytest.raises(ValueError, match=r"images is 'uint8\[50, 6, 6, 1\]'"):
+        call((IMAGES * 255).astype(np.uint8), LABELS)
+    with pytest.raises(ValueError, match=r"labels is 'int32\[49\]'"):
+        call(IMAGES, LABELS[:49])
+    with pytest.raises(ValueError, match="labels is '0 to 5'; expected 0 to 4"):
+        call(IMAGES, np.arange(50) % 6)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        call(IMAGES, LABELS, lambda x: logits_fn(x) * jnp.nan)

@@ -1,0 +1,132 @@
+"""Each finding is raised by the defect that it names, and a sound network raises none."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import logging as absl_logging
+from smooth_net import CLASSES, examples, logits_fn
+from tiny import quick_compilation
+
+from rap_jax.attacks.apgd import Apgd
+from rap_jax.auto_attack import auto_attack
+from rap_jax.auto_attack.versions import Part
+from rap_jax.diagnostics import Diagnosis, check_left_out, check_square, diagnose, epsilon_sweep
+
+IMAGES, LABELS = examples(60, wrong=2)
+KEY = jax.random.key(0)
+EPSILON = 0.05
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each call compiles its programs anew; those of an earlier one are found here."""
+    with quick_compilation(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+def of(network: Callable[[jax.Array], jax.Array], images: np.ndarray = IMAGES, norm: str = "linf") -> Diagnosis:
+    return diagnose(network, images, LABELS, epsilon=EPSILON, norm=norm, key=KEY)
+
+
+def names(diagnosis: Diagnosis) -> set[str]:
+    return {finding.name for finding in diagnosis.findings}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_sound_network_raises_nothing(norm: str) -> None:
+    found = of(logits_fn, norm=norm)
+    assert found.findings == []
+    accuracies = [point.accuracy for point in found.sweep]
+    assert accuracies[0] == pytest.approx(58 / 60) and accuracies[-1] == 0
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert EPSILON in [point.epsilon for point in found.sweep]
+    assert found.zero_gradients == 0
+    np.testing.assert_allclose(found.predicted.sum(), 1)
+
+
+def test_probabilities() -> None:
+    assert "probabilities" in names(of(lambda x: jax.nn.softmax(logits_fn(x))))
+    assert "probabilities" not in names(of(lambda x: jax.nn.log_softmax(logits_fn(x))))
+
+
+def test_randomised() -> None:
+    calls = iter(range(1000))
+    noisy = lambda x: (
+        logits_fn(x) + jax.pure_callback(lambda: np.float32(next(calls)), jax.ShapeDtypeStruct((), jnp.float32))
+    )
+    assert "randomised" in names(of(_differentiable(noisy)))
+
+
+def _differentiable(noisy: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The noise has no gradient: a callback cannot be differentiated."""
+    return lambda x: logits_fn(x) + jax.lax.stop_gradient(noisy(jax.lax.stop_gradient(x)) - logits_fn(x))
+
+
+def test_batch_norm_in_training_mode() -> None:
+    assert "depends on the batch" in names(of(lambda x: logits_fn((x - x.mean(0, keepdims=True)) * 2)))
+
+
+def test_collapsed() -> None:
+    constant = lambda x: 1e-3 * logits_fn(x) + 5 * jax.nn.one_hot(jnp.full(len(x), 2), CLASSES)
+    found = of(constant)
+    assert {"collapsed", "unbroken at any radius"} <= names(found)
+    assert "called class 2" in next(f.text for f in found.findings if f.name == "collapsed")
+
+
+def test_zero_gradients_and_masking() -> None:
+    saturated = lambda x: 1e4 * logits_fn(x)
+    assert of(saturated).zero_gradients > 0.5
+    assert "zero gradients" in names(of(saturated))
+    masked = lambda x: logits_fn(jnp.round(x * 4) / 4)
+    assert {"zero gradients", "unbroken at any radius"} <= names(of(masked))
+
+
+def test_one_step_beats_many() -> None:
+    """Near an image the gradient points away from the boundary, one step beyond it is fooled."""
+
+    @jax.custom_vjp
+    def bent(x: jax.Array) -> jax.Array:
+        return logits_fn(x)
+
+    def backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+        gradient = jax.vjp(logits_fn, x)[1](g)[0]
+        clean = jnp.abs(x[:, None] - jnp.asarray(IMAGES)[None]).max((2, 3, 4)).min(1) < 1e-6
+        return (jnp.where(clean[:, None, None, None], gradient, -gradient),)
+
+    bent.defvjp(lambda x: (logits_fn(x), x), backward)
+    assert "one step beats many" in names(of(bent))
+
+
+def test_pixels_outside_the_box() -> None:
+    assert "range of the images" in names(of(logits_fn, IMAGES * 2))
+
+
+def test_sweep_counts_what_smaller_radii_have_broken() -> None:
+    sweep = epsilon_sweep(jax.jit(logits_fn), IMAGES, LABELS, epsilon=0.3, norm="linf", key=KEY)
+    assert [round(point.epsilon, 3) for point in sweep] == [0, 0.075, 0.15, 0.225, 0.3, 0.45, 0.6, 1.0]
+
+
+def test_square() -> None:
+    found = check_square({"apgd-ce": 0.5, "apgd-t": 0.4, "square": 0.39})
+    assert "broke 1.00% of the images" in found[0].text
+    assert check_square({"apgd-ce": 0.5, "apgd-t": 0.4, "square": 0.399}) == []
+    assert check_square({"square": 0.1}) == []
+
+
+def test_few_classes() -> None:
+    assert check_left_out("standard", 10) == []
+    assert "parts are left out" in check_left_out("standard", 3)[0].text
+    assert "aim at the 6 wrong ones" in check_left_out("plus", 7)[0].text
+
+
+def test_auto_attack_hands_findings_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(absl_logging, "warning", lambda text, *values: warned.append(text % values))
+    parts = [Part("apgd-ce", Apgd(EPSILON, num_steps=2))]
+    network = lambda x: jax.nn.softmax(logits_fn(x))
+    found = auto_attack(network, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=parts)
+    assert "probabilities" in [finding.name for finding in found.findings]
+    assert any("Return the logits" in text for text in warned)
