@@ -1,6 +1,5 @@
 """AutoAttack as a whole: what it says of each example, and that nothing but the key decides it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -8,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from smooth_net import CLASSES, examples, logits_fn
-from tiny import quick_compilation
 
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.fab import Fab
@@ -21,19 +19,13 @@ from rap_jax.auto_attack.versions import NAMES, Part, parts_of
 EPSILON = 0.04
 IMAGES, LABELS = examples(50, wrong=4)
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 PARTS = (
     Part("apgd-ce", Apgd(EPSILON, num_steps=10)),
     Part("apgd-t", Apgd(EPSILON, num_steps=10, num_targets=3)),
     Part("fab-t", Fab(EPSILON, num_steps=10, num_targets=2)),
     Part("square", Square(EPSILON, num_steps=40)),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each call compiles its programs anew; those of an earlier one are found here."""
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def attack(**changes: object) -> AutoAttackResult:

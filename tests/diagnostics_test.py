@@ -1,6 +1,6 @@
 """Each finding is raised by the defect that it names, and a sound network raises none."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from absl import logging as absl_logging
 from smooth_net import CLASSES, examples, logits_fn
-from tiny import quick_compilation
 
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.auto_attack import auto_attack
@@ -17,14 +16,8 @@ from rap_jax.diagnostics import Diagnosis, check_left_out, check_square, diagnos
 
 IMAGES, LABELS = examples(60, wrong=2)
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 EPSILON = 0.05
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each call compiles its programs anew; those of an earlier one are found here."""
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def of(network: Callable[[jax.Array], jax.Array], images: np.ndarray = IMAGES, norm: str = "linf") -> Diagnosis:
