@@ -265,7 +265,7 @@ def test_marked_checkpoint_is_the_last_selected_of_each_stage(monkeypatch: pytes
 
 @pytest.mark.parametrize("layers", [("conv1/kernel",), tuple(LAYERS)])
 def test_panels_fill_the_pictures(monkeypatch: pytest.MonkeyPatch, layers: tuple[str, ...]) -> None:
-    png = plots._png
+    png = plots.as_png
 
     def measure(figure: Any) -> bytes:
         drawn = png(figure)
@@ -273,7 +273,7 @@ def test_panels_fill_the_pictures(monkeypatch: pytest.MonkeyPatch, layers: tuple
         assert covered > 0.3  # of the whole picture; a squeezed layout leaves 0.03
         return drawn
 
-    monkeypatch.setattr(plots, "_png", measure)
+    monkeypatch.setattr(plots, "as_png", measure)
     assert plots.training_png(make_metrics(layers), "title") and plots.admm_png(make_metrics(layers), "title")
     assert plots.sparsity_png(sparsity(0.5), "title")
 
