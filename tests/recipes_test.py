@@ -21,7 +21,7 @@ from rap_jax.stage import stage_learning_rate
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "svhn": (32, 32, 3)}
 # Evaluation takes as long to compile as training does: it is left out where another recipe does the same.
-EVALUATED = {"lenet_mnist", "lenet_cifar10", "vgg16_cifar10", "resnet18_cifar10", "wide_resnet28_cifar10"}
+EVALUATED = {"lenet_mnist", "lenet_cifar10", "vgg16_cifar10", "resnet18_cifar10"}
 NEEDS_A_RUN = {"lenet_mnist_inherited": "lenet_mnist_paper"}
 
 
