@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> None:
         enable_compilation_cache(FLAGS.compilation_cache_dir)
         network = open_network(FLAGS.checkpoint, implementation=compute.implementation)
         config = evaluation_from_flags(network.run)
+        require(all(FLAGS.transfer_from), "transfer_from", FLAGS.transfer_from, "names without an empty one among them")
         sources = [open_network(name, implementation=compute.implementation) for name in FLAGS.transfer_from]
         results = evaluate_robustness(
             network,

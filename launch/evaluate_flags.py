@@ -96,9 +96,11 @@ def data_for(run: dict[str, Any] | None, values: flags.FlagValues = FLAGS) -> Da
     of_run = _data_of(run) if run else {}
     if values["dataset"].present:  # then these belong to other data
         of_run = {name: value for name, value in of_run.items() if name not in _OF_ONE_DATASET}
-    return data_from_flags(
-        lambda name: values[name].value if values[name].present else of_run.get(name, values[name].value)
-    )
+    # In place of a data set that is not there, another one could show the network images that it was trained on.
+    fallback = values["fallback_dataset"].value
+    allowed = fallback if run is None or run["data"]["name"] == fallback else None
+    chosen = lambda name: values[name].value if values[name].present else of_run.get(name, values[name].value)
+    return data_from_flags(lambda name: allowed if name == "fallback_dataset" else chosen(name))
 
 
 def _data_of(run: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from typing import Any
 import chex
 import jax
 
+# Of every BatchNorm: what is added to the variance.
+BATCH_NORM_EPSILON = 1e-5
+
 
 def path_name(path: tuple[object, ...]) -> str:
     """A leaf's path as `conv1/kernel`."""

@@ -1,17 +1,18 @@
 """A stage on the network without its removed filters: the same weights up to rounding, in less time.
 
-The weights and masks of the stage's start say what can be removed (see `compact`), so a run that goes on finds the same
-small network again. Checkpoints of the stage hold that network; what the stage hands over is the whole one.
+The weights and masks of the stage's start say what can be removed (see `compaction.plan`), so a run that goes on finds
+the same small network again. Checkpoints of the stage hold that network; what the stage hands over is the whole one.
 
 Differs from the stage on the whole network: (1) rounding, since sums have fewer zeros in them; (2) the numbers that
-`compact` lists, which the function does not depend on; the norm of the weights in the log is that of the small network.
+`compaction.plan` lists, which the function does not depend on; the norm of the weights in the log is that of the small
+network.
 """
 
 import chex
 import jax
 import numpy as np
 
-from rap_jax.compact import Plan, compaction_plan, expand, shrink
+from rap_jax.compaction import Plan, compaction_plan, expand, shrink
 from rap_jax.config import Stage
 from rap_jax.evaluate import make_evaluator
 from rap_jax.models import create_model
@@ -27,7 +28,7 @@ def run_small_stage(stage: Stage, setup: Setup, start: Weights, masks: chex.Arra
     Raises:
       ValueError, Interrupted: as `run_stage`.
     """
-    plan = compaction_plan(setup.model.reads, start.params, masks)
+    plan = compaction_plan(setup.model.wiring, start.params, masks)
     if not plan.features:
         return run_stage(stage, setup, start, masks)
     small_start = Weights(*(shrink(plan, tree) for tree in start))

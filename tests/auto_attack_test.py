@@ -126,11 +126,13 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     attack(state_path=path, parts=parts)
     with pytest.raises(ValueError, match="epsilon: 0.04 in the folder, 0.05 now"):
         attack(state_path=path, parts=parts, epsilon=0.05)
-    with pytest.raises(ValueError, match="made with another network"):
-        auto_attack(
-            lambda x: 2 * logits_fn(x), IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=parts, state_path=path,
-            diagnostics=False, devices=jax.devices()[:2],
-        )  # fmt: skip
+    without_gradient = lambda x: logits_fn(jax.lax.stop_gradient(x)) + 0 * x.sum()
+    for other in (lambda x: 2 * logits_fn(x), without_gradient):
+        with pytest.raises(ValueError, match="holds another evaluation:\n  program and weights of the network"):
+            auto_attack(
+                other, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=parts, state_path=path,
+                diagnostics=False, devices=jax.devices()[:2],
+            )  # fmt: skip
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="is damaged"):
         attack(state_path=path, parts=parts)
@@ -207,3 +209,36 @@ def test_refuses_arrays() -> None:
         call(IMAGES, np.arange(50) % 6)
     with pytest.raises(ValueError, match="NaN or infinite"):
         call(IMAGES, LABELS, lambda x: logits_fn(x) * jnp.nan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epsilon": 8.0}, "epsilon is 8.0; expected at most 1"),
+        ({"epsilon": 30.0, "norm": "l2"}, "epsilon is 30.0; expected at most"),
+        ({"epsilon": float("nan")}, "epsilon is nan; expected a number above 0"),
+        ({"epsilon": "8/255"}, "epsilon is '8/255'; expected a number"),
+        ({"norm": "l1"}, "norm is 'l1'; expected one of linf, l2"),
+        ({"key": 0}, "key is 0; expected a typed PRNG key"),
+        ({"state_path": "."}, "state_path is '.'; expected a file"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_once(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attack(**changes)
+
+
+def test_logits_alone_are_expected_and_may_be_narrow(result: AutoAttackResult, tmp_path: Path) -> None:
+    settings = {"epsilon": EPSILON, "key": KEY, "parts": PARTS, "diagnostics": False}
+    with pytest.raises(ValueError, match="logits_fn returns a tuple; expected an array of logits"):
+        auto_attack(lambda x: (logits_fn(x), x), IMAGES, LABELS, **settings)  # type: ignore[arg-type]
+    path = tmp_path / "new" / "folder" / "state.npz"
+    narrow = lambda x: logits_fn(x).astype(jnp.float16)
+    found = auto_attack(narrow, IMAGES, LABELS, state_path=path, **settings)  # type: ignore[arg-type]
+    assert path.exists() and (found.robust == result.robust).mean() > 0.9
+
+
+def test_a_gradient_that_is_nan_is_called_that() -> None:
+    without = lambda x: logits_fn(x) + jnp.sqrt(0 * x.sum((1, 2, 3)))[:, None]
+    with pytest.raises(ValueError, match="adversarial images are NaN: the gradient of the network is NaN"):
+        auto_attack(without, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS, diagnostics=False)

@@ -103,10 +103,10 @@ def test_sweep_counts_what_smaller_radii_have_broken() -> None:
 
 
 def test_square() -> None:
-    found = check_square({"apgd-ce": 0.5, "apgd-t": 0.4, "square": 0.39})
-    assert "broke 1.00% of the images" in found[0].text
-    assert check_square({"apgd-ce": 0.5, "apgd-t": 0.4, "square": 0.399}) == []
-    assert check_square({"square": 0.1}) == []
+    found = check_square({"apgd-ce": 0.5, "apgd-t": 0.4, "square": 0.39}, 1000)
+    assert "broke 10 of the 400 images that the attacks before it, which do, had left (1.00%" in found[0].text
+    assert check_square({"apgd-ce": 0.5, "apgd-t": 0.4, "square": 0.399}, 1000) == []
+    assert check_square({"square": 0.1}, 10) == []
 
 
 def test_few_classes() -> None:

@@ -177,16 +177,21 @@ def test_data_come_from_the_run_and_flags_win(run: Path, tmp_path: Path) -> None
         "validation_fraction": 0.2, "validation_seed": None, "image_size": None,
     }  # fmt: skip
     results["data"] |= {"name": "mnist", "validation_seed": 7}
-    of_run = DataConfig("mnist", "/prepared", str(tmp_path), "mnist_5k", 0.2, 7)
+    of_run = DataConfig("mnist", "/prepared", str(tmp_path), None, 0.2, 7)
     assert data_for(results, parse()) == of_run
     assert data_for(results, parse("--data_dir=/mine", "--validation_seed=3")) == DataConfig(
-        "mnist", "/mine", str(tmp_path), "mnist_5k", 0.2, 3
+        "mnist", "/mine", str(tmp_path), None, 0.2, 3
     )
+    flagfile = parse("--dataset=mnist", "--fallback_dataset=mnist_5k")
+    assert data_for(results, flagfile).fallback_dataset is None
+    assert data_for(None, flagfile).fallback_dataset == "mnist_5k"
     assert data_for(results, parse("--dataset=svhn")) == DataConfig("svhn", "/prepared", None, None, 0.2, 7)
     assert data_for(None, parse("--dataset=svhn")) == DataConfig("svhn")
     results["data"]["name"], results["config"]["data"]["raw_data_dir"] = "mnist_5k", str(tmp_path / "gone")
     found = data_for(results, parse())
     assert (found.dataset, found.raw_data_dir) == ("mnist_5k", None)
+    flagfile = parse("--dataset=mnist", "--fallback_dataset=mnist_5k")
+    assert data_for(results, flagfile).fallback_dataset == "mnist_5k"
     results["config"]["data"] |= {"dataset": "folder:/images", "image_size": [20, 30], "fallback_dataset": None}
     assert data_for(results, parse()).image_size == (20, 30)
 

@@ -16,6 +16,7 @@ from tiny_run import CONFIG, EPSILON, PARTS, mislabelled, tiny_function
 
 from rap_jax.attacks.stepwise import run_attack
 from rap_jax.attacks.stepwise_pgd import Pgd
+from rap_jax.data import Split
 from rap_jax.diagnostics.evaluation import check_confirmed, check_data, check_worst_case
 from rap_jax.interrupt import Interrupted
 from rap_jax.robustness import evaluate as robustness
@@ -226,8 +227,42 @@ def test_another_evaluation_is_refused(done: Done, network: AttackedNetwork, oth
     with pytest.raises(ValueError, match="transfer_from: "):
         evaluate(done.folder, network)
     changed = network._replace(logits_fn=lambda images: 1.5 * network.logits_fn(images))
+    stopped = network._replace(
+        logits_fn=lambda images: network.logits_fn(jax.lax.stop_gradient(images)) + 0 * images.sum()
+    )
+    for another in (changed, stopped):
+        with pytest.raises(ValueError, match="network.program and weights: "):
+            evaluate(done.folder, another, other)
+    of_a_run = {"kind": "run", "checkpoint": "first"}
+    with pytest.raises(ValueError, match="network.program and weights: .* absent now"):
+        evaluate(done.folder, network._replace(about=of_a_run), other)
+
+
+def test_a_run_with_other_logits_is_refused(network: AttackedNetwork, tmp_path: Path) -> None:
+    of_a_run = network._replace(about={"kind": "run", "checkpoint": "first"})
+    evaluate(tmp_path, of_a_run, auto_attack="none", num_images=8)
+    (tmp_path / "results.json").unlink()
+    changed = of_a_run._replace(logits_fn=lambda images: 1.5 * network.logits_fn(images))
     with pytest.raises(ValueError, match="holds an evaluation of another network: first gives other logits now"):
-        evaluate(done.folder, changed, other)
+        evaluate(tmp_path, changed, auto_attack="none", num_images=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda logits: logits / 0, "first has logits that are NaN or infinite at 8 of 8 clean images"),
+        (lambda logits: logits + jnp.sqrt(0 * logits), "first has gradients that are NaN or infinite at 8 of 8"),
+    ],
+)
+def test_nan_is_refused_before_anything_is_written(
+    network: AttackedNetwork, tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    broken = network._replace(logits_fn=lambda images: change(network.logits_fn(images)))
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path / "new", broken)
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path / "new", network, broken)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", ["clean.npz", "parts/transfer_0.npz", "parts/pgd.npz", "parts/diagnostics.json"])
@@ -266,9 +301,6 @@ def test_networks_that_do_not_fit_are_refused(network: AttackedNetwork, tmp_path
         evaluate(tmp_path / "a", seven)
     with pytest.raises(ValueError, match="first cannot be applied to images .*TracerArrayConversionError"):
         evaluate(tmp_path / "a", network._replace(logits_fn=np.asarray))
-    nan = network._replace(logits_fn=lambda images: network.logits_fn(images) * jnp.nan)
-    with pytest.raises(ValueError, match="40 images get logits of first that are NaN or infinite"):
-        evaluate(tmp_path / "a", nan)
     with pytest.raises(ValueError, match="pgd_num_steps is 0; expected 1 or more steps"):
         evaluate(tmp_path / "b", network, network, pgd_num_steps=0)
 
@@ -293,10 +325,20 @@ def test_findings_of_an_evaluation() -> None:
     assert "1 of the 3 images of PGD" in check_confirmed("PGD", three, two)[0].text
     alone = {"name": "AutoAttack standard", "robust_accuracy": 0.75}
     assert check_worst_case(None, two) == [] == check_worst_case(alone, three)
-    assert "broke another 25.00%" in check_worst_case(alone, two)[0].text
+    assert "broke 1 more images than AutoAttack standard (25.00% of all)" in check_worst_case(alone, two)[0].text
 
 
 def test_a_sample_is_the_first_images() -> None:
     assert len(take_sample(DATA, "test", 0).labels) == len(take_sample(DATA, "test", 1000).labels) == 60
     assert take_sample(DATA, "validation", 0).words == "all 40 validation images of tiny"
     np.testing.assert_allclose(SAMPLE.images, DATA.test.images[:40] / np.float32(255), rtol=1e-6)
+
+
+def test_images_sorted_by_class_are_taken_from_all_over() -> None:
+    order = np.argsort(DATA.test.labels, kind="stable")
+    by_class = dataclasses.replace(DATA, test=Split(DATA.test.images[order], DATA.test.labels[order]))
+    found = take_sample(by_class, "test", 20)
+    np.testing.assert_array_equal(found.labels, by_class.test.labels[::3])
+    np.testing.assert_allclose(found.images, by_class.test.images[::3] / np.float32(255), rtol=1e-6)
+    assert found.words == "evenly spaced 20 test images of tiny"
+    np.testing.assert_array_equal(take_sample(by_class, "test", 0).labels, by_class.test.labels)

@@ -15,7 +15,7 @@ import tiny
 from normed_net import add_normed_net
 from numpy_networks import random_weights
 
-from rap_jax.compact import compaction_plan, expand, shrink
+from rap_jax.compaction import compaction_plan, expand, shrink
 from rap_jax.config import ModelConfig, OptimizerConfig
 from rap_jax.losses import cross_entropy
 from rap_jax.masking import apply_masks
@@ -96,14 +96,15 @@ def test_steps_of_the_small_network_are_those_of_the_whole_one(
     model = sized(name)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params, batch_stats = (doubles(random_weights(tree, 3)) for tree in shapes)
-    expected = {producer for _, producer in model.reads}
+    groups = list(model.wiring.groups.values())
+    expected = {layer for layer in groups if groups.count(layer) == 1}  # of sums, each layer loses other filters
     pruned = {layer: "scale" if isinstance(spec, ScaleFilter) else "kernel" for layer in expected}
     if isinstance(spec, Column):  # filter 0 of conv1 and neurons of fc1 are read by nobody; conv2 keeps other zeros
         params["conv2"]["kernel"] = params["conv2"]["kernel"].at[:, :, 0].multiply(1e-3)
         pruned, expected = {"conv2": "kernel", "fc2": "kernel"}, {"conv1", "fc1"}
     masks = masks_of({f"{layer}/{leaf}": spec for layer, leaf in pruned.items()}, params)
     params = apply_masks(masks, params)
-    plan = compaction_plan(model.reads, params, masks)
+    plan = compaction_plan(model.wiring, params, masks)
     assert set(plan.features) == expected
 
     small = sized(name, plan.features)
@@ -120,12 +121,12 @@ def test_steps_of_the_small_network_are_those_of_the_whole_one(
 
 
 def test_weight_decay_shrinks_only_what_is_there() -> None:
-    """The difference (1) of `compact`: dead weights end as they began, and the function does not notice."""
+    """The difference (1) of `compaction.plan`: dead weights end as they began, and the function does not notice."""
     model = sized("lenet_mnist")
     params = doubles(random_weights(jax.eval_shape(model.init, jax.random.key(0))[0], 3))
     masks = masks_of({"conv1/kernel": Filter(0.5)}, params)
     params = apply_masks(masks, params)
-    plan = compaction_plan(model.reads, params, masks)
+    plan = compaction_plan(model.wiring, params, masks)
     config = OptimizerConfig("sgd", weight_decay=0.1)
     large_params, _, _ = train(model, params, {}, masks, config)
     small_params, _, _ = train(sized("lenet_mnist", plan.features), shrink(plan, params), {}, None, config)

@@ -145,7 +145,8 @@ def search_bars(name: str, ours: Search, theirs: Search) -> list[Bar]:
     differences = np.abs(ours.images - theirs.images).reshape(len(theirs.broken), -1).max(-1)
     return [
         share_bar("same number of queries", ours.num_queries == theirs.num_queries, 0.95, name),
-        share_bar("same image", differences <= 1e-5, 0.95, name),
+        # A candidate that changes nothing has the loss of the best one but for rounding, and may or may not replace it.
+        share_bar("same image", differences <= 1e-5, None, name),
         share_bar("same success", ours.broken == theirs.broken, 1.0, name),
     ]
 

@@ -8,6 +8,7 @@ every gradient is taken at an image; (2) the loss is a function of the images al
 BatchNorm statistics. Examples do not couple as long as the loss normalises none by its neighbours.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -97,6 +98,9 @@ def pgd_restarts(
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images have dtype {images.dtype}; expected floating point, with pixels in [0, 1].")
+    for name, value in (("epsilon", epsilon), ("step_size", step_size)):
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}; expected a finite number of 0 or more.")
     if num_steps < 0 or num_restarts < 1:
         raise ValueError(
             f"num_steps is {num_steps!r} and num_restarts is {num_restarts!r}; expected at least 0 steps and 1 restart."

@@ -18,6 +18,18 @@ from jax import lax
 LogitsFn = Callable[..., jax.Array]
 
 
+def in_float32(logits_fn: LogitsFn) -> LogitsFn:
+    """The same function with logits in float32, in which attacks compare them, whatever the network computes in."""
+
+    def in_float32(*arguments: jax.Array) -> jax.Array:
+        logits = logits_fn(*arguments)
+        if not hasattr(logits, "dtype"):
+            raise ValueError(f"logits_fn returns a {type(logits).__name__}; expected an array of logits [N, K] alone.")
+        return logits.astype(jnp.float32)
+
+    return in_float32
+
+
 class AttackState(Protocol):
     """What every state holds, beside what its attack needs.
 

@@ -22,15 +22,17 @@ import jax
 import numpy as np
 from absl import logging
 
-from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.attacks.stepwise import LogitsFn, in_float32
 from rap_jax.auto_attack.programs import Judged, Programs
 from rap_jax.auto_attack.record import Record, Saved, load, save
 from rap_jax.auto_attack.result import AutoAttackResult, PartResult, names_of_parts
 from rap_jax.auto_attack.slots import Found, Slots
 from rap_jax.auto_attack.versions import NAMES, Part, Version, parts_of
 from rap_jax.captured import lift_captured
-from rap_jax.config.checks import require, require_positive
+from rap_jax.config.attack import check_radius
+from rap_jax.config.checks import require
 from rap_jax.diagnostics import check_images, check_left_out, check_square, diagnose
+from rap_jax.fingerprint import fingerprint
 from rap_jax.progress import Progress
 from rap_jax.state import make_mesh
 
@@ -78,8 +80,11 @@ def auto_attack(
       ValueError: arrays or settings that cannot be, a state of another evaluation, logits that are NaN, or an attack
         that left ball or box.
     """
-    images, labels = _check_arrays(images, labels, epsilon)
-    mesh = make_mesh(devices)
+    images, labels = _check_arrays(images, labels)
+    check_radius(norm, epsilon, images[0].size)
+    _check_key(key)
+    path = _state_path(state_path)
+    mesh, logits_fn = make_mesh(devices), in_float32(logits_fn)
     num_slots = _num_slots(batch_size, len(images), mesh)
     draw = (key,) if version == "rand" else ()
     batch = jax.ShapeDtypeStruct((num_slots // mesh.size, *images.shape[1:]), np.float32)
@@ -92,14 +97,15 @@ def auto_attack(
     if not clean.sound.all():
         raise ValueError(f"{(~clean.sound).sum()} clean images get logits that are NaN or infinite; expected none.")
     identity = _identity(images, labels, chosen, epsilon, norm, version, key)
-    path = None if state_path is None else Path(state_path).expanduser()
+    if path is not None:
+        identity["program and weights of the network"] = fingerprint(logits_fn, images.shape[1:], *draw)
     title = "AutoAttack " if parts is None else ""
     run = _Run(programs, chosen, images, labels, key, num_slots, path, identity, title, on_look)
     findings = check_left_out(version, num_classes) if parts is None else []
     if diagnostics and version != "rand":
         findings += diagnose(logits_fn, images, labels, epsilon=epsilon, norm=norm, key=key).findings
     record, results = run.go_on(_begin(path, images, clean, identity))
-    findings += check_square({part.name: part.robust_accuracy for part in results})
+    findings += check_square({part.name: part.robust_accuracy for part in results}, len(images))
     for finding in findings:
         logging.warning("%s: %s", finding.name, finding.text)
     return AutoAttackResult(
@@ -207,10 +213,22 @@ def _judge_all(
     return Judged(*(np.concatenate(leaves)[: len(images)] for leaves in zip(*batches, strict=True)))
 
 
-def _check_arrays(
-    images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, epsilon: float
-) -> tuple[np.ndarray, np.ndarray]:
-    require_positive("epsilon", epsilon)
+def _check_key(key: jax.Array) -> None:
+    typed = isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    require(typed and key.ndim == 0, "key", key, "a typed PRNG key, such as jax.random.key(0)")
+
+
+def _state_path(state_path: str | Path | None) -> Path | None:
+    """The file of the progress, in a folder that is there."""
+    if state_path is None:
+        return None
+    path = Path(state_path).expanduser()
+    require(not path.is_dir(), "state_path", str(state_path), "a file, and this is a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _check_arrays(images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
     images, labels = np.asarray(images), np.asarray(labels)
     shaped = images.ndim == 4 and len(images) > 0 and np.issubdtype(images.dtype, np.floating)
     found = f"{images.dtype}{list(images.shape)}"
@@ -224,7 +242,7 @@ def _check_arrays(
 
 
 def _num_classes(logits_fn: LogitsFn, batch: jax.ShapeDtypeStruct, labels: np.ndarray, *draw: jax.Array) -> int:
-    shape = jax.eval_shape(logits_fn, batch, *draw).shape
+    shape = jax.eval_shape(logits_fn, batch, *draw).shape  # `in_float32` has refused what is no array
     require(len(shape) == 2 and shape[0] == batch.shape[0], "shape of the logits", shape, f"[{batch.shape[0]}, K]")
     within = 0 <= labels.min() and labels.max() < shape[1]
     require(within, "labels", f"{labels.min()} to {labels.max()}", f"0 to {shape[1] - 1}: there are {shape[1]} logits")
@@ -253,7 +271,8 @@ def _identity(
         "version": version,
         "norm": norm,
         "epsilon": float(epsilon),
-        "parts": [repr(part) for part in parts],
+        "parts": ", ".join(part.name for part in parts),
+        "settings of the parts": hashlib.sha256(repr(parts).encode()).hexdigest()[:12],
         "key": jax.random.key_data(key).tolist(),
         "num_images": len(images),
         "images and labels": content,

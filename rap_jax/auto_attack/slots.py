@@ -91,7 +91,8 @@ class Slots:
         active = self._example >= 0
         broken = active & judged.wrong
         survived = active & ~broken & (self._left <= 0)
-        _refuse_unsound(broken & ~judged.sound)
+        if (broken & ~judged.sound).any():
+            raise _unsound(np.asarray(self._state.adversarial)[broken & ~judged.sound])
         images = np.asarray(self._state.adversarial)[broken] if broken.any() else self._images[:0]
         found = Found(
             self._example[broken], images, judged.margin[broken], judged.size[broken], self._example[survived]
@@ -102,9 +103,13 @@ class Slots:
         return found
 
 
-def _refuse_unsound(unsound: np.ndarray) -> None:
-    if unsound.any():
-        raise ValueError(
-            f"{unsound.sum()} adversarial images are outside ball or box, or their logits are NaN or infinite; "
-            f"expected none. The weights may be NaN or far too large, or the attack is at fault."
+def _unsound(images: np.ndarray) -> ValueError:
+    if not np.isfinite(images).all():
+        return ValueError(
+            f"{len(images)} adversarial images are NaN: the gradient of the network is NaN or infinite somewhere, and "
+            f"its logits are not. Usual causes are sqrt, log or a division at 0; expected a finite gradient everywhere."
         )
+    return ValueError(
+        f"{len(images)} adversarial images get logits that are NaN or infinite, or are outside ball or box; expected "
+        f"none. The weights may be far too large, or the attack is at fault."
+    )

@@ -4,9 +4,26 @@ import dataclasses
 import math
 from typing import Literal
 
+import numpy as np
+
 from rap_jax.config.checks import require, require_choice, require_positive
 
 Norm = Literal["linf", "l2"]
+
+
+def check_radius(norm: str, epsilon: float, num_pixels: int) -> None:
+    """Refuses a norm or a radius that no attack on images of so many numbers in [0, 1] can have.
+
+    Raises:
+      ValueError: names what is wrong.
+    """
+    require_choice("norm", norm, ("linf", "l2"))
+    number = isinstance(epsilon, int | float | np.number)
+    require(number, "epsilon", epsilon, "a number, in the units of pixels in [0, 1] (8 / 255, not 8)")
+    require_positive("epsilon", epsilon)
+    largest = 1.0 if norm == "linf" else math.sqrt(num_pixels)
+    hint = f"at most {largest:.4g}, with which any image becomes any other, since pixels are in [0, 1]"
+    require(epsilon <= largest, "epsilon", epsilon, hint)
 
 
 @dataclasses.dataclass(frozen=True)

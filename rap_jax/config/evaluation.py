@@ -48,6 +48,8 @@ class EvaluationConfig:
         require(self.num_images >= 0, "num_images", self.num_images, "1 or more images, or 0 for all")
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
         require_choice("auto_attack", self.auto_attack, AUTO_ATTACKS)
+        attacked = self.pgd_num_steps != 0 or self.auto_attack != "none"
+        require(attacked, "pgd_num_steps", 0, "1 or more steps where auto_attack is none: nothing would be attacked")
         require(self.pgd_num_steps >= 0, "pgd_num_steps", self.pgd_num_steps, "1 or more steps, or 0 for no PGD")
         if self.pgd_step_size is not None:
             require_positive("pgd_step_size", self.pgd_step_size)

@@ -46,7 +46,7 @@ def check_randomized(logits_fn: LogitsFn, images: np.ndarray, logits: np.ndarray
         Finding(
             "randomised",
             f"The same images get other logits the second time (by {change:.2g} of their size). An attack that works "
-            f'once may fail at the next draw. Use version="rand" with logits_fn(images, key).',
+            f"once may fail at the next draw. Use version rand (--auto_attack=rand) with a function of images and key.",
         )
     ]
 

@@ -6,11 +6,12 @@ from rap_jax.diagnostics.finding import Finding
 _SQUARE_SHARE = 0.002
 
 
-def check_square(robust_after: dict[str, float]) -> list[Finding]:
+def check_square(robust_after: dict[str, float], num_images: int) -> list[Finding]:
     """An attack without gradients that finds what those with gradients did not.
 
     Args:
       robust_after: name of each part of AutoAttack, in their order -> robust accuracy after it.
+      num_images: that were attacked.
     """
     names = list(robust_after)
     if "square" not in names[1:]:
@@ -22,9 +23,10 @@ def check_square(robust_after: dict[str, float]) -> list[Finding]:
     return [
         Finding(
             "Square beats the gradients",
-            f"Square, which uses no gradients, broke {lost:.2%} of the images after the attacks before it, which do, "
-            f"had left them: the gradients are masked. The true robust accuracy is likely lower; run Square with more "
-            f"queries and restarts, or write an attack for this network.",
+            f"Square, which uses no gradients, broke {round(lost * num_images)} of the {round(before * num_images)} "
+            f"images that the attacks before it, which do, had left ({lost:.2%} of all): the more there are, the more "
+            f"the gradients mislead. The true robust accuracy is likely lower; try version plus, more queries and "
+            f"restarts of Square, or an attack written for this network.",
         )
     ]
 

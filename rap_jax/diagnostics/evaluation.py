@@ -25,7 +25,8 @@ def check_data(run: dict[str, Any] | None, about: dict[str, Any]) -> list[Findin
             Finding(
                 "other data",
                 f"The network was trained on {trained['name']} ({_short(trained)}) and is attacked on {about['name']} "
-                f"({_short(about)}): the numbers are not those of that run.",
+                f"({_short(about)}): the numbers are not those of that run, and it may have been trained on some of "
+                f"these images, if one data set is made of the other.",
             )
         ]
     split = ("validation_fraction", "validation_seed")
@@ -76,9 +77,9 @@ def check_worst_case(auto_attack: dict[str, Any] | None, robust: np.ndarray) -> 
     return [
         Finding(
             "AutoAttack was not the strongest",
-            f"PGD and transferred images broke another {missed:.2%} of the images that {auto_attack['name']} had left, "
-            f"which hardly happens unless gradients are masked. Go by the worst case of all, try version plus, and "
-            f"write an attack for this network.",
+            f"PGD and transferred images broke {round(missed * len(robust))} more images than {auto_attack['name']} "
+            f"({missed:.2%} of all), which hardly happens unless gradients are masked. Go by the worst case of all, "
+            f"try version plus, and write an attack for this network.",
         )
     ]
 

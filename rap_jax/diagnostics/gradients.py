@@ -22,8 +22,9 @@ def check_gradients(zero_gradients: float) -> list[Finding]:
         Finding(
             "zero gradients",
             f"At {zero_gradients:.1%} of the right images the gradient of the cross-entropy is exactly zero, so "
-            f"attacks that follow it do not move. Trust those that do not: APGD-DLR, FAB and Square; and look for "
-            f"saturated outputs or operations without a gradient.",
+            f"attacks that follow it do not move. If outputs are saturated, APGD-DLR and FAB still find a way; if an "
+            f"operation has no gradient (rounding, argmax, stop_gradient), only Square and transferred images do. "
+            f"Take it out of the network, or replace its gradient, and evaluate again.",
         )
     ]
 

@@ -20,7 +20,8 @@ from flax import linen as nn
 from jax import lax
 from jax.nn import initializers
 
-EPSILON = 1e-5
+from rap_jax.layers import BATCH_NORM_EPSILON
+
 MOMENTUM = 0.9  # share of the old running statistics; PyTorch calls 1 - 0.9 momentum
 
 
@@ -31,18 +32,24 @@ class BatchNorm(nn.Module):
 
     Attributes:
         features: number of channels C.
+        folded: a factor and an offset per channel, which have taken in the statistics.
     """
 
     features: int
+    folded: bool = False
 
     def setup(self) -> None:
         self.scale = self.param("scale", initializers.ones, (self.features,))
         self.shift = self.param("shift", initializers.zeros, (self.features,))
+        if self.folded:
+            return
         self.mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
         self.var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
 
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         """[..., C] -> [..., C]."""
+        if self.folded:
+            return scale_and_shift(inputs, self.scale, self.shift)
         if not train:
             return scale_and_shift(inputs, *self.running())
         mean, var = batch_moments(inputs)
@@ -71,8 +78,8 @@ def batch_moments(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
 def factor_and_offset(
     mean: jax.Array, var: jax.Array, scale: jax.Array, shift: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(inputs - mean) / sqrt(var + EPSILON) * scale + shift as inputs * factor + offset; all are vectors [C]."""
-    factor = scale * lax.rsqrt(var + EPSILON)
+    """(inputs - mean) / sqrt(var + 1e-5) * scale + shift as inputs * factor + offset; all are vectors [C]."""
+    factor = scale * lax.rsqrt(var + BATCH_NORM_EPSILON)
     return factor, shift - mean * factor
 
 

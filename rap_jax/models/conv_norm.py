@@ -3,6 +3,7 @@
     layer = ConvNorm(features=8, kernel_size=3, kernel_init=init, padding=1)
     params        {"kernel": [3, 3, C, 8], "scale": [8], "shift": [8]}, and "bias": [8] if it is asked for
     batch_stats   {"mean": [8], "var": [8]}
+    folded        {"kernel": [3, 3, C, 8], "bias": [8]} and no statistics
 
 All that belongs to a filter lies beside its kernel, so whoever removes the filter finds the rest of it there.
 """
@@ -17,7 +18,10 @@ from rap_jax.models.initializers import Initializer
 
 
 class ConvNorm(nn.Module):
-    """`Conv`, then `BatchNorm`; both keep their parameters in this layer. Attributes: those of `Conv`."""
+    """`Conv`, then `BatchNorm`; both keep their parameters in this layer.
+
+    Attributes: those of `Conv`, and folded: a convolution with bias, which the norm has been made part of.
+    """
 
     features: int
     kernel_size: int
@@ -26,6 +30,7 @@ class ConvNorm(nn.Module):
     padding: int = 0
     use_bias: bool = False
     implementation: Implementation = "auto"
+    folded: bool = False
 
     def setup(self) -> None:
         self.conv = Conv(
@@ -34,15 +39,18 @@ class ConvNorm(nn.Module):
             kernel_init=self.kernel_init,
             stride=self.stride,
             padding=self.padding,
-            use_bias=self.use_bias,
+            use_bias=self.use_bias or self.folded,
             implementation=self.implementation,
         )
-        self.norm = BatchNorm(self.features)
         nn.share_scope(self, self.conv)
-        nn.share_scope(self, self.norm)
+        if not self.folded:
+            self.norm = BatchNorm(self.features)
+            nn.share_scope(self, self.norm)
 
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H', W', features]; see `BatchNorm` for `train`."""
+        if self.folded:
+            return self.conv(images)
         if train:
             return self.norm(self.conv(images), train)
         # In evaluation mode the norm is a factor and an offset per filter: one multiplication of the small kernel

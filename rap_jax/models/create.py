@@ -1,8 +1,10 @@
 """Networks by name. A new network is one Linen module in a file of its own and one entry of `_NETWORKS`."""
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from rap_jax.compaction.wiring import Wiring
 from rap_jax.config import ModelConfig, require
 from rap_jax.models.implementation import IMPLEMENTATIONS, Implementation
 from rap_jax.models.initializers import kernel_initializer
@@ -31,6 +33,7 @@ def create_model(
     num_classes: int,
     implementation: Implementation = "auto",
     features: Mapping[str, int] = MappingProxyType({}),
+    folded: bool = False,
 ) -> Model:
     """The network that `config` names.
 
@@ -42,6 +45,7 @@ def create_model(
             parameters and, up to rounding, the results do not depend on it.
         features: path of a layer -> its number of outputs, where it is not to be what the width says, such as
             {"conv1": 4}; the inputs of the layers that read it follow.
+        folded: without the statistics of BatchNorm, which are part of its neighbours then; see `compaction.fold`.
 
     Returns:
         The model as pure functions.
@@ -53,30 +57,46 @@ def create_model(
     require(config.name in _NETWORKS, "model name", config.name, f"one of {', '.join(_NETWORKS)}")
     require(implementation in IMPLEMENTATIONS, "implementation", implementation, f"one of {', '.join(IMPLEMENTATIONS)}")
     network = _NETWORKS[config.name]
-    _check_features(features, network)
     module = network(
         width=config.width,
         num_classes=num_classes,
         kernel_init=kernel_initializer(config.initializer, default=network.DEFAULT_INITIALIZER),
         implementation=implementation,
         features=tuple(features.items()),
+        folded=folded,
     )
+    wiring = module.wiring()
+    _check_features(features, wiring)
     model = from_linen(
         module,
         input_shape=input_shape,
         num_classes=num_classes,
         output_layer=network.OUTPUT_LAYER,
-        reads=network.READS,
+        wiring=wiring,
     )
     least = network.MIN_IMAGE_SIZE
     large_enough = min(input_shape[:2]) >= least
     require(large_enough, "input_shape", input_shape, f"images of {least}x{least} pixels or more for {config.name}")
-    return model
+
+    remake = functools.partial(
+        create_model,
+        config,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        implementation=implementation,
+        features=features,
+        folded=folded,
+    )
+    return model._replace(features=MappingProxyType(dict(features)), folded=folded, remake=remake)
 
 
-def _check_features(features: Mapping[str, int], network: type[Network]) -> None:
-    free = sorted(set(network.READS.values()))
+def _check_features(features: Mapping[str, int], wiring: Wiring) -> None:
+    groups = wiring.groups
+    free = sorted(set(groups) - set(wiring.norms))
     expected = f"layers whose number of outputs is free: {', '.join(free) or 'none'}"
     for layer, number in features.items():
         require(layer in free, "features", layer, expected)
         require(number >= 1, f"features of {layer}", number, "1 or more outputs")
+        for other in (name for name in free if groups[name] == groups[layer]):
+            same = features.get(other) == number
+            require(same, f"features of {other}", features.get(other), f"{number}, as of {layer}, to which it adds")

@@ -29,6 +29,7 @@ class LeNetCifar(Network):
     READS: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"conv2": "conv1", "fc1": "conv2", "fc2": "fc1", "fc3": "fc2"}
     )
+    UNPADDED: ClassVar[tuple[str, ...]] = ("conv2",)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:

@@ -9,7 +9,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -17,10 +17,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rap_jax.compaction.wiring import Wiring
 from rap_jax.config import require
 
 Params = dict[str, Any]
 BatchStats = dict[str, Any]
+
+
+_ALONE = Wiring()
 
 
 class InitFn(Protocol):
@@ -50,8 +54,11 @@ class Model(NamedTuple):
         input_shape: (height, width, channels) of one image.
         num_classes: number of logits.
         output_layer: path of the layer that gives the logits, such as `fc2`; its outputs are the classes.
-        reads: (reader, producer), paths of a layer and of the layer whose outputs are its inputs, as far as they can be
-            cut out of the network; see `Network`.
+        wiring: layers whose outputs can be removed, and their readers.
+        features: path of a layer -> its number of outputs, where it is another than the width says.
+        folded: whether BatchNorm has been made part of its neighbours.
+        remake: makes the network again, as `create_model` did, with other keywords of it, such as `features`; None
+            where nobody knows how.
     """
 
     init: InitFn
@@ -59,7 +66,10 @@ class Model(NamedTuple):
     input_shape: tuple[int, int, int]
     num_classes: int
     output_layer: str
-    reads: tuple[tuple[str, str], ...] = ()
+    wiring: Wiring = Wiring()
+    features: Mapping[str, int] = MappingProxyType({})
+    folded: bool = False
+    remake: Callable[..., Any] | None = None
 
 
 def from_linen(
@@ -68,7 +78,7 @@ def from_linen(
     input_shape: tuple[int, int, int],
     num_classes: int,
     output_layer: str,
-    reads: Mapping[str, str] = MappingProxyType({}),
+    wiring: Wiring = _ALONE,
 ) -> Model:
     """Wraps a Linen module with `__call__(images, train)` as a `Model`.
 
@@ -77,7 +87,7 @@ def from_linen(
         input_shape: (height, width, channels) of one image.
         num_classes: number of logits, 2 or more.
         output_layer: path of the layer that gives the logits.
-        reads: path of a layer -> path of the layer whose outputs it reads; see `Network`.
+        wiring: layers whose outputs can be removed, and their readers.
 
     Returns:
         The model. Its `apply` raises a `ValueError` for images of another shape.
@@ -105,7 +115,7 @@ def from_linen(
         logits, moved = outputs
         return logits, moved.get("batch_stats", {})
 
-    return Model(init, apply, input_shape, num_classes, output_layer, tuple(reads.items()))
+    return Model(init, apply, input_shape, num_classes, output_layer, wiring)
 
 
 def num_params(params: Params) -> int:

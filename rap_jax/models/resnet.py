@@ -1,9 +1,9 @@
 """ResNet-18 for small images, of any width."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from flax import linen as nn
@@ -16,7 +16,21 @@ from rap_jax.models.network import Network
 
 _BLOCKS_PER_GROUP = 2
 _GROUPS = ((4, 1), (8, 2), (16, 2), (32, 2))  # channels in units of w, stride of the first block
-_BLOCKS = tuple(f"group{group}_block{number}" for group in (1, 2, 3, 4) for number in range(_BLOCKS_PER_GROUP))
+
+
+def _reads() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Reader -> producers: of a sum all that have added to it since the last change of its channels."""
+    stream: tuple[str, ...] = ("conv1",)
+    for group, (_, stride) in enumerate(_GROUPS, start=1):
+        for number in range(_BLOCKS_PER_GROUP):
+            block = f"group{group}_block{number}"
+            yield f"{block}/conv1", stream
+            yield f"{block}/conv2", (f"{block}/conv1",)
+            if number == 0 and stride > 1:
+                yield f"{block}/shortcut", stream
+                stream = (f"{block}/shortcut",)
+            stream = (*stream, f"{block}/conv2")
+    yield "fc", stream
 
 
 class BasicBlock(nn.Module):
@@ -31,11 +45,14 @@ class BasicBlock(nn.Module):
     stride: int
     kernel_init: Initializer
     implementation: Implementation
+    folded: bool
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, H / stride, W / stride, features], sizes rounded up."""
-        conv = functools.partial(ConvNorm, kernel_init=self.kernel_init, implementation=self.implementation)
+        conv = functools.partial(
+            ConvNorm, kernel_init=self.kernel_init, implementation=self.implementation, folded=self.folded
+        )
         first = conv(self.hidden_features, kernel_size=3, padding=1, stride=self.stride, name="conv1")
         hidden = nn.relu(first(images, train))
         hidden = conv(self.features, kernel_size=3, padding=1, name="conv2")(hidden, train)
@@ -57,18 +74,23 @@ class ResNet18(Network):
 
     OUTPUT_LAYER: ClassVar[str] = "fc"
     DEFAULT_INITIALIZER: ClassVar[str] = "pytorch"
-    READS: ClassVar[Mapping[str, str]] = MappingProxyType({f"{block}/conv2": f"{block}/conv1" for block in _BLOCKS})
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(dict(_reads()))
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """See `Network`."""
-        stem = functools.partial(ConvNorm, kernel_init=self.kernel_init, implementation=self.implementation)
-        block = functools.partial(BasicBlock, kernel_init=self.kernel_init, implementation=self.implementation)
-        hidden = nn.relu(stem(4 * self.width, kernel_size=3, padding=1, name="conv1")(images, train))
+        common: dict[str, Any] = {
+            "kernel_init": self.kernel_init,
+            "implementation": self.implementation,
+            "folded": self.folded,
+        }
+        stem = ConvNorm(self.num_outputs("conv1", 4 * self.width), kernel_size=3, padding=1, name="conv1", **common)
+        hidden = nn.relu(stem(images, train))
         for group, (channels, stride) in enumerate(_GROUPS, start=1):
             for number in range(_BLOCKS_PER_GROUP):
                 name = f"group{group}_block{number}"
-                features = channels * self.width
-                inner = self.num_outputs(f"{name}/conv1", features)
-                hidden = block(features, inner, stride if number == 0 else 1, name=name)(hidden, train)
+                features = self.num_outputs(f"{name}/conv2", channels * self.width)
+                inner = self.num_outputs(f"{name}/conv1", channels * self.width)
+                block = BasicBlock(features, inner, stride if number == 0 else 1, name=name, **common)
+                hidden = block(hidden, train)
         return Dense(self.num_classes, name=self.OUTPUT_LAYER)(hidden.mean((1, 2)))

@@ -43,6 +43,7 @@ class Vgg16(Network):
             use_bias=True,
             kernel_init=self.kernel_init,
             implementation=self.implementation,
+            folded=self.folded,
         )
         hidden = images
         number = 0

@@ -28,15 +28,17 @@ import numpy as np
 
 from rap_jax.auto_attack.versions import Part
 from rap_jax.config import require
+from rap_jax.config.attack import check_radius
 from rap_jax.config.evaluation import EvaluationConfig
 from rap_jax.data import Dataset
 from rap_jax.diagnostics import Finding
 from rap_jax.diagnostics.evaluation import check_confirmed, check_data, check_worst_case
 from rap_jax.environment import device_in_words, versions
+from rap_jax.fingerprint import fingerprint
 from rap_jax.folder import open_run_folder, write_atomically
 from rap_jax.interrupt import catch_signals
 from rap_jax.robustness.attacks import PARTS, Setup, all_attacks, diagnostics
-from rap_jax.robustness.network import AttackedNetwork, check_fit
+from rap_jax.robustness.network import AttackedNetwork, check_finite, check_fit
 from rap_jax.robustness.predictor import Predictions, Predictor
 from rap_jax.robustness.report import write_robustness_report
 from rap_jax.robustness.sample import Sample, take_sample
@@ -78,6 +80,7 @@ def evaluate_robustness(
         another network, damaged files, or logits that are NaN.
       Interrupted: a signal came; the progress is saved.
     """
+    require(batch_size >= 0, "attack_batch_size", batch_size, "0, which chooses, or 1 or more images")
     sample = take_sample(dataset, config.split, config.num_images)
     _check(network, sources, sample, config)
     identity = _identity(network, sources, sample, config, parts)
@@ -101,9 +104,11 @@ def _check(
     network: AttackedNetwork, sources: Sequence[AttackedNetwork], sample: Sample, config: EvaluationConfig
 ) -> None:
     shape, classes = sample.images.shape[1:], sample.num_classes
-    check_fit(network, shape, classes, randomized=config.is_randomized)
-    for source in sources:
-        check_fit(source, shape, classes, randomized=False)
+    check_radius(config.norm, config.epsilon, sample.images[0].size)
+    for one in (network, *sources):
+        randomized = config.is_randomized and one is network
+        check_fit(one, shape, classes, randomized=randomized)
+        check_finite(one, sample.images, sample.labels, randomized=randomized)
     hint = "1 or more steps: PGD makes the images that are transferred"
     require(not sources or config.pgd is not None, "pgd_num_steps", config.pgd_num_steps, hint)
 
@@ -118,11 +123,19 @@ def _identity(
     """What must be the same for an evaluation to be gone on with; by content, not by place."""
     return {
         "evaluation": dataclasses.asdict(config),
-        "network": network.identity,
-        "transfer_from": [source.identity for source in sources],
+        "network": _network_identity(network, sample, randomized=config.is_randomized),
+        "transfer_from": [_network_identity(source, sample, randomized=False) for source in sources],
         "images": sample.about["attacked_sha256"],
         "parts": [repr(part) for part in parts or ()],
     }
+
+
+def _network_identity(network: AttackedNetwork, sample: Sample, *, randomized: bool) -> dict[str, Any]:
+    """By content; a function of the user's own has no file, so what it computes is its content."""
+    if network.about["kind"] != "function":
+        return network.identity
+    draw = (jax.random.key(0),) if randomized else ()
+    return network.identity | {"program and weights": fingerprint(network.logits_fn, sample.images.shape[1:], *draw)}
 
 
 def _about(setup: Setup) -> dict[str, Any]:

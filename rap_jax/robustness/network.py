@@ -13,16 +13,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.attacks.stepwise import LogitsFn, in_float32
 from rap_jax.config import ModelConfig
 from rap_jax.digest import digest
+from rap_jax.losses import cross_entropy
 from rap_jax.models import Implementation, create_model, num_params
 from rap_jax.robustness.exported import read_exported
 from rap_jax.saved_network import load_network
 
 _KINDS = "the folder of a finished run, module:function of a function images -> logits, or a file written by jax.export"
+
+_FEW = 8
+_CAUSES = (
+    "The weights may be NaN or far too large.",
+    "The logits are finite, so an operation has no gradient there: sqrt, log or a division at 0.",
+)
 
 
 class AttackedNetwork(NamedTuple):
@@ -94,15 +102,42 @@ def check_fit(network: AttackedNetwork, image_shape: tuple[int, ...], num_classe
     except Exception as error:  # a user's function may raise anything
         given = "images, key" if randomized else "images"
         reason = " ".join(str(error).split())[:300]
+        hint = "" if randomized else "; one that also takes a key needs --auto_attack=rand"
         raise ValueError(
-            f"{network.name} cannot be applied to {given} float32{list(images.shape)} "
-            f"({type(error).__name__}: {reason}); expected a JAX function {given} [N, H, W, C] -> logits [N, K]."
+            f"{network.name} cannot be applied to {given} float32{list(images.shape)} ({type(error).__name__}: "
+            f"{reason}); expected a JAX function {given} [N, H, W, C] -> logits [N, K]{hint}."
         ) from error
+    if len(shape) != 2 or shape[0] != 2:
+        raise ValueError(f"{network.name} gives {list(shape)} for 2 images; expected logits [2, {num_classes}].")
     if shape != (2, num_classes):
         raise ValueError(
             f"{network.name} gives logits {list(shape)} for 2 images, the data has {num_classes} classes; expected "
             f"[2, {num_classes}]: give the --dataset that the network was made for."
         )
+
+
+def check_finite(network: AttackedNetwork, images: np.ndarray, labels: np.ndarray, *, randomized: bool) -> None:
+    """Looks at a few images, before anything is written.
+
+    Raises:
+      ValueError: logits, or the gradient of the cross-entropy, are NaN or infinite.
+    """
+    few, right = images[:_FEW], jnp.asarray(labels[:_FEW])
+    draw = (jax.random.key(0),) if randomized else ()
+
+    @jax.jit
+    def look(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, pull_back = jax.vjp(lambda x: network.logits_fn(x, *draw), images)
+        cotangent = jax.grad(lambda logits: cross_entropy(logits, right).sum())(logits)
+        return logits, pull_back(cotangent)[0]
+
+    finite = [np.isfinite(np.asarray(found)).reshape(len(few), -1).all(1) for found in look(few)]
+    for what, hint, holds in zip(("logits", "gradients"), _CAUSES, finite, strict=True):
+        if not holds.all():
+            raise ValueError(
+                f"{network.name} has {what} that are NaN or infinite at {(~holds).sum()} of {len(few)} clean images; "
+                f"expected finite ones. {hint}"
+            )
 
 
 def _from_run(folder: Path, implementation: Implementation) -> AttackedNetwork:
@@ -163,7 +198,7 @@ def _from_function(module_name: str, name: str) -> AttackedNetwork:
     identity = {"kind": "function", "function": checkpoint}
     return AttackedNetwork(
         name=f"{module_name}.{name}",
-        logits_fn=function,
+        logits_fn=in_float32(function),
         about=identity | {"checkpoint": checkpoint},
         identity=identity,
     )

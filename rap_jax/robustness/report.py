@@ -110,11 +110,15 @@ def _findings(results: Results) -> Iterator[str]:
     """What should make one doubt, in plain words."""
     findings = results["findings"]
     if not findings and results["diagnostics"] is None:
-        yield _wrapped("Findings: none. A randomised network is not examined for masked gradients.")
+        yield _wrapped(
+            "Findings: none. A randomised network is not examined for masked gradients. It is asked anew each time, so "
+            "the counts of two lines may differ by its draws."
+        )
     elif not findings:
         yield _wrapped(
             "Findings: none. Looked at: outputs, repeated and neighbouring images, zero gradients, one step against "
-            "many, a radius at which everything must break, Square against the gradients."
+            "many, a radius at which everything must break"
+            + (", Square against the gradients." if results["auto_attack"] else ".")
         )
     else:
         yield f"Findings ({len(findings)}), each a reason to doubt these numbers:"

@@ -1,4 +1,4 @@
-"""The images of an evaluation: the first so many of a split."""
+"""The images of an evaluation: the first so many of a split, or, where it is sorted by class, from all over it."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -30,12 +30,14 @@ class Sample(NamedTuple):
     def words(self) -> str:
         """Which images these are: `first 1,000 test images of mnist`."""
         count, total = len(self.labels), self.about["num_images"][self.about["split"]]
-        which = f"all {count:,}" if count == total else f"first {count:,}"
+        which = f"all {count:,}" if count == total else f"{self.about['which']} {count:,}"
         return f"{which} {self.about['split']} images of {self.about['name']}"
 
 
 def take_sample(dataset: Dataset, split: str, num_images: int) -> Sample:
-    """The first `num_images` of a split; all for 0, or where there are no more.
+    """The first `num_images` of a split, as is usual; all for 0, or where there are no more.
+
+    Where the images are sorted by class the first ones would be of few classes: then they are evenly spaced.
 
     Raises:
       ValueError: the split has no images.
@@ -44,9 +46,12 @@ def take_sample(dataset: Dataset, split: str, num_images: int) -> Sample:
     total = len(whole.labels)
     require(total > 0, f"number of {split} images", total, "1 or more")
     count = min(num_images or total, total)
-    images = np.asarray(to_unit(whole.images[:count]))
-    labels = np.asarray(whole.labels[:count], np.int32)
+    is_sorted = bool((np.diff(np.asarray(whole.labels, np.int32)) >= 0).all()) and count < total
+    chosen = np.arange(count) * total // count if is_sorted else np.arange(count)
+    images = np.asarray(to_unit(np.asarray(whole.images)[chosen]))
+    labels = np.asarray(whole.labels, np.int32)[chosen]
     names = dataset.class_names or tuple(str(label) for label in range(dataset.num_classes))
     content = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    about = dataset.describe() | {"split": split, "num_attacked": count, "attacked_sha256": content}
+    which = "evenly spaced" if is_sorted else "first"
+    about = dataset.describe() | {"split": split, "num_attacked": count, "which": which, "attacked_sha256": content}
     return Sample(images, labels, dataset.num_classes, names, about)

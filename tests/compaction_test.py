@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from numpy_networks import random_weights
 
-from rap_jax.compact import compaction_plan, expand, shrink
+from rap_jax.compaction import Wiring, compaction_plan, expand, shrink
 from rap_jax.config import ModelConfig
 from rap_jax.models import NETWORKS, Model, create_model
 
 SHAPES = {"lenet_mnist": (8, 12, 1), "lenet_cifar": (24, 20, 3)}
 WIDTH = 2
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @functools.cache
@@ -48,11 +50,12 @@ def logits(model: Model, params: Any, batch_stats: Any, train: bool) -> Any:
 def test_the_small_network_is_the_same_function(name: str) -> None:
     model, generator = network(name), np.random.default_rng(0)
     params, batch_stats = weights_for(model)
-    alive = {}
-    for layer in {producer for _, producer in model.reads}:
-        alive[layer] = generator.permutation(np.arange(at(params, layer)["kernel"].shape[-1]) % 3 > 0)
-        remove_filters(params, layer, ~alive[layer])
-    plan = compaction_plan(model.reads, params)
+    alive: dict[str, np.ndarray] = {}
+    for layer, group in model.wiring.groups.items():
+        some = generator.permutation(np.arange(at(params, group)["kernel"].shape[-1]) % 3 > 0)
+        alive[layer] = alive.setdefault(group, some)
+        remove_filters(params, layer, ~alive[layer])  # of all layers that add up, and of the norm behind the sum
+    plan = compaction_plan(model.wiring, params)
     chex.assert_trees_all_equal(dict(plan.kept), alive)
     small = network(name, tuple(sorted(plan.features.items())))
     small_params, small_stats = shrink(plan, params), shrink(plan, batch_stats)
@@ -66,10 +69,29 @@ def test_the_small_network_is_the_same_function(name: str) -> None:
         chex.assert_trees_all_close(found_stats, shrink(plan, large_stats), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "wide_resnet28"])
+def test_channels_that_add_up_get_no_gradient_once_they_send_nothing(name: str) -> None:
+    model = network(name)
+    params, batch_stats = weights_for(model)
+    for layer in model.wiring.groups:
+        remove_filters(
+            params, layer, np.arange(at(params, layer)["scale" if "norm" in layer else "kernel"].shape[-1]) < 2
+        )
+    plan = compaction_plan(model.wiring, params)
+    loss = lambda params: jnp.square(logits(model, params, batch_stats, True)[0]).sum()
+    gradients = jax.jit(jax.grad(loss))(params)
+    there = expand(plan, shrink(plan, gradients), jax.tree.map(np.zeros_like, params))
+    for layer in model.wiring.groups:  # what reads them does not, and multiplies zeros
+        chex.assert_trees_all_equal(
+            jax.tree.map(lambda leaf: leaf[..., :2], at(gradients, layer)),
+            jax.tree.map(lambda leaf: leaf[..., :2], at(there, layer)),
+        )
+
+
 def test_features_of_other_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="features is 'fc2'; expected layers whose .* is free: conv1, conv2, fc1"):
         network("lenet_mnist", (("fc2", 4),))
-    with pytest.raises(ValueError, match="features is 'conv1'; expected layers whose .* is free: group1_block0/conv1"):
+    with pytest.raises(ValueError, match="features of group1_block0/conv2 is None; expected 4, as of conv1, to which"):
         network("resnet18", (("conv1", 4),))
     with pytest.raises(ValueError, match="features of conv1 is 0; expected 1 or more"):
         network("lenet_mnist", (("conv1", 0),))
@@ -93,10 +115,10 @@ def test_outputs_that_nobody_reads_go_where_the_masks_hold_the_zeros() -> None:
     hold(params, masks, "fc1", np.arange(5, 6 * 8, 8))  # channel 5 of 8, at all 2x3 places
     hold(params, masks, "fc1", [6])  # channel 6 at one place only
     params["fc2"]["kernel"][3] = 0  # not held: it would grow again
-    plan = compaction_plan(model.reads, params, masks)
+    plan = compaction_plan(model.wiring, params, masks)
     assert plan.features == {"conv1": 3, "conv2": 7}
     assert not plan.kept["conv1"][1] and not plan.kept["conv2"][5]
-    assert compaction_plan(model.reads, params).features == {}
+    assert compaction_plan(model.wiring, params).features == {}
     small = network("lenet_mnist", tuple(plan.features.items()))
     expected, found = logits(model, params, {}, False), logits(small, shrink(plan, params), {}, False)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
@@ -111,35 +133,35 @@ def test_what_a_removal_leaves_without_inputs_or_readers_goes_too() -> None:
     remove_filters(params, "fc1", np.arange(1, 128))
     others = np.setdiff1d(np.arange(48), np.arange(7, 48, 8))
     hold(params, masks, "fc1", others)  # the only neuron left reads channel 7 alone
-    plan = compaction_plan(model.reads, params, masks)
+    plan = compaction_plan(model.wiring, params, masks)
     assert plan.features == {"conv1": 3, "conv2": 1, "fc1": 1}
-    assert compaction_plan(model.reads, params).features == {"conv1": 3, "conv2": 7, "fc1": 1}
+    assert compaction_plan(model.wiring, params).features == {"conv1": 3, "conv2": 7, "fc1": 1}
     assert plan.kept["conv2"].argmax() == 7
 
 
 def test_a_constant_is_not_nothing() -> None:
     model, params, _ = lenet()
     params["conv1"]["kernel"][..., 0] = 0  # its bias is still sent
-    assert compaction_plan(model.reads, params).features == {}
+    assert compaction_plan(model.wiring, params).features == {}
     resnet = network("resnet18")
     params, _ = weights_for(resnet)
     for leaf in ("kernel", "scale"):
         params["group1_block0"]["conv1"][leaf][..., 0] = 0  # its shift is still sent
-    remove_filters(params, "conv1", np.array([0]))  # a channel of the residual stream
-    assert compaction_plan(resnet.reads, params).features == {}
+    remove_filters(params, "conv1", np.array([0]))  # of a sum to which others add
+    assert compaction_plan(resnet.wiring, params).features == {}
 
 
 def test_one_output_of_each_layer_stays() -> None:
     model, params, masks = lenet()
     zeros, none = jax.tree.map(np.zeros_like, params), jax.tree.map(np.zeros_like, masks)
-    assert compaction_plan(model.reads, zeros, none).features == {"conv1": 1, "conv2": 1, "fc1": 1}
+    assert compaction_plan(model.wiring, zeros, none).features == {"conv1": 1, "conv2": 1, "fc1": 1}
 
 
 def test_expand_takes_back_what_shrink_gave_and_leaves_the_rest() -> None:
     model, params, _ = lenet()
     remove_filters(params, "conv1", np.array([0, 3]))
     remove_filters(params, "conv2", np.array([2]))
-    plan = compaction_plan(model.reads, params)
+    plan = compaction_plan(model.wiring, params)
     chex.assert_trees_all_equal(expand(plan, shrink(plan, params), params), params)
     marked = expand(plan, jax.tree.map(lambda leaf: np.full(leaf.shape, 7.0), shrink(plan, params)), params)
     changed = jax.tree.map(lambda leaf: leaf == 7, marked)
@@ -155,11 +177,11 @@ def test_expand_takes_back_what_shrink_gave_and_leaves_the_rest() -> None:
 def test_a_tree_of_another_network_is_refused() -> None:
     model, params, _ = lenet()
     remove_filters(params, "conv1", np.array([0]))
-    plan = compaction_plan(model.reads, params)
+    plan = compaction_plan(model.wiring, params)
     with pytest.raises(ValueError, match=r"conv1/bias has shape \(3,\); expected 4 outputs"):
         shrink(plan, shrink(plan, params))
     with pytest.raises(ValueError, match=r"reads names conv9; expected layers with a kernel, of conv1/"):
-        compaction_plan((("conv9", "conv1"),), params)
+        compaction_plan(Wiring((("conv9", "conv1"),)), params)
     with pytest.raises(ValueError, match=r"conv2 has 4 inputs; expected a multiple of the 128 outputs of fc1"):
-        compaction_plan((("conv2", "fc1"),), params)
-    assert jax.tree.map(jnp.shape, shrink(compaction_plan((), params), params)) == jax.tree.map(jnp.shape, params)
+        compaction_plan(Wiring((("conv2", "fc1"),)), params)
+    assert jax.tree.map(jnp.shape, shrink(compaction_plan(Wiring(), params), params)) == jax.tree.map(jnp.shape, params)

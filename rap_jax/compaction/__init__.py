@@ -1,0 +1,18 @@
+"""The same network without the channels that count for nothing: smaller layers, the same function.
+
+wiring      who reads whom: Wiring
+constants   what a layer sends when nothing reaches it
+plan        which channels stay: compaction_plan
+cut_out     the trees of the smaller network, and the whole ones again: shrink, expand
+network     compact: a physically smaller network with the same logits
+fold        fold_batch_norm: BatchNorm made part of the convolution before it
+"""
+
+from rap_jax.compaction.cut_out import expand as expand
+from rap_jax.compaction.cut_out import shrink as shrink
+from rap_jax.compaction.fold import fold_batch_norm as fold_batch_norm
+from rap_jax.compaction.network import CompactNetwork as CompactNetwork
+from rap_jax.compaction.network import compact as compact
+from rap_jax.compaction.plan import Plan as Plan
+from rap_jax.compaction.plan import compaction_plan as compaction_plan
+from rap_jax.compaction.wiring import Wiring as Wiring

@@ -1,0 +1,68 @@
+"""BatchNorm made part of the convolution before it, for inference.
+
+    small = fold_batch_norm(model, params, batch_stats)
+
+In evaluation mode a BatchNorm is a factor and an offset per channel. Behind a convolution they go into its kernel and
+bias; one that stands alone (WideResNet has them behind sums) keeps them as its scale and shift. The logits are the same
+up to rounding; what is left can be trained on, without normalisation.
+"""
+
+import chex
+import numpy as np
+
+from rap_jax.compaction.constants import evaluation_norm
+from rap_jax.compaction.network import CompactNetwork, Remakable, remade
+from rap_jax.layers import leaves_by_name
+
+
+def fold_batch_norm(
+    model: Remakable, params: chex.ArrayTree, batch_stats: chex.ArrayTree, masks: chex.ArrayTree | None = None
+) -> CompactNetwork:
+    """The same network without statistics.
+
+    Args:
+      model: of `create_model`.
+      params, batch_stats: its weights.
+      masks: bool tree like `params`; those of kernels and biases stay.
+
+    Raises:
+      ValueError: the model cannot be made again.
+    """
+    folded = remade(model, folded=True)
+    leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_name(params).items()}
+    statistics = {name: np.asarray(leaf) for name, leaf in leaves_by_name(batch_stats).items()}
+    for layer in dict.fromkeys(name.rpartition("/")[0] for name in statistics):
+        factor, offset = evaluation_norm(layer, leaves, statistics)
+        found = _folded(layer, leaves, factor, offset)
+        for name in ("scale", "shift"):
+            del leaves[f"{layer}/{name}"]
+        leaves |= {f"{layer}/{name}": leaf.astype(np.float32) for name, leaf in found.items()}
+    kept = None if masks is None else _masks(leaves, masks)
+    return CompactNetwork(folded, _tree(leaves), {}, None if kept is None else _tree(kept))
+
+
+def _folded(layer: str, leaves: dict[str, np.ndarray], factor: np.ndarray, offset: np.ndarray) -> dict[str, np.ndarray]:
+    if f"{layer}/kernel" not in leaves:
+        return {"scale": factor, "shift": offset}
+    bias = leaves.get(f"{layer}/bias", np.zeros(len(factor)))
+    kernel = leaves[f"{layer}/kernel"] * factor.reshape(1, 1, 1, -1)
+    return {"kernel": kernel, "bias": bias * factor + offset}
+
+
+def _masks(leaves: dict[str, np.ndarray], masks: chex.ArrayTree) -> dict[str, np.ndarray]:
+    """A new bias is held at zero where the shift was, which is with its filter."""
+    before = {name: np.asarray(keep) for name, keep in leaves_by_name(masks).items()}
+    shifts = {name.removesuffix("shift") + "bias": keep for name, keep in before.items() if name.endswith("/shift")}
+    return {name: before[name] if name in before else shifts[name] for name in leaves}
+
+
+def _tree(leaves: dict[str, np.ndarray]) -> dict[str, chex.ArrayTree]:
+    """Nested dicts of leaves by name."""
+    tree: dict[str, chex.ArrayTree] = {}
+    for name, leaf in leaves.items():
+        *layers, last = name.split("/")
+        branch = tree
+        for layer in layers:
+            branch = branch.setdefault(layer, {})
+        branch[last] = leaf
+    return tree
