@@ -67,41 +67,42 @@ def onnx_model(
     return graph.to_model(images=input_shape, logits=name, num_classes=num_classes, metadata=props)
 
 
-def open_session(path: Path, num_threads: int = 0) -> Session:
+def open_session(path: Path | bytes, num_threads: int = 0) -> Session:
     """Opens an ONNX file on the CPU.
 
     Args:
-      path: the file.
+      path: the file, or its content.
       num_threads: of onnxruntime; 0 for all cores.
 
     Raises:
       ValueError: onnxruntime is not installed, or the file is damaged or no network of images.
     """
     runtime = optional_module("onnxruntime")
+    name, content = ("The file", path) if isinstance(path, bytes) else (str(path), path.read_bytes())
     options = runtime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
     try:
-        session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base but this
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {reason}); {_EXPECTED}.") from error
+        raise ValueError(f"{name} cannot be read ({type(error).__name__}: {reason}); {_EXPECTED}.") from error
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = inputs[0].shape[1:] if len(inputs) == 1 else []
     if len(shape) != 3 or not all(isinstance(side, int) for side in shape) or len(outputs[0].shape) != 2:
-        raise ValueError(f"{path} takes {[(i.name, i.shape) for i in inputs]}; {_EXPECTED}.")
+        raise ValueError(f"{name} takes {[(i.name, i.shape) for i in inputs]}; {_EXPECTED}.")
     height, width, channels = shape
     return Session(
         logits_fn=lambda images: session.run(None, {inputs[0].name: np.asarray(images, np.float32)})[0],
         input_shape=(height, width, channels),
         num_classes=int(outputs[0].shape[1]),
-        metadata=_metadata(path, session.get_modelmeta().custom_metadata_map),
+        metadata=_metadata(name, session.get_modelmeta().custom_metadata_map),
     )
 
 
-def _metadata(path: Path, props: dict[str, str]) -> dict[str, Any]:
+def _metadata(name: str, props: dict[str, str]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(props.get(METADATA_KEY, "{}"))
     except ValueError as error:
-        raise ValueError(f"The metadata of {path} are damaged ({error}); export it again.") from error
+        raise ValueError(f"The metadata of {name} are damaged ({error}); export it again.") from error
     return found

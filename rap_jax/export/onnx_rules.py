@@ -1,16 +1,15 @@
 """What JAX computes, as ONNX nodes: one rule for each primitive that a classifier of images consists of.
 
-Images lie [N, H, W, C] in JAX and [N, C, H, W] in the graph, as runtimes compute convolutions: there is one transposition,
-of the images that come in. A flattened image is therefore in another order than in JAX, and the rows of the kernel that
-reads it are reordered instead of the image. Whatever depends on the weights alone is computed here and now: BatchNorm in
-evaluation mode ends up inside the kernels.
+Images lie [N, H, W, C] in JAX and [N, C, H, W] in the graph, as runtimes compute convolutions: there is one
+transposition, of the images that come in. A flattened image is therefore in another order than in JAX, and the rows of
+the kernel that reads it are reordered instead of the image. Whatever depends on the weights alone is computed here and
+now: BatchNorm in evaluation mode ends up inside the kernels.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax import export
 from jax.extend import core
@@ -82,7 +81,7 @@ def _lower_one(graph: Graph, eqn: Any, inputs: list[Value]) -> Sequence[Value]:
     return [_RULES[name](graph, eqn, inputs)]
 
 
-def _of_constants(eqn: Any, inputs: list[Value]) -> Sequence[Value]:
+def _of_constants(eqn: Any, inputs: Sequence[Any]) -> Sequence[Value]:
     if eqn.primitive.name == "broadcast_in_dim" and not all(isinstance(side, int) for side in eqn.params["shape"]):
         shape = [1] * len(eqn.params["shape"])  # over the batch; ONNX broadcasts by itself
         for axis, side in zip(eqn.params["broadcast_dimensions"], np.shape(inputs[0]), strict=True):
@@ -142,7 +141,7 @@ def _sum(graph: Graph, eqn: Any, inputs: Sequence[Any]) -> Value:
     pooled = graph.add("GlobalAveragePool", [inputs[0].name], scope=_scope(eqn))
     mean = graph.add("Flatten", [pooled], scope=_scope(eqn))
     # A mean is this sum, divided by the same number: `onnx_fusion` strikes out both.
-    return Tensor(graph.add("Mul", [mean, np.float32(height * width)], scope=_scope(eqn)), (0, 1))
+    return Tensor(graph.add("Mul", [mean, np.array(height * width, np.float32)], scope=_scope(eqn)), (0, 1))
 
 
 def _reshape(graph: Graph, eqn: Any, inputs: Sequence[Any]) -> Value:
