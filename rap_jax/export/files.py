@@ -17,6 +17,7 @@ from rap_jax.config import require
 from rap_jax.export.metadata import describe
 from rap_jax.export.npz_file import npz_bytes, read_npz
 from rap_jax.export.onnx_file import onnx_model, open_session
+from rap_jax.export.optional import is_installed
 from rap_jax.export.safetensors_file import safetensors_bytes
 from rap_jax.export.stablehlo_file import metadata_path, read_metadata, stablehlo_bytes, write_metadata
 from rap_jax.export.subject import Subject
@@ -110,12 +111,26 @@ def open_file(path: str | Path) -> OpenFile:
     return openers[path.suffix](path)
 
 
-def largest_difference(subject: Subject, network: OpenFile) -> float:
-    """How far the logits of the file are from those of the network, on random images.
+def check_file(subject: Subject, path: Path) -> float | None:
+    """How far the logits of a file are from those of the network that was written to it, on random images.
+
+    Returns:
+      The largest difference; None where nothing here can run the file: safetensors, or ONNX without onnxruntime.
 
     Raises:
-      ValueError: by more than rounding.
+      ValueError: they differ by more than rounding, or the file cannot be read; it is deleted then.
     """
+    if path.suffix == SUFFIXES["safetensors"] or (path.suffix == SUFFIXES["onnx"] and not is_installed("onnxruntime")):
+        return None
+    try:
+        return _largest_difference(subject, open_file(path))
+    except ValueError:
+        for written in (path, metadata_path(path)):
+            written.unlink(missing_ok=True)
+        raise
+
+
+def _largest_difference(subject: Subject, network: OpenFile) -> float:
     images = np.random.default_rng(0).random((_NUM_CHECKED, *network.input_shape), np.float32)
     expected = np.asarray(jax.jit(subject.logits_fn)(images))
     difference = float(np.abs(network.logits_fn(images) - expected).max())

@@ -62,7 +62,13 @@ def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Pat
     Raises:
       ValueError: onnx or onnxruntime is not installed, the network has no ONNX form, or the data do not fit it.
     """
-    shape = subject.model.input_shape
+    shape, known, found = subject.model.input_shape, subject.results["data"].get("sha256"), dataset.describe()["sha256"]
+    require(
+        known == found,
+        "the data",
+        dataset.name,
+        f"those of the run, {subject.results['data'].get('name')}, sha256 {known}",
+    )
     images, labels = _first(dataset.test, config.num_images, shape)
     calibration, _ = _first(dataset.train, config.num_calibration_images, shape)
     model = onnx_model(subject.logits_fn, input_shape=shape, num_classes=subject.model.num_classes, metadata={})

@@ -1,7 +1,13 @@
 """Packages that only an export needs: imported when they are used, and asked for in one line where they are absent."""
 
 import importlib
+import importlib.util
 from typing import Any
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package, such as `onnxruntime`, is there."""
+    return importlib.util.find_spec(name) is not None
 
 
 def optional_module(name: str) -> Any:
