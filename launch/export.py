@@ -10,10 +10,10 @@ from absl import flags, logging
 from launch.evaluate_flags import data_for
 from launch.export_flags import FLAGS, ExportConfig, define_flags, export_from_flags, help_text
 from launch.help import HELP
-from rap_jax.data import load_dataset
+from rap_jax.data import Dataset, load_dataset
 from rap_jax.export.files import check_file, check_path, write_file
-from rap_jax.export.int8 import write_int8
-from rap_jax.export.subject import open_subject
+from rap_jax.export.int8 import check_data, write_int8
+from rap_jax.export.subject import Subject, open_subject
 from rap_jax.export.wording import about_int8, about_network
 
 define_flags()
@@ -37,13 +37,21 @@ def main(arguments: list[str]) -> None:
 
 def _export(config: ExportConfig, command: str) -> Iterator[str]:
     subject = open_subject(config.checkpoint, compact=config.compact, fold=config.fold)
-    if config.int8 is not None:
-        check_path(config.int8_path)
-    dataset = load_dataset(data_for(subject.results, FLAGS), seed=config.int8.seed) if config.int8 else None
+    dataset = _data_for_int8(subject, config)
     path = write_file(subject, config.file_format, config.path, command)
     yield from about_network(subject, config.file_format, path, check_file(subject, path))
     if config.int8 is not None and dataset is not None:
         yield from about_int8(config.int8_path, write_int8(subject, dataset, config.int8, config.int8_path, command))
+
+
+def _data_for_int8(subject: Subject, config: ExportConfig) -> Dataset | None:
+    """The data of the second file, if there is to be one; what is wrong with it is said before the first is written."""
+    if config.int8 is None:
+        return None
+    check_path(config.int8_path)
+    dataset = load_dataset(data_for(subject.results, FLAGS), seed=config.int8.seed)
+    check_data(subject, dataset)
+    return dataset
 
 
 def run() -> None:

@@ -60,17 +60,13 @@ def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Pat
       command: that asks for it, for the metadata.
 
     Raises:
-      ValueError: onnx or onnxruntime is not installed, the network has no ONNX form, or the data do not fit it.
+      ValueError: onnx or onnxruntime is not installed, the network has no ONNX form, or the data are
+        not those of the run.
     """
-    shape, known, found = subject.model.input_shape, subject.results["data"].get("sha256"), dataset.describe()["sha256"]
-    require(
-        known == found,
-        "the data",
-        dataset.name,
-        f"those of the run, {subject.results['data'].get('name')}, sha256 {known}",
-    )
-    images, labels = _first(dataset.test, config.num_images, shape)
-    calibration, _ = _first(dataset.train, config.num_calibration_images, shape)
+    check_data(subject, dataset)
+    shape = subject.model.input_shape
+    images, labels = _first(dataset.test, config.num_images)
+    calibration, _ = _first(dataset.train, config.num_calibration_images)
     model = onnx_model(subject.logits_fn, input_shape=shape, num_classes=subject.model.num_classes, metadata={})
     quantized = quantize(model, calibration)
     attack = AttackConfig(**subject.results["config"]["report_attack"])
@@ -88,6 +84,17 @@ def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Pat
     set_props(quantized, {METADATA_KEY: json.dumps(metadata)})
     write_atomically(path, quantized.SerializeToString())
     return metadata
+
+
+def check_data(subject: Subject, dataset: Dataset) -> None:
+    """Refuses other data than those of the run: what was held out there need not be held out elsewhere.
+
+    Raises:
+      ValueError: they are others.
+    """
+    of_run = subject.results["data"]
+    same = dataset.sha256 == of_run.get("sha256")
+    require(same, "the data", dataset.name, f"those of the run, {of_run['name']} of sha256 {of_run.get('sha256')}")
 
 
 def quantize(model: Any, images: np.ndarray) -> Any:
@@ -129,12 +136,9 @@ def set_props(model: Any, props: dict[str, str]) -> None:
     optional_module("onnx.helper").set_model_props(model, props)
 
 
-def _first(split: Split, count: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _first(split: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Images float32 in [0, 1] and their labels."""
-    images, labels = split.images[:count], split.labels[:count]
-    found = tuple(images.shape[1:])
-    require(found == shape, "image shape of the data", found, f"{shape}, which the network takes: its own --dataset")
-    return images.astype(np.float32) / np.float32(255), labels
+    return split.images[:count].astype(np.float32) / np.float32(255), split.labels[:count]
 
 
 def _reader(quantization: Any, images: np.ndarray) -> Any:

@@ -5,8 +5,8 @@
     csr     of the array as a matrix [all axes but the last, last axis]: the values, the column of each, and where each
             row begins
 
-`pack` takes the smallest; a mask is smaller than the array from 3% of zeros on, CSR smaller than a mask from about 94%
-on. This makes files small, not networks fast: what is read back is the dense array, zeros and all, to the last bit.
+`pack` takes the smallest: a mask from 3% of zeros on, CSR from 88% or 94% on (columns of one byte or of two). This
+makes files small, not networks fast: what is read back is the dense array, zeros and all, to the last bit.
 """
 
 import math
