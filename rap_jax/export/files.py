@@ -80,6 +80,8 @@ def write_file(subject: Subject, file_format: str, path: Path, command: str = ""
         network that the format cannot hold.
     """
     require(file_format in FORMATS, "format", file_format, f"one of {', '.join(FORMATS)}")
+    suffix = SUFFIXES[file_format]
+    require(path.suffix == suffix, "the file", str(path), f"a name that ends in {suffix} for {file_format}")
     path = check_path(path)
     metadata = json.loads(json.dumps(describe(subject, file_format, command)))
     content = _content(subject, file_format, metadata)

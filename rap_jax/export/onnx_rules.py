@@ -146,7 +146,7 @@ def _sum(graph: Graph, eqn: Any, inputs: Sequence[Any]) -> Value:
 
 def _reshape(graph: Graph, eqn: Any, inputs: Sequence[Any]) -> Value:
     (batch, *sides), shape = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    if inputs[0].axes == _CHANNELS_FIRST and len(shape) == 2 and shape[0] is batch:
+    if inputs[0].axes == _CHANNELS_FIRST and len(shape) == 2 and shape[0] == batch:
         order = np.arange(shape[1]).reshape(sides).transpose(2, 0, 1).reshape(-1)
         return Tensor(graph.add("Flatten", [inputs[0].name], scope=_scope(eqn)), (0, 1), order)
     sizes = np.array([-1 if export.is_symbolic_dim(side) else side for side in shape], np.int64)

@@ -102,5 +102,6 @@ def _smaller(model: Model, weights: Weights, *, compact: bool, fold: bool) -> tu
     del fold  # waits for fold_batch_norm
     if not compact:
         return weights, {}, False
-    plan = compaction_plan(model.reads, weights.params)
+    final = jax.tree.map(lambda leaf: leaf != 0, weights.params)  # nothing trains it any more, so each zero stays one
+    plan = compaction_plan(model.reads, weights.params, final)
     return Weights(shrink(plan, weights.params), shrink(plan, weights.batch_stats)), plan.features, False
