@@ -30,7 +30,8 @@ def test_filters_that_send_nothing_or_that_nobody_reads_go(tmp_path: Path) -> No
     shutil.rmtree(tmp_path / "run" / "network")
     save_network(tmp_path / "run", weights, initial=weights)
     small, whole = (open_subject(tmp_path / "run", compact=compact) for compact in (True, False))
-    assert small.features == {"conv1": 1, "fc1": 59} and whole.features == {}
+    assert small.features["conv1"] == 1 and whole.features == {}
+    assert small.features["fc1"] in (58, 59)  # the constant may also move into the bias of fc2
     images = np.random.default_rng(0).random((4, 8, 8, 1), np.float32)
     first, second = (jax.jit(subject.logits_fn)(images) for subject in (small, whole))
     np.testing.assert_allclose(first, second, atol=1e-5)

@@ -62,7 +62,9 @@ def make_pruned_run(folder: Path, *, irregular: bool = False) -> Path:
     model = rebuild(ModelConfig("lenet_mnist", 1, "kaiming_normal"), (8, 8, 1), 10)
     weights: Weights = jax.tree.map(np.array, Weights(*model.init(jax.random.key(3))))
     if irregular:
-        weights.params["fc1"]["kernel"] *= np.random.default_rng(4).random((16, 64)) > 0.8
+        kept = np.random.default_rng(4).random((16, 64)) > 0.8
+        kept[0] = True  # no neuron is gone as a whole
+        weights.params["fc1"]["kernel"] *= kept
     else:
         weights.params["conv2"]["kernel"][..., :2] = 0
         weights.params["conv2"]["bias"][:2] = 0
