@@ -92,7 +92,7 @@ def _read_image(file: Path, image_size: tuple[int, int] | None) -> np.ndarray:
     """Returns uint8 [H, W] of a greyscale image, [H, W, 3] of any other."""
     try:
         with Image.open(file) as opened:
-            image = _to_bytes_per_channel(ImageOps.exif_transpose(opened))
+            image = to_bytes_per_channel(ImageOps.exif_transpose(opened))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError and more.
         raise ValueError(f"The image {file} cannot be read ({error}). Repair it or take it away.") from error
     if image_size is not None:
@@ -100,7 +100,8 @@ def _read_image(file: Path, image_size: tuple[int, int] | None) -> np.ndarray:
     return np.asarray(image)
 
 
-def _to_bytes_per_channel(image: Image.Image) -> Image.Image:
+def to_bytes_per_channel(image: Image.Image) -> Image.Image:
+    """The image in mode L, or RGB if it has colours; refuses what has more than 8 bits per channel."""
     require(not image.mode.startswith(("I", "F")), "its mode", image.mode, "8 bits per channel or fewer")
     if image.mode in ("1", "L"):
         return image.convert("L")

@@ -1,0 +1,66 @@
+"""Writes a network to a file: `python -m launch.export --checkpoint=runs/lenet_mnist_mnist_seed0 --format=onnx`."""
+
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterator
+
+from absl import flags, logging
+
+from launch.evaluate_flags import data_for
+from launch.export_flags import FLAGS, ExportConfig, define_flags, export_from_flags, help_text
+from launch.help import HELP
+from rap_jax.data import Dataset, load_dataset
+from rap_jax.export.files import check_file, check_path, write_file
+from rap_jax.export.int8 import check_data, write_int8
+from rap_jax.export.subject import Subject, open_subject
+from rap_jax.export.wording import about_int8, about_network
+
+define_flags()
+
+
+def main(arguments: list[str]) -> None:
+    """Writes what the flags say; ends with a few lines on the file."""
+    logging.set_verbosity(logging.WARNING)
+    command = shlex.join(["python", "-m", "launch.export", *arguments[1:]])
+    try:
+        surplus = FLAGS(arguments)[1:]
+        if surplus:
+            raise ValueError(f"Unexpected argument {surplus[0]!r}; flags are written --name=value.")
+        for line in _export(export_from_flags(), command):
+            print(textwrap.fill(line, 100, subsequent_indent=" " * 4, break_on_hyphens=False), flush=True)
+    except (ValueError, OSError, flags.Error) as error:  # OSError: a full disk, a folder that went away
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. Run the same command to begin again.")
+
+
+def _export(config: ExportConfig, command: str) -> Iterator[str]:
+    subject = open_subject(config.checkpoint, compact=config.compact, fold=config.fold)
+    dataset = _data_for_int8(subject, config)
+    path = write_file(subject, config.file_format, config.path, command)
+    yield from about_network(subject, config.file_format, path, check_file(subject, path))
+    if config.int8 is not None and dataset is not None:
+        yield from about_int8(config.int8_path, write_int8(subject, dataset, config.int8, config.int8_path, command))
+
+
+def _data_for_int8(subject: Subject, config: ExportConfig) -> Dataset | None:
+    """The data of the second file, if there is to be one; what is wrong with it is said before the first is written."""
+    if config.int8 is None:
+        return None
+    check_path(config.int8_path)
+    dataset = load_dataset(data_for(subject.results, FLAGS), seed=config.int8.seed)
+    check_data(subject, dataset)
+    return dataset
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    if any(argument in HELP for argument in sys.argv[1:]):
+        print(help_text(), end="")
+        return
+    main(sys.argv)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,108 @@
+"""The flags of an export, and what they mean for each format."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch import flags as training
+from launch.help import format_help
+from rap_jax.config import require
+from rap_jax.export.files import FORMATS, SUFFIXES
+from rap_jax.export.int8 import Int8Config
+
+# Its own, so that the commands may live in one process.
+FLAGS = flags.FlagValues()
+# Title of each group of flags -> their names, for --help; filled by `define_flags`.
+GROUPS: dict[str, list[str]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What is written where.
+
+    Attributes:
+      checkpoint: the run's folder.
+      file_format: one of `files.FORMATS`.
+      path: the file.
+      compact: without the outputs that count for nothing.
+      fold: BatchNorm as part of its neighbours.
+      int8: how the second, quantised file is made; None for no such file.
+    """
+
+    checkpoint: Path
+    file_format: str
+    path: Path
+    compact: bool
+    fold: bool
+    int8: Int8Config | None
+
+    @property
+    def int8_path(self) -> Path:
+        """Of the quantised file: network.int8.onnx beside network.onnx."""
+        return self.path.with_name(f"{self.path.stem}.int8{self.path.suffix}")
+
+
+def define_flags() -> None:
+    """Defines all flags of an export; called again it does nothing."""
+    if GROUPS:
+        return
+    with training.flag_group("Export", GROUPS, FLAGS):
+        _define_export_flags()
+    with training.flag_group("8 bits (--int8)", GROUPS, FLAGS):
+        _define_int8_flags()
+    with training.flag_group("Data for --int8 (default: that of the run)", GROUPS, FLAGS):
+        training.define_data_flags(FLAGS)
+
+
+def _define_export_flags() -> None:
+    flags.DEFINE_string("checkpoint", None, "Folder of a finished run.", FLAGS)
+    flags.DEFINE_string("format", None, f"What is written: one of {', '.join(FORMATS)}.", FLAGS)
+    flags.DEFINE_string("out", None, "The file. Default: RUN/export/NAME with the suffix of the format.", FLAGS)
+    flags.DEFINE_boolean("compact", None, "Without the filters and neurons that count for nothing. Default: yes, but "
+                         "for safetensors, which has the shapes of the PyTorch network.", FLAGS)  # fmt: skip
+    flags.DEFINE_boolean("fold", None, "BatchNorm as part of the layers beside it. Default: yes, but for safetensors.",
+                         FLAGS)  # fmt: skip
+
+
+def _define_int8_flags() -> None:
+    default = Int8Config()
+    flags.DEFINE_boolean("int8", False, "With onnx: also a file with 8-bit weights and activations, whose robustness "
+                         "is measured.", FLAGS)  # fmt: skip
+    flags.DEFINE_integer("num_calibration_images", default.num_calibration_images, "Training images that set the "
+                         "ranges of the activations.", flag_values=FLAGS)  # fmt: skip
+    flags.DEFINE_integer("num_images", default.num_images, "Test images on which it is measured.", flag_values=FLAGS)
+    flags.DEFINE_integer("num_queries", default.num_queries, "Square's queries for each; 0 leaves it out.",
+                         flag_values=FLAGS)  # fmt: skip
+    flags.DEFINE_integer("seed", default.seed, "Seed of everything random.", flag_values=FLAGS)
+
+
+def export_from_flags(values: flags.FlagValues = FLAGS) -> ExportConfig:
+    """The export that the flags describe.
+
+    Raises:
+      ValueError: a value or a combination that cannot work.
+    """
+    get: Any = lambda name: values[name].value
+    checkpoint, file_format = get("checkpoint"), get("format")
+    require(bool(checkpoint), "checkpoint", checkpoint, "the folder of a finished run")
+    require(file_format in FORMATS, "format", file_format, f"one of {', '.join(FORMATS)}")
+    require(not get("int8") or file_format == "onnx", "int8", get("int8"), "--format=onnx with it")
+    folder, suffix = Path(checkpoint).expanduser(), SUFFIXES[file_format]
+    path = Path(get("out") or folder / "export" / f"{folder.resolve().name}{suffix}").expanduser()
+    require(path.suffix == suffix, "out", str(path), f"a name that ends in {suffix} for {file_format}")
+    smaller = file_format != "safetensors"
+    int8 = Int8Config(*(get(field.name) for field in dataclasses.fields(Int8Config))) if get("int8") else None
+    choice = lambda name: smaller if get(name) is None else bool(get(name))
+    return ExportConfig(folder, file_format, path, choice("compact"), choice("fold"), int8)
+
+
+def help_text(width: int | None = None) -> str:
+    """All that a user needs to export a network, wrapped to the terminal, or to `width` columns."""
+    introduction = [
+        "Writes the network of a finished run to a file that works without this package:",
+        f"    python -m launch.export --checkpoint=RUN_FOLDER --format={'|'.join(FORMATS)}",
+        "The file says how robust the network is, and under which attack. No file is overwritten.",
+    ]
+    return format_help(introduction, GROUPS, FLAGS, width)

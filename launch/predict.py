@@ -1,0 +1,85 @@
+"""What an exported network says of image files: `python -m launch.predict --model=network.onnx IMAGE...`."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags, logging
+
+from launch import flags as training
+from launch.help import HELP, format_help
+from rap_jax.config import require
+from rap_jax.export.files import OpenFile, open_file
+from rap_jax.export.images import ReadImage, read_image
+
+# Its own, so that the commands may live in one process.
+FLAGS = flags.FlagValues()
+GROUPS: dict[str, list[str]] = {}
+
+with training.flag_group("Prediction", GROUPS, FLAGS):
+    flags.DEFINE_string("model", None, "A file that launch.export has written: .jax, .onnx or .npz.", FLAGS)
+    flags.DEFINE_integer("top", 3, "Classes that are shown of each image.", flag_values=FLAGS)
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the top classes of each image with their probabilities."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        images = FLAGS(arguments)[1:]
+        require(bool(FLAGS.model), "model", FLAGS.model, "a file that launch.export has written")
+        require(FLAGS.top >= 1, "top", FLAGS.top, "1 or more classes")
+        require(bool(images), "images", images, "one or more image files after the flags")
+        for line in predictions(open_file(FLAGS.model), [Path(name).expanduser() for name in images], FLAGS.top):
+            print(line)
+    except (ValueError, OSError, flags.Error) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped.")
+
+
+def predictions(network: OpenFile, paths: Sequence[Path], top: int) -> Iterator[str]:
+    """A line for each image: `digit.png: 7 99.1%, 9 0.6%, 3 0.2%`, and what was done to the image.
+
+    Args:
+      network: as `open_file` returns it.
+      paths: the images.
+      top: classes that are shown.
+
+    Raises:
+      ValueError: an image that cannot be read.
+    """
+    images = [read_image(path, network.input_shape) for path in paths]
+    logits = network.logits_fn(np.stack([image.pixels for image in images])).astype(np.float64)
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = shifted / shifted.sum(1, keepdims=True)
+    names = network.metadata.get("output", {}).get("classes") or [str(label) for label in range(network.num_classes)]
+    for path, image, shares in zip(paths, images, probabilities, strict=True):
+        yield _line(path, image, shares, names, top)
+
+
+def _line(path: Path, image: ReadImage, shares: np.ndarray, names: Sequence[str], top: int) -> str:
+    best = [f"{names[label]} {shares[label]:.1%}" for label in np.argsort(-shares, kind="stable")[:top]]
+    return f"{path}: {', '.join(best)}{f'  ({image.changes})' if image.changes else ''}"
+
+
+def help_text(width: int | None = None) -> str:
+    """All that a user needs, wrapped to the terminal, or to `width` columns."""
+    introduction = [
+        "Shows what an exported network says of image files:",
+        "    python -m launch.predict --model=FILE IMAGE...",
+        "Images are read by Pillow and converted to the network's size and channels, which is said where it is done.",
+    ]
+    return format_help(introduction, GROUPS, FLAGS, width)
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    if any(argument in HELP for argument in sys.argv[1:]):
+        print(help_text(), end="")
+        return
+    main(sys.argv)
+
+
+if __name__ == "__main__":
+    run()

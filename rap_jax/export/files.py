@@ -1,0 +1,179 @@
+"""The formats, and the file that a network is written to: whole or not at all, never over another one.
+
+path = write_file(subject, "onnx", Path("network.onnx"))
+network = open_file(path)                  any of the formats, for a look at it; see `launch.predict`
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rap_jax.config import require
+from rap_jax.export.metadata import describe
+from rap_jax.export.npz_file import npz_bytes, read_npz
+from rap_jax.export.onnx_file import onnx_model, open_session
+from rap_jax.export.optional import is_installed
+from rap_jax.export.safetensors_file import safetensors_bytes
+from rap_jax.export.stablehlo_file import metadata_path, read_metadata, stablehlo_bytes, write_metadata
+from rap_jax.export.subject import Subject
+from rap_jax.folder import write_atomically
+from rap_jax.robustness.exported import read_exported
+
+SUFFIXES = {"stablehlo": ".jax", "onnx": ".onnx", "npz": ".npz", "safetensors": ".safetensors"}
+FORMATS = tuple(SUFFIXES)
+# Two programs for the same network differ by rounding, relative to the largest logit; a wrong one by more.
+_SAME = 1e-3
+_NUM_CHECKED = 16
+
+
+class OpenFile(NamedTuple):
+    """A network from a file.
+
+    Attributes:
+      logits_fn: images float32 [N, H, W, C] in [0, 1] -> logits [N, K], numpy arrays.
+      input_shape: (H, W, C).
+      num_classes: K.
+      metadata: as `metadata.describe` made them; {} in a file from elsewhere.
+    """
+
+    logits_fn: Callable[[np.ndarray], np.ndarray]
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    metadata: dict[str, Any]
+
+
+def check_path(path: Path) -> Path:
+    """The path, with its folder made.
+
+    Raises:
+      ValueError: there is a file already, or none can be written.
+    """
+    path = path.expanduser()
+    for taken in (path, metadata_path(path)):
+        if taken.exists():
+            raise ValueError(f"{taken} exists; delete it, or choose another --out.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path.parent} cannot be made ({error.strerror}); choose another --out.") from error
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path.parent} cannot be written to; choose another --out.")
+    return path
+
+
+def write_file(subject: Subject, file_format: str, path: Path, command: str = "") -> Path:
+    """Writes the network, and beside a StableHLO file its metadata.
+
+    Args:
+      subject: the network.
+      file_format: one of FORMATS.
+      path: the file; its folder is made.
+      command: that asks for it, for the metadata.
+
+    Raises:
+      ValueError: an unknown format, a path that cannot be written or is taken, a package that is not installed, or a
+        network that the format cannot hold.
+    """
+    require(file_format in FORMATS, "format", file_format, f"one of {', '.join(FORMATS)}")
+    suffix = SUFFIXES[file_format]
+    require(path.suffix == suffix, "the file", str(path), f"a name that ends in {suffix} for {file_format}")
+    path = check_path(path)
+    metadata = json.loads(json.dumps(describe(subject, file_format, command)))
+    content = _content(subject, file_format, metadata)
+    try:
+        if file_format == "stablehlo":
+            write_metadata(path, metadata)
+        write_atomically(path, content)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
+    return path
+
+
+def open_file(path: str | Path) -> OpenFile:
+    """Opens a file that `write_file` has written, by its suffix.
+
+    Raises:
+      ValueError: there is no such file, it is damaged, or its format cannot be opened here.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; expected one that python -m launch.export has written.")
+    openers = {".jax": _open_stablehlo, ".onnx": _open_onnx, ".npz": _open_npz}
+    if path.suffix == SUFFIXES["safetensors"]:
+        raise ValueError(
+            f"{path} holds the weights of a PyTorch network and no network; load it there, or export the run again "
+            f"with --format=onnx, npz or stablehlo."
+        )
+    require(path.suffix in openers, f"the suffix of {path}", path.suffix, f"one of {', '.join(openers)}")
+    return openers[path.suffix](path)
+
+
+def check_file(subject: Subject, path: Path) -> float | None:
+    """How far the logits of a file are from those of the network that was written to it, on random images.
+
+    Returns:
+      The largest difference; None where nothing here can run the file: safetensors, or ONNX without onnxruntime.
+
+    Raises:
+      ValueError: they differ by more than rounding, or the file cannot be read; it is deleted then.
+    """
+    if path.suffix == SUFFIXES["safetensors"] or (path.suffix == SUFFIXES["onnx"] and not is_installed("onnxruntime")):
+        return None
+    try:
+        return _largest_difference(subject, open_file(path))
+    except ValueError:
+        for written in (path, metadata_path(path)):
+            written.unlink(missing_ok=True)
+        raise
+
+
+def _largest_difference(subject: Subject, network: OpenFile) -> float:
+    images = np.random.default_rng(0).random((_NUM_CHECKED, *network.input_shape), np.float32)
+    expected = np.asarray(jax.jit(subject.logits_fn)(images))
+    difference = float(np.abs(network.logits_fn(images) - expected).max())
+    if not difference <= _SAME * max(1.0, float(np.abs(expected).max())):
+        raise ValueError(
+            f"The file's logits differ from those of the network by {difference:.2g} on random images; expected "
+            f"rounding alone. This is a mistake of the export: please report it, with the versions in the metadata."
+        )
+    return difference
+
+
+def _content(subject: Subject, file_format: str, metadata: dict[str, Any]) -> bytes:
+    model = subject.model
+    if file_format == "stablehlo":
+        return stablehlo_bytes(subject.logits_fn, model.input_shape)
+    if file_format == "npz":
+        return npz_bytes(subject.weights, metadata)
+    if file_format == "safetensors":
+        require(not subject.folded, "fold", True, "--nofold: the PyTorch network has its BatchNorm")
+        return safetensors_bytes(subject.config.name, subject.weights, metadata)
+    onnx = onnx_model(
+        subject.logits_fn, input_shape=model.input_shape, num_classes=model.num_classes, metadata=metadata
+    )
+    content: bytes = onnx.SerializeToString()
+    return content
+
+
+def _open_stablehlo(path: Path) -> OpenFile:
+    exported = read_exported(path)
+    shape = exported.input_shape
+    if shape is None:
+        raise ValueError(f"{path} takes images of any size; expected one of python -m launch.export.")
+    run = jax.jit(exported.logits_fn)
+    return OpenFile(lambda images: np.asarray(run(images)), shape, exported.num_classes, read_metadata(path))
+
+
+def _open_onnx(path: Path) -> OpenFile:
+    return OpenFile(*open_session(path))
+
+
+def _open_npz(path: Path) -> OpenFile:
+    model, weights, metadata = read_npz(path)
+    run = jax.jit(lambda images: model.apply(*weights, images, False)[0])
+    return OpenFile(lambda images: np.asarray(run(images)), model.input_shape, model.num_classes, metadata)

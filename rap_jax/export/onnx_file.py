@@ -1,0 +1,108 @@
+"""A network as an ONNX file, written from what JAX would compute; no converter is needed to write it or to read it.
+
+    model = onnx_model(logits_fn, input_shape=(28, 28, 1), num_classes=10, metadata={})
+    session = open_session(path)
+    logits = session(images)
+
+Input `images` float32 [batch, H, W, C] in [0, 1], output `logits` [batch, K], any batch. The metadata lie in the file's
+`metadata_props` under `rap_jax`.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import export
+
+from rap_jax.export.onnx_fusion import fuse
+from rap_jax.export.onnx_graph import Graph
+from rap_jax.export.onnx_rules import Tensor, image_input, lower, natural
+from rap_jax.export.optional import optional_module
+
+METADATA_KEY = "rap_jax"
+_EXPECTED = "expected an ONNX file with the input images float32 [batch, H, W, C] and the output logits [batch, K]"
+
+
+class Session(NamedTuple):
+    """An ONNX file, opened by onnxruntime.
+
+    Attributes:
+      logits_fn: images float32 [N, H, W, C] -> logits [N, K], numpy arrays.
+      input_shape: (H, W, C).
+      num_classes: K.
+      metadata: as `metadata.describe` made them; {} in a file from elsewhere.
+    """
+
+    logits_fn: Callable[[np.ndarray], np.ndarray]
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    metadata: dict[str, Any]
+
+
+def onnx_model(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    metadata: dict[str, Any],
+) -> Any:
+    """The `onnx.ModelProto` of a function of images [N, H, W, C] with its weights inside.
+
+    Raises:
+      ValueError: onnx is not installed, or the function computes what `onnx_rules` has no rule for.
+    """
+    optional_module("onnx")
+    shape = export.symbolic_shape(f"batch, {', '.join(map(str, input_shape))}")
+    closed = jax.make_jaxpr(logits_fn)(jax.ShapeDtypeStruct(shape, np.float32))
+    graph = Graph()
+    (logits,) = lower(graph, closed, [image_input(graph, "images")])
+    if not isinstance(logits, Tensor):
+        raise ValueError("The logits do not depend on the images; expected a network.")
+    name = natural(graph, logits).name
+    fuse(graph)
+    props = {METADATA_KEY: json.dumps(metadata)}
+    return graph.to_model(images=input_shape, logits=name, num_classes=num_classes, metadata=props)
+
+
+def open_session(path: Path | bytes, num_threads: int = 0) -> Session:
+    """Opens an ONNX file on the CPU.
+
+    Args:
+      path: the file, or its content.
+      num_threads: of onnxruntime; 0 for all cores.
+
+    Raises:
+      ValueError: onnxruntime is not installed, or the file is damaged or no network of images.
+    """
+    runtime = optional_module("onnxruntime")
+    name, content = ("The file", path) if isinstance(path, bytes) else (str(path), path.read_bytes())
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base but this
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name} cannot be read ({type(error).__name__}: {reason}); {_EXPECTED}.") from error
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shape = inputs[0].shape[1:] if len(inputs) == 1 else []
+    if len(shape) != 3 or not all(isinstance(side, int) for side in shape) or len(outputs[0].shape) != 2:
+        raise ValueError(f"{name} takes {[(i.name, i.shape) for i in inputs]}; {_EXPECTED}.")
+    height, width, channels = shape
+    return Session(
+        logits_fn=lambda images: session.run(None, {inputs[0].name: np.asarray(images, np.float32)})[0],
+        input_shape=(height, width, channels),
+        num_classes=int(outputs[0].shape[1]),
+        metadata=_metadata(name, session.get_modelmeta().custom_metadata_map),
+    )
+
+
+def _metadata(name: str, props: dict[str, str]) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(props.get(METADATA_KEY, "{}"))
+    except ValueError as error:
+        raise ValueError(f"The metadata of {name} are damaged ({error}); export it again.") from error
+    return found

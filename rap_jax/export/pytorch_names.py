@@ -1,0 +1,80 @@
+"""What the layers of our networks are called in PyTorch.
+
+LeNet (MNIST and CIFAR), VGG-16 and ResNet-18 have the names of the authors' networks (`LeNet_adv`, `VGG_adv` and
+`ResNet_adv` of https://github.com/yeshaokai/Robustness-Aware-Pruning-ADMM), into which their weights can be loaded.
+Two things to know of those: the authors' LeNet for MNIST ends with a log-softmax, and their VGG-16 and ResNet-18 take
+images of 32x32 only. The authors have no WRN-28 with pre-activation blocks; ours has the names of
+https://github.com/xternalz/WideResNet-pytorch, which TRADES and RobustBench have too.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+_VGG_GROUPS = (2, 2, 3, 3, 3)  # convolutions between two poolings
+
+
+class Names(NamedTuple):
+    """Of the modules that a layer is made of.
+
+    Attributes:
+      kernel: of the convolution or dense layer, None for a BatchNorm that stands alone.
+      norm: of the BatchNorm, None where there is none.
+    """
+
+    kernel: str | None
+    norm: str | None = None
+
+
+def pytorch_names(network: str, layer: str) -> Names:
+    """The names of a layer, such as `group1_block0/conv1`, of a network of `create_model`.
+
+    Raises:
+      ValueError: the network has no names in PyTorch yet.
+    """
+    if network not in _NAMES:
+        raise ValueError(f"model is {network!r}, whose names in PyTorch are not known; expected {', '.join(_NAMES)}.")
+    return _NAMES[network](layer)
+
+
+def _lenet(layer: str) -> Names:
+    return Names(layer)
+
+
+def _vgg(layer: str) -> Names:
+    if layer == "fc":
+        return Names("classifier")
+    number = int(layer.removeprefix("conv")) - 1
+    ends = [sum(_VGG_GROUPS[: group + 1]) for group in range(len(_VGG_GROUPS))]
+    num_pools = sum(number >= end for end in ends)
+    place = 3 * number + num_pools  # convolution, BatchNorm, ReLU; one pooling after each group
+    return Names(f"features.{place}", f"features.{place + 1}")
+
+
+def _resnet(layer: str) -> Names:
+    block, _, inner = layer.rpartition("/")
+    prefix = f"layer{block[5]}.{block[-1]}." if block else ""
+    by_layer = {"conv1": Names("conv1", "bn1"), "conv2": Names("conv2", "bn2"),
+                "shortcut": Names("shortcut.0", "shortcut.1"), "fc": Names("linear")}  # fmt: skip
+    return _within(prefix, by_layer[inner])
+
+
+def _wide_resnet(layer: str) -> Names:
+    block, _, inner = layer.rpartition("/")
+    if not block:
+        return {"conv1": Names("conv1"), "norm": Names(None, "bn1"), "fc": Names("fc")}[inner]
+    by_layer = {"norm1": Names(None, "bn1"), "conv1": Names("conv1", "bn2"), "conv2": Names("conv2"),
+                "shortcut": Names("convShortcut")}  # fmt: skip
+    return _within(f"block{block[5]}.layer.{block[-1]}.", by_layer[inner])
+
+
+def _within(prefix: str, names: Names) -> Names:
+    return Names(*(None if name is None else prefix + name for name in names))
+
+
+_NAMES: Mapping[str, Callable[[str], Names]] = {
+    "lenet_mnist": _lenet,
+    "lenet_cifar": _lenet,
+    "vgg16": _vgg,
+    "resnet18": _resnet,
+    "wide_resnet28": _wide_resnet,
+}
