@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rap_jax.compact import compaction_plan, shrink
+from rap_jax import compaction
 from rap_jax.config import ModelConfig
 from rap_jax.models import Model, create_model
 from rap_jax.saved_network import load_network
@@ -91,17 +91,21 @@ def rebuild(
     Raises:
       ValueError: a network that cannot be, see `create_model`.
     """
-    form: dict[str, Any] = {"folded": True} if folded else {}
     return create_model(
-        config, input_shape=input_shape, num_classes=num_classes, implementation="xla", features=features, **form
+        config,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        implementation="xla",
+        features=features,
+        folded=folded,
     )
 
 
 def _smaller(model: Model, weights: Weights, *, compact: bool, fold: bool) -> tuple[Weights, Mapping[str, int], bool]:
     """The weights of the smaller network, its features, whether it is folded. The only place that makes it smaller."""
-    del fold  # waits for fold_batch_norm
-    if not compact:
-        return weights, {}, False
-    final = jax.tree.map(lambda leaf: leaf != 0, weights.params)  # nothing trains it any more, so each zero stays one
-    plan = compaction_plan(model.reads, weights.params, final)
-    return Weights(shrink(plan, weights.params), shrink(plan, weights.batch_stats)), plan.features, False
+    params, batch_stats = weights
+    if compact:
+        model, params, batch_stats, _ = compaction.compact(model, params, batch_stats)
+    if fold and batch_stats:
+        model, params, batch_stats, _ = compaction.fold_batch_norm(model, params, batch_stats)
+    return Weights(params, batch_stats), model.features, model.folded
