@@ -48,7 +48,8 @@ first test images of MNIST.
 - linf, l2: randomness removed, both sides get the same starts and random numbers. Same path: all images that APGD asks
   about up to the first misclassified one within 1e-4 (L2: up to query 20). Best loss: the median difference. Same
   image: within 1e-5. Same success: of each example from each start. In float32 rounding leads the two sides apart, as
-  it does the official code from images moved by 1e-7.
+  it does the official code from images moved by 1e-7; the official L2 projection then misses the hyperplane where a
+  gradient has entries that are tiny but not 0.
 - The rest: own randomness, radius 0.3. Agreement: the share of examples on which both say the same, the lowest over
   pairs of seeds; the bar is the official code's own under two seeds, less 1 point. p: McNemar's exact test.
 - standard: the whole ensemble; both, below: by how much the worst case of both sides is below either, in points."""

@@ -14,6 +14,7 @@ from rap_jax.attacks.square import Square
 from rap_jax.attacks.stepwise import run_attack
 from rap_jax.auto_attack import AutoAttackResult, auto_attack
 from rap_jax.auto_attack.programs import steps_between_checks
+from rap_jax.auto_attack.slots import even_slots
 from rap_jax.auto_attack.versions import NAMES, Part, parts_of
 
 EPSILON = 0.04
@@ -242,3 +243,20 @@ def test_a_gradient_that_is_nan_is_called_that() -> None:
     without = lambda x: logits_fn(x) + jnp.sqrt(0 * x.sum((1, 2, 3)))[:, None]
     with pytest.raises(ValueError, match="adversarial images are NaN: the gradient of the network is NaN"):
         auto_attack(without, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS, diagnostics=False)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_slots_are_full_to_the_end(num_devices: int) -> None:
+    most = 64 * num_devices
+    for num_examples in (0, 1, 7, 100, 212, 838, 5000):
+        for num_starts in (1, 9):
+            tasks = num_examples * num_starts
+            slots = even_slots(num_examples, tasks, most, num_devices)
+            assert num_devices <= slots <= most and slots % num_devices == 0
+            rounds = lambda slots: -(-tasks // min(slots, max(1, num_examples)))  # noqa: B023
+            assert rounds(slots) <= rounds(most)
+            if num_examples >= most:
+                assert slots * rounds(slots) - tasks <= 0.1 * tasks
+            parts = -(-slots // num_devices // 32)
+            assert slots // num_devices % parts == 0  # equal parts for the caches
+    assert even_slots(212, 212, 128, 2) == 108

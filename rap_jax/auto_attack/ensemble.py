@@ -26,7 +26,7 @@ from rap_jax.attacks.stepwise import LogitsFn, in_float32
 from rap_jax.auto_attack.programs import Judged, Programs
 from rap_jax.auto_attack.record import Record, Saved, load, save
 from rap_jax.auto_attack.result import AutoAttackResult, PartResult, names_of_parts
-from rap_jax.auto_attack.slots import Found, Slots
+from rap_jax.auto_attack.slots import Found, Slots, even_slots
 from rap_jax.auto_attack.versions import NAMES, Part, Version, parts_of
 from rap_jax.captured import lift_captured
 from rap_jax.config.attack import check_radius
@@ -152,6 +152,8 @@ class _Run:
         before, began = seconds.get(part.name, 0.0), time.monotonic()
         attack, examples = part.attack, record.robust
         label = f"{self.title}{part.name}"
+        num_tasks = len(examples) * attack.num_starts - int(record.survived[examples].sum())
+        num_slots = even_slots(len(examples), num_tasks, self.num_slots, self.programs.num_devices)
         last_save = began
 
         def store() -> None:
@@ -177,7 +179,7 @@ class _Run:
                 self.programs.of_attack(attack, jax.random.fold_in(self.key, NAMES.index(part.name))),
                 self.images,
                 self.labels,
-                num_slots=self.num_slots,
+                num_slots=num_slots,
                 num_steps=attack.num_steps,
                 num_starts=attack.num_starts,
             )

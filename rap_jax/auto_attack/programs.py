@@ -71,6 +71,11 @@ class Programs:
         self.captured = jax.device_put(captured, replicated(mesh))
         self._judge = self.compile(self.judge_images)
 
+    @property
+    def num_devices(self) -> int:
+        """Of the mesh."""
+        return self._mesh.size
+
     def judge(self, key: jax.Array, images: np.ndarray, others: np.ndarray, labels: np.ndarray) -> Judged:
         """Predicts `others` [N, ...] anew, perturbed `images`, with labels int32 [N]."""
         return jax.device_get(self._judge(self.captured, self._on_all(key), self.split((images, others, labels))))

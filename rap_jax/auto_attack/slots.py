@@ -3,6 +3,7 @@
 Every (example, start) is a task. A broken example is done; one that has survived a start waits for its next.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rap_jax.auto_attack.programs import AttackPrograms, Examples, Judged
+from rap_jax.parts import MOST_IMAGES
 
 
 class Found(NamedTuple):
@@ -101,6 +103,21 @@ class Slots:
         waiting.extend(pair for pair in further if pair[1] < self._num_starts)
         self._example[broken | survived] = -1
         return found
+
+
+def even_slots(num_examples: int, num_tasks: int, most: int, num_devices: int) -> int:
+    """How many slots go through so many tasks of equal length with the fewest of them empty in the end.
+
+    Args:
+      num_examples: each of which is in one slot at most.
+      num_tasks: starts of all of them.
+      most: slots, a multiple of the devices.
+      num_devices: among which they are split, and on each into parts of equal size (`rap_jax.parts`).
+    """
+    rounds = max(1, math.ceil(num_tasks / min(most, max(1, num_examples))))
+    on_device = max(1, math.ceil(num_tasks / (rounds * num_devices)))
+    num_parts = math.ceil(on_device / MOST_IMAGES)
+    return min(most, num_devices * num_parts * math.ceil(on_device / num_parts))
 
 
 def _unsound(images: np.ndarray) -> ValueError:
