@@ -20,6 +20,7 @@ import chex
 import jax
 
 from rap_jax import specs as specs_lib
+from rap_jax.compaction import hold_orphans
 from rap_jax.config import STAGES, ComputeConfig, OutputConfig, RunConfig, Stage, require
 from rap_jax.data import Dataset
 from rap_jax.describe import describe, identity
@@ -193,7 +194,7 @@ def _masks(setup: Setup, stage: Stage, weights: Weights) -> chex.ArrayTree | Non
     `weights` are those before the cut: afterwards all that is gone has one score, and a global budget would share its
     last bit of room out anew.
     """
-    masks = specs_lib.masks_of(setup.specs, weights.params) if stage == "retrain" and setup.specs else None
+    masks = _masks_of_cut(setup, weights) if stage == "retrain" and setup.specs else None
     if setup.config.start.run_dir is None:
         return masks
     # Each stage keeps them, so the zeros of its start are still those of the run's start.
@@ -203,8 +204,12 @@ def _masks(setup: Setup, stage: Stage, weights: Weights) -> chex.ArrayTree | Non
 
 def _cut(setup: Setup, weights: Weights) -> Weights:
     """Pruned for good: what the sparsity sets do not hold becomes zero, with all that belongs to removed filters."""
+    return weights._replace(params=apply_masks(_masks_of_cut(setup, weights), weights.params))
+
+
+def _masks_of_cut(setup: Setup, weights: Weights) -> chex.ArrayTree:
     masks = specs_lib.masks_of(setup.specs, weights.params)
-    return weights._replace(params=apply_masks(masks, weights.params))
+    return hold_orphans(setup.model.wiring, weights.params, masks)
 
 
 def _record(setup: Setup, judge: _Judge, name: str, outcome: Outcome) -> dict[str, Any]:

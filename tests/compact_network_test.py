@@ -11,7 +11,7 @@ import pytest
 from numpy_networks import random_weights
 
 from rap_jax.attacks.pgd import pgd
-from rap_jax.compaction import CompactNetwork, compact, compaction_plan, fold_batch_norm
+from rap_jax.compaction import CompactNetwork, compact, compaction_plan, fold_batch_norm, hold_orphans
 from rap_jax.config import ModelConfig
 from rap_jax.losses import cross_entropy
 from rap_jax.models import NETWORKS, Model, create_model
@@ -217,3 +217,23 @@ def test_for_good_removes_no_less_than_for_training() -> None:
         training = compaction_plan(model.wiring, params, masks)
         good = compaction_plan(model.wiring, params, batch_stats=batch_stats)
         assert all(not np.any(good.kept[layer] & ~kept) for layer, kept in training.kept.items())
+
+
+def test_a_norm_behind_a_sum_goes_with_the_last_filter_that_writes_its_channel() -> None:
+    model = network("wide_resnet28", width=1)
+    params, batch_stats = weights_for(model, 7)
+    masks = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), params)
+    group = model.wiring.groups["group1_block1/norm1"]
+    writers = [layer for layer, one in model.wiring.groups.items() if one == group and layer not in model.wiring.norms]
+    for layer in writers:
+        at(masks, layer)["kernel"][..., 3] = False
+    at(masks, writers[0])["kernel"][..., 4] = False  # the other writers are left
+    held = hold_orphans(model.wiring, params, masks)
+    assert np.flatnonzero(~at(held, "group1_block1/norm1")["shift"]).tolist() == [3]
+    assert np.flatnonzero(~at(held, "group1_block1/norm1")["scale"]).tolist() == [3]
+    assert at(held, "norm")["shift"].all() and at(held, "group1_block1/conv1")["shift"].all()
+    cut = jax.tree.map(lambda leaf, keep: np.where(keep, leaf, 0), params, held)
+    assert compaction_plan(model.wiring, cut, held).features[writers[0]] == 15
+    small = compact(model, cut, batch_stats, held)
+    assert small.model.features[writers[0]] == 15
+    check_same(logits(*of(small)), logits(model, cut, batch_stats))

@@ -5,6 +5,7 @@ constants   what a layer sends when nothing reaches it
 plan        which channels stay: compaction_plan
 cut_out     the trees of the smaller network, and the whole ones again: shrink, expand
 network     compact: a physically smaller network with the same logits
+orphans     hold_orphans: what is left of a BatchNorm behind a sum to which nothing is written
 fold        fold_batch_norm: BatchNorm made part of the convolution before it
 """
 
@@ -13,6 +14,7 @@ from rap_jax.compaction.cut_out import shrink as shrink
 from rap_jax.compaction.fold import fold_batch_norm as fold_batch_norm
 from rap_jax.compaction.network import CompactNetwork as CompactNetwork
 from rap_jax.compaction.network import compact as compact
+from rap_jax.compaction.orphans import hold_orphans as hold_orphans
 from rap_jax.compaction.plan import Plan as Plan
 from rap_jax.compaction.plan import compaction_plan as compaction_plan
 from rap_jax.compaction.wiring import Wiring as Wiring
