@@ -23,7 +23,7 @@ from benchmarks.machine import num_cores
 from benchmarks.records import Column, Rows, markdown_table, write_records
 from benchmarks.turns import in_turn
 from benchmarks.worker import Answer, clocked
-from rap_jax.cost import count_multiply_adds
+from rap_jax.cost import Form, multiply_adds_of
 from rap_jax.export import write_file
 from rap_jax.export.files import SUFFIXES
 from rap_jax.export.onnx_file import open_session
@@ -87,8 +87,7 @@ def measure(name: str, networks: Networks, *, rounds: int) -> Rows:
 
 
 def _multiply_adds(subject: Subject) -> int:
-    logits = lambda weights, images: subject.model.apply(*weights, images, False)[0]
-    return count_multiply_adds(logits, subject.weights, (1, *subject.model.input_shape)).all
+    return multiply_adds_of(Form(subject.model, subject.weights)).all
 
 
 def _files(subjects: dict[str, Subject], file_format: str, folder: Path) -> dict[str, Any]:
@@ -110,10 +109,9 @@ def _ways(forms: dict[str, Subject], folder: Path, batch_size: int) -> Iterator[
     expected = None
     for form, subject in forms.items():
         session = open_session(folder / f"{form}.onnx", num_threads=num_cores())
-        for runtime, run in (
-            ("jax", _jax_run(subject, images)),
-            ("onnxruntime", lambda s=session: s.logits_fn(images)),
-        ):  # type: ignore[misc]
+        run_session = functools.partial(session.logits_fn, images)
+        runs: dict[str, Callable[[], Any]] = {"jax": _jax_run(subject, images), "onnxruntime": run_session}
+        for runtime, run in runs.items():
             logits = np.asarray(run())
             expected = logits if expected is None else expected
             if not np.allclose(logits, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
@@ -125,7 +123,7 @@ def _jax_run(subject: Subject, images: np.ndarray) -> Callable[[], Any]:
     assert subject.model.remake is not None  # of create_model
     model = subject.model.remake(implementation="auto")
     weights, images_there = jax.device_put((subject.weights, images))
-    logits = jax.jit(lambda weights, images: model.apply(*weights, images, False)[0])
+    logits = jax.jit(lambda weights, images: model.apply(weights.params, weights.batch_stats, images, False)[0])
     return lambda: jax.block_until_ready(logits(weights, images_there))
 
 

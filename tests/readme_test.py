@@ -43,15 +43,15 @@ def test_auto_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_the_smaller_network() -> None:
-    model = create_model(ModelConfig("resnet18", 1), input_shape=(8, 8, 3), num_classes=10)
-    params, batch_stats = jax.tree.map(np.array, model.init(jax.random.key(0)))
-    for leaf in params["group1_block0"]["conv1"].values():
+    model = create_model(ModelConfig("lenet_mnist", 1), input_shape=(8, 8, 1), num_classes=10)
+    params, batch_stats = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(0)))
+    for leaf in params["conv2"].values():
         leaf[..., :2] = 0
-    names = {"model": model, "params": params, "batch_stats": batch_stats, "images": jnp.full((2, 8, 8, 3), 0.5)}
+    names = {"model": model, "params": params, "batch_stats": batch_stats, "images": jnp.full((2, 8, 8, 1), 0.5)}
     exec(block_with("import compact"), names)
     expected = model.apply(params, batch_stats, names["images"], False)[0]
     np.testing.assert_allclose(names["logits"], expected, rtol=1e-4, atol=1e-4)
-    assert names["small"].params["group1_block0"]["conv1"]["kernel"].shape[-1] == 2
+    assert names["small"].params["conv2"]["kernel"].shape[-1] == 2
 
 
 def test_the_pruning() -> None:

@@ -56,7 +56,8 @@ def forms_of(model: Model, weights: Weights) -> tuple[dict[str, Form], str]:
 def file_size(weights: Weights) -> FileSize:
     """Of the weights, with the statistics of BatchNorm, as float32 arrays in an `.npz` file."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{path: np.asarray(leaf) for path, leaf in named_leaves(weights)})
+    arrays: dict[str, Any] = {path: np.asarray(leaf) for path, leaf in named_leaves(weights)}
+    np.savez(buffer, **arrays)
     content = buffer.getvalue()
     return FileSize(len(content), len(gzip.compress(content, compresslevel=6)))
 

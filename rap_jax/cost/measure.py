@@ -70,10 +70,8 @@ def measure_cost(
 
 def multiply_adds_of(form: Form) -> MultiplyAdds:
     """Of one image."""
-    assert form.model.remake is not None  # or it could not have been compacted
-    plain = form.model.remake(implementation="xla")
-    logits = lambda weights, images: plain.apply(*weights, images, False)[0]
-    return count_multiply_adds(logits, form.weights, (1, *plain.input_shape))
+    model = form.model if form.model.remake is None else form.model.remake(implementation="xla")
+    return count_multiply_adds(_logits_fn(model), form.weights, (1, *model.input_shape))
 
 
 def _counted(form: Form) -> dict[str, Any]:
@@ -109,8 +107,11 @@ def _programs(
 
 
 def _compile(model: Model, weights: Weights, images: jax.Array) -> Any:
-    logits = jax.jit(lambda weights, images: model.apply(*weights, images, False)[0])
-    return logits.lower(weights, images).compile()
+    return jax.jit(_logits_fn(model)).lower(weights, images).compile()
+
+
+def _logits_fn(model: Model) -> Callable[[Weights, jax.Array], jax.Array]:
+    return lambda weights, images: model.apply(weights.params, weights.batch_stats, images, False)[0]
 
 
 def _peak_bytes(program: Any) -> int | None:

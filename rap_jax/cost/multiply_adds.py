@@ -78,7 +78,7 @@ def _count_one(eqn: Any, inputs: list[_Value]) -> tuple[Sequence[_Value], Multip
         return _count_call(eqn, inputs)
     if all(value is not None for value in inputs):
         # A product of weights alone is work too, but the compiler or an export does it once for all images.
-        found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params)[1])
+        found = eqn.primitive.bind(*inputs, **eqn.params)
         return (found if eqn.primitive.multiple_results else [found]), MultiplyAdds(0, 0)
     unknown: list[_Value] = [None] * len(eqn.outvars)
     if name in _PRODUCTS:
