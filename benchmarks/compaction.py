@@ -30,18 +30,19 @@ from rap_jax.export.onnx_file import open_session
 from rap_jax.export.subject import Subject
 
 BATCH_SIZES = (1, 64)
+RUNTIMES = ("jax", "jax in its plain form", "onnxruntime")
 # The least seconds of a turn, and the pause before it: threads of a runtime spin for a moment after their work.
 _TURN, _PAUSE = 0.2, 0.1
 ABOUT = """\
 Compacted (`rap_jax.compaction.compact`: smaller layers, the same logits) against dense (the same network with its
 removed filters as zeros), three quarters of the filters of every layer removed; multiply-adds of one image, median
 time of a batch, all ways in turn in one process. JAX: one jitted program on one device that uses all cores,
-implementation auto, weights as arguments. onnxruntime: the files that rap_jax.export writes, the same number of cores.
-BatchNorm is folded into the convolutions in both (not in safetensors files, whose PyTorch network has it). `over ratio`
-is the speed-up as a share of the ratio of multiply-adds; the bar is 0.6 at batch 64. Files: the whole file over 4 bytes
-for each number in it; the bar is 5%; npz files are compressed. In `resnet18_w8` each layer draws its own filters, so a
-channel of a sum goes only where all of its writers are gone; in `resnet18_w8, streams` layers that add up lose the
-same."""
+implementation auto or, in its plain form, xla; weights as arguments. onnxruntime: the files that rap_jax.export
+writes, the same number of cores. BatchNorm is folded into the convolutions in both (not in safetensors files, whose
+PyTorch network has it). `over ratio` is the speed-up as a share of the ratio of multiply-adds; the bar is 0.6 at
+batch 64. Files: the whole file over 4 bytes for each number in it; the bar is 5%; npz files are compressed. In
+`resnet18_w8` each layer draws its own filters, so a channel of a sum goes only where all of its writers are gone; in
+`resnet18_w8, streams` layers that add up lose the same."""
 COLUMNS = (
     Column("multiply_adds_dense", "multiply-adds, dense", ",.0f"),
     Column("multiply_adds_compacted", "compacted", ",.0f"),
@@ -50,6 +51,7 @@ COLUMNS = (
     Column("milliseconds_compacted", "compacted", ".3f"),
     Column("speed_up", "speed-up", ".2f"),
     Column("over_ratio", "over ratio", ".2f"),
+    Column("other_cores", "cores that others used", ".1f"),
     Column("bytes_dense", "bytes of the file, dense", ",d"),
     Column("bytes_compacted", "compacted", ",d"),
     Column("over_parameters", "file over its numbers", ".3f"),
@@ -73,7 +75,7 @@ def measure(name: str, networks: Networks, *, rounds: int) -> Rows:
             rows[f"{name}, {file_format}"] = _files(subjects, file_format, Path(folder))
         for batch_size in BATCH_SIZES:
             times = in_turn(dict(_ways(forms, Path(folder), batch_size)), rounds=rounds)
-            for runtime in ("jax", "onnxruntime"):
+            for runtime in RUNTIMES:
                 dense, small = (times[f"{runtime} {form}"].median for form in forms)
                 rows[f"{name}, {runtime}, batch {batch_size}"] = counts | {
                     "ratio": ratio,
@@ -82,6 +84,7 @@ def measure(name: str, networks: Networks, *, rounds: int) -> Rows:
                     "speed_up": dense / small,
                     "over_ratio": dense / small / ratio,
                     "spread": max(times[f"{runtime} {form}"].spread for form in forms),
+                    "other_cores": max(max(times[f"{runtime} {form}"].other_cores) for form in forms),
                 }
     return rows
 
@@ -110,8 +113,8 @@ def _ways(forms: dict[str, Subject], folder: Path, batch_size: int) -> Iterator[
     for form, subject in forms.items():
         session = open_session(folder / f"{form}.onnx", num_threads=num_cores())
         run_session = functools.partial(session.logits_fn, images)
-        runs: dict[str, Callable[[], Any]] = {"jax": _jax_run(subject, images), "onnxruntime": run_session}
-        for runtime, run in runs.items():
+        in_jax = [_jax_run(subject, images, implementation) for implementation in ("auto", "xla")]
+        for runtime, run in zip(RUNTIMES, (*in_jax, run_session), strict=True):
             logits = np.asarray(run())
             expected = logits if expected is None else expected
             if not np.allclose(logits, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
@@ -119,9 +122,9 @@ def _ways(forms: dict[str, Subject], folder: Path, batch_size: int) -> Iterator[
             yield f"{runtime} {form}", functools.partial(_turn, run, _num_runs(run))
 
 
-def _jax_run(subject: Subject, images: np.ndarray) -> Callable[[], Any]:
+def _jax_run(subject: Subject, images: np.ndarray, implementation: str) -> Callable[[], Any]:
     assert subject.model.remake is not None  # of create_model
-    model = subject.model.remake(implementation="auto")
+    model = subject.model.remake(implementation=implementation)
     weights, images_there = jax.device_put((subject.weights, images))
     logits = jax.jit(lambda weights, images: model.apply(weights.params, weights.batch_stats, images, False)[0])
     return lambda: jax.block_until_ready(logits(weights, images_there))
@@ -150,7 +153,7 @@ def main() -> None:
     rows: Rows = {}
     for name in [arguments.only] if arguments.only else list(cases):
         rows |= measure(name, cases[name](), rounds=arguments.rounds)
-    ways = [f"{way}, batch {size}" for size in BATCH_SIZES for way in ("jax", "onnxruntime")]
+    ways = [f"{way}, batch {size}" for size in BATCH_SIZES for way in RUNTIMES]
     order = [f"{name}, {what}" for name in cases for what in [*ways, "npz", "onnx", "safetensors"]]
     write_records("compaction", rows, about=ABOUT, columns=COLUMNS, order=order)
     print(markdown_table({name: rows[name] for name in order if name in rows}, COLUMNS))

@@ -39,8 +39,8 @@ def test_rows_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     networks = random_networks("lenet_mnist")
     rows = compaction.measure("lenet", networks, rounds=1)
     assert rows == json.loads(json.dumps(rows))
-    assert set(rows) == {f"lenet, {what}" for what in
-                         ("npz", "onnx", "safetensors", "jax, batch 3", "onnxruntime, batch 3")}  # fmt: skip
+    whats = ["npz", "onnx", "safetensors", *(f"{way}, batch 3" for way in compaction.RUNTIMES)]
+    assert set(rows) == {f"lenet, {what}" for what in whats}
     row = rows["lenet, jax, batch 3"]
     assert row["ratio"] == row["multiply_adds_dense"] / row["multiply_adds_compacted"] > 10
     assert row["over_ratio"] * row["ratio"] == pytest.approx(row["milliseconds_dense"] / row["milliseconds_compacted"])
