@@ -113,8 +113,10 @@ def _ways(forms: dict[str, Subject], folder: Path, batch_size: int) -> Iterator[
     for form, subject in forms.items():
         session = open_session(folder / f"{form}.onnx", num_threads=num_cores())
         run_session = functools.partial(session.logits_fn, images)
-        in_jax = [_jax_run(subject, images, implementation) for implementation in ("auto", "xla")]
-        for runtime, run in zip(RUNTIMES, (*in_jax, run_session), strict=True):
+        runs: list[Callable[[], Any]] = [
+            _jax_run(subject, images, implementation) for implementation in ("auto", "xla")
+        ]
+        for runtime, run in zip(RUNTIMES, [*runs, run_session], strict=True):
             logits = np.asarray(run())
             expected = logits if expected is None else expected
             if not np.allclose(logits, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):

@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 def copy_unfinished(whole: Watched, folder: Path, missing: Sequence[Stage] = STAGES) -> None:
     """Copies a run to before its results, and without those of the stages that are `missing`."""
     shutil.copytree(whole.folder, folder)
-    for name in ("results.json", "report.md", *(f"stages/{stage}.json" for stage in missing)):
+    for name in ("results.json", "report.md", *(f"stages/{stage}.json" for stage in (*missing, "test"))):
         (folder / name).unlink()
 
 
