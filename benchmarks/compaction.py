@@ -113,10 +113,14 @@ def _ways(forms: dict[str, Subject], folder: Path, batch_size: int) -> Iterator[
     for form, subject in forms.items():
         session = open_session(folder / f"{form}.onnx", num_threads=num_cores())
         run_session = functools.partial(session.logits_fn, images)
-        runs: list[Callable[[], Any]] = [
-            _jax_run(subject, images, implementation) for implementation in ("auto", "xla")
-        ]
-        for runtime, run in zip(RUNTIMES, [*runs, run_session], strict=True):
+        plain = subject.model
+        assert plain.remake is not None  # of create_model
+        runs: dict[str, Callable[[], Any]] = {
+            RUNTIMES[0]: _jax_run(subject._replace(model=plain.remake(implementation="auto")), images),
+            RUNTIMES[1]: _jax_run(subject, images),
+            RUNTIMES[2]: run_session,
+        }
+        for runtime, run in runs.items():
             logits = np.asarray(run())
             expected = logits if expected is None else expected
             if not np.allclose(logits, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
@@ -124,9 +128,8 @@ def _ways(forms: dict[str, Subject], folder: Path, batch_size: int) -> Iterator[
             yield f"{runtime} {form}", functools.partial(_turn, run, _num_runs(run))
 
 
-def _jax_run(subject: Subject, images: np.ndarray, implementation: str) -> Callable[[], Any]:
-    assert subject.model.remake is not None  # of create_model
-    model = subject.model.remake(implementation=implementation)
+def _jax_run(subject: Subject, images: np.ndarray) -> Callable[[], Any]:
+    model = subject.model
     weights, images_there = jax.device_put((subject.weights, images))
     logits = jax.jit(lambda weights, images: model.apply(weights.params, weights.batch_stats, images, False)[0])
     return lambda: jax.block_until_ready(logits(weights, images_there))
