@@ -69,7 +69,7 @@ def data_from_flags(get: Get) -> DataConfig:
 
 
 def output_from_flags(values: flags.FlagValues = FLAGS) -> OutputConfig:
-    """How often the run writes."""
+    """How often the run writes, and what."""
     given: dict[str, Any] = {name: values[name].value for name in OutputConfig.__dataclass_fields__}
     return OutputConfig(**given)
 

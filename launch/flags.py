@@ -75,6 +75,8 @@ def _define_run_flags() -> None:
     output = OutputConfig()
     flags.DEFINE_integer("log_every_steps", output.log_every_steps, "Steps between lines of metrics.jsonl.")
     flags.DEFINE_float("checkpoint_every_seconds", output.checkpoint_every_seconds, "Seconds between checkpoints.")
+    flags.DEFINE_bool("measure_cost", output.measure_cost, "Count and measure at the end what the network costs, "
+                      "dense, pruned and without what counts for nothing: a table in report.md.")  # fmt: skip
     define_compute_flags()
 
 

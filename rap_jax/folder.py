@@ -4,7 +4,7 @@ run.flags        the flags, can be given back as --flagfile (written by the comm
 config.json      what decides the numbers; a run with another config is refused
 checkpoints/     one sub-folder per stage
 metrics.jsonl    one JSON object per line, appended while training
-stages/          one result per finished stage
+stages/          one result per finished stage, and that of the test
 results.json     the result of the run, written once at the end
 report.md, *.png
 """

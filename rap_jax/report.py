@@ -15,6 +15,7 @@ from absl import logging
 
 from rap_jax import plots
 from rap_jax.config import STAGES
+from rap_jax.cost import cost_table
 from rap_jax.folder import write_atomically
 from rap_jax.wording import as_attack, as_interval, as_pair, as_percent, as_seconds, as_table, as_training
 
@@ -157,6 +158,8 @@ def _markdown(results: Results, pictures: list[str]) -> str:
         text = _cut_sentence(results) if file == "admm" else ""
         picture = f"![{caption} on {dataset}]({file}.png)" if file in pictures else ""
         parts += [part for part in (f"## {caption}", text, picture) if part and (text or picture)]
+    if cost := results.get("cost"):  # results of earlier versions have none
+        parts += ["## Cost", cost_table(cost)]
     return "\n\n".join([*parts, "## Run it again", _again(results)]) + "\n"
 
 

@@ -33,7 +33,7 @@ CHANGED: dict[str, Any] = {
     "attack_batch_norm": "batch", "label_smoothing": 0.15, "mixup_alpha": 0.35, "width": 16,
     "compute_dtype": "bfloat16",
     "initializer": "uniform", "batch_size": 64, "eval_batch_size": 50, "steps_per_epoch": 11, "log_every_steps": 3,
-    "checkpoint_every_seconds": 1.5, "num_cpu_devices": 3, "implementation": "xla",
+    "checkpoint_every_seconds": 1.5, "measure_cost": False, "num_cpu_devices": 3, "implementation": "xla",
     "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,
     "train_step_size": 0.5, "train_num_steps": 7, "train_num_restarts": 2, "select_step_size": 0.6,
     "select_num_steps": 8, "select_num_restarts": 3, "report_step_size": 0.7, "report_num_steps": 9,
@@ -114,7 +114,7 @@ def test_every_setting_comes_from_its_flag_and_no_other() -> None:
     assert config_of("--start_run=/a", "--start_weights=initial").start == StartConfig("/a", "initial")
     assert config_of("--random_start=false").report_attack.random_start is False
     output = output_from_flags(parse(*as_arguments(CHANGED)))
-    assert output == OutputConfig(log_every_steps=3, checkpoint_every_seconds=1.5)
+    assert output == OutputConfig(log_every_steps=3, checkpoint_every_seconds=1.5, measure_cost=False)
     assert compute_from_flags(parse(*as_arguments(CHANGED))) == ComputeConfig(num_cpu_devices=3, implementation="xla")
 
 

@@ -29,7 +29,7 @@ LEVELS = [
     },
     {"specs", "admm", "masking", "layers", "compaction"},
     {"sparsity", "optimizer", "state", "checkpoint", "data", "models"},
-    {"batch", "saved_network", "length", "free", "step", "survivors", "verdict"},
+    {"batch", "saved_network", "length", "free", "step", "survivors", "verdict", "cost"},
     {"train", "evaluate", "start", "diagnostics"},
     {"auto_attack"},
     {"stage", "small_stage", "plots", "report", "describe"},

@@ -19,7 +19,6 @@ from rap_jax.config import (
     STAGES,
     AugmentConfig,
     OptimizerConfig,
-    OutputConfig,
     PruneConfig,
     StageConfig,
     TrainConfig,
@@ -38,7 +37,7 @@ def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return tiny.run_and_watch(folder, output=OutputConfig(), command="tiny --seed=1", flags="--seed=1\n")
+    return tiny.run_and_watch(folder, output=tiny.AS_USUAL, command="tiny --seed=1", flags="--seed=1\n")
 
 
 def assert_same(actual: Any, expected: Any) -> None:
@@ -180,7 +179,8 @@ def test_a_finished_run_returns_its_results_and_reads_no_test_set(
 
 
 def test_only_what_is_missing_is_done(finished: Watched, again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (again / "results.json").unlink()
+    for name in ("results.json", "stages/test.json"):
+        (again / name).unlink()
     evaluated: list[str] = []
     judge = pipeline._Judge.__call__
     monkeypatch.setattr(pipeline._Judge, "__call__", lambda *a: (evaluated.append(a[1]), judge(*a))[1])

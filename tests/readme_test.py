@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rap_jax.config import ModelConfig
+from rap_jax.models import create_model
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -37,6 +40,18 @@ def test_auto_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     exec(block_with("import auto_attack"), names | {"images": images, "labels": labels})
     assert 0 <= float(capsys.readouterr().out.split()[0]) <= 1
     assert (tmp_path / "state.npz").exists()
+
+
+def test_the_smaller_network() -> None:
+    model = create_model(ModelConfig("lenet_mnist", 1), input_shape=(8, 8, 1), num_classes=10)
+    params, batch_stats = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(0)))
+    for leaf in params["conv2"].values():
+        leaf[..., :2] = 0
+    names = {"model": model, "params": params, "batch_stats": batch_stats, "images": jnp.full((2, 8, 8, 1), 0.5)}
+    exec(block_with("import compact"), names)
+    expected = model.apply(params, batch_stats, names["images"], False)[0]
+    np.testing.assert_allclose(names["logits"], expected, rtol=1e-4, atol=1e-4)
+    assert names["small"].params["conv2"]["kernel"].shape[-1] == 2
 
 
 def test_the_pruning() -> None:

@@ -73,7 +73,8 @@ def shortened(config: RunConfig, **changes: Any) -> RunConfig:
 
 def run_recipe(name: str, folder: Path, **changes: Any) -> tuple[RunConfig, dict[str, Any]]:
     config = shortened(config_from_flags(tiny.parse_flags(f"--flagfile={name}")), **changes)
-    return config, pipeline.run(config, dataset_like(config.data.dataset), folder, devices=jax.devices()[:1])
+    dataset, devices = dataset_like(config.data.dataset), jax.devices()[:1]
+    return config, pipeline.run(config, dataset, folder, output=tiny.AS_USUAL, devices=devices)
 
 
 @pytest.mark.slow

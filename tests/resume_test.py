@@ -17,7 +17,7 @@ import tiny
 from tiny import Watched
 
 from rap_jax import pipeline
-from rap_jax.config import STAGES, OutputConfig, Stage
+from rap_jax.config import STAGES, Stage
 from rap_jax.interrupt import Interrupted
 from rap_jax.stage import Outcome
 
@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 def copy_unfinished(whole: Watched, folder: Path, missing: Sequence[Stage] = STAGES) -> None:
     """Copies a run to before its results, and without those of the stages that are `missing`."""
     shutil.copytree(whole.folder, folder)
-    for name in ("results.json", "report.md", *(f"stages/{stage}.json" for stage in missing)):
+    for name in ("results.json", "report.md", *(f"stages/{stage}.json" for stage in (*missing, "test"))):
         (folder / name).unlink()
 
 
@@ -158,7 +158,7 @@ def assert_close(outcome: Outcome, expected: Outcome) -> None:
 
 
 def test_one_device_gives_what_eight_give(tmp_path: Path, whole: Watched) -> None:
-    watched = tiny.run_and_watch(tmp_path / "run", output=OutputConfig(), devices=jax.devices()[:1])
+    watched = tiny.run_and_watch(tmp_path / "run", output=tiny.AS_USUAL, devices=jax.devices()[:1])
     assert watched.results["device"].startswith("1 x") and whole.results["device"].startswith("8 x")
     for stage in STAGES:
         assert_close(watched.outcomes[stage], whole.outcomes[stage])

@@ -199,7 +199,7 @@ def test_what_cannot_be_inherited_is_refused(pruned: Watched, tmp_path: Path) ->
     config = dataclasses.replace(
         CONFIG, pretrain=SHORT, admm=NO_STAGE, retrain=NO_STAGE, prune=PruneConfig(sparsity=()), model=model
     )
-    pipeline.run(config, dataset, tmp_path / "dense")
+    pipeline.run(config, dataset, tmp_path / "dense", output=tiny.AS_USUAL)
     config = config_from(pruned, start=StartConfig(str(tmp_path / "dense"), weights="initial"))
     with pytest.raises(ValueError, match="has no zeros; expected one that was pruned"):
         pipeline.run(config, dataset, tmp_path / "run")
@@ -236,7 +236,7 @@ def test_a_damaged_network_is_refused(pruned: Watched, tmp_path: Path, damage: s
     shutil.rmtree(copy / "network", ignore_errors=True)  # what the message advises
     (copy / "results.json").unlink()
     config = dataclasses.replace(CONFIG, model=config_from(pruned).model, prune=PRUNE)
-    pipeline.run(config, tiny.tiny_dataset(), copy)
+    pipeline.run(config, tiny.tiny_dataset(), copy, output=tiny.AS_USUAL)
     assert_same(load_network(copy).weights, pruned.outcomes["retrain"].weights)
 
 

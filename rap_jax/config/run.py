@@ -138,10 +138,14 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OutputConfig:
-    """How often a run writes; changes no number of it."""
+    """How often a run writes, and what; changes none of its other numbers.
+
+    `measure_cost` counts and measures at the end what the network costs, see `rap_jax.cost`.
+    """
 
     log_every_steps: int = 20
     checkpoint_every_seconds: float = 30.0
+    measure_cost: bool = True
 
     def __post_init__(self) -> None:
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "1 or more steps")
