@@ -142,3 +142,10 @@ def test_a_single_class_is_refused() -> None:
 def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"images.shape is .*expected \[N, 28, 28, 1\]"):
         lenet().apply(lenet_params(), {}, jnp.zeros(shape), train=False)
+
+
+def test_a_model_can_be_a_static_argument() -> None:
+    model = create_model(ModelConfig(width=1), input_shape=(8, 8, 1), num_classes=10, features={"conv1": 1})
+    params, batch_stats = model.init(jax.random.key(0))
+    apply = jax.jit(lambda model, params, images: model.apply(params, {}, images, False)[0], static_argnums=0)
+    assert apply(model, params, jnp.zeros((2, 8, 8, 1))).shape == (2, 10) and not batch_stats

@@ -10,7 +10,7 @@ from rap_jax.models.implementation import IMPLEMENTATIONS, Implementation
 from rap_jax.models.initializers import kernel_initializer
 from rap_jax.models.lenet import LeNetMnist
 from rap_jax.models.lenet_cifar import LeNetCifar
-from rap_jax.models.model import Model, from_linen
+from rap_jax.models.model import Features, Model, from_linen
 from rap_jax.models.network import Network
 from rap_jax.models.resnet import ResNet18
 from rap_jax.models.vgg import Vgg16
@@ -87,7 +87,7 @@ def create_model(
         features=features,
         folded=folded,
     )
-    return model._replace(features=MappingProxyType(dict(features)), folded=folded, remake=remake)
+    return model._replace(features=Features(features), folded=folded, remake=remake)
 
 
 def _check_features(features: Mapping[str, int], wiring: Wiring) -> None:

@@ -9,8 +9,7 @@
 """
 
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -45,6 +44,13 @@ class ApplyFn(Protocol):
     ) -> tuple[jax.Array, BatchStats]: ...
 
 
+class Features(dict[str, int]):
+    """Path of a layer -> number of its outputs. Never changed, so that a model can be a static argument of a jit."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
 class Model(NamedTuple):
     """A network as pure functions.
 
@@ -67,7 +73,7 @@ class Model(NamedTuple):
     num_classes: int
     output_layer: str
     wiring: Wiring = Wiring()
-    features: Mapping[str, int] = MappingProxyType({})
+    features: Features = Features()
     folded: bool = False
     remake: Callable[..., Any] | None = None
 
