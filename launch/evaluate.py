@@ -13,7 +13,7 @@ from launch.compilation import enable_compilation_cache
 from launch.configs import compute_from_flags
 from launch.evaluate_flags import FLAGS, data_for, define_flags, evaluation_from_flags, help_text, without_training
 from launch.flagfiles import expand_flagfiles
-from launch.help import HELP
+from launch.help import main_or_help
 from rap_jax.config import require
 from rap_jax.data import load_dataset
 from rap_jax.devices import start_cpu_devices, usable_cores
@@ -72,10 +72,7 @@ def _out_dir(network: AttackedNetwork) -> Path:
 
 def run() -> None:
     """Entry point of the console script."""
-    if any(argument in HELP for argument in sys.argv[1:]):
-        print(help_text(), end="")
-        return
-    main(sys.argv)
+    main_or_help(main, help_text)
 
 
 if __name__ == "__main__":

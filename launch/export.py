@@ -9,7 +9,7 @@ from absl import flags, logging
 
 from launch.evaluate_flags import data_for
 from launch.export_flags import FLAGS, ExportConfig, define_flags, export_from_flags, help_text
-from launch.help import HELP
+from launch.help import main_or_help
 from rap_jax.data import Dataset, load_dataset
 from rap_jax.export.files import check_file, check_path, write_file
 from rap_jax.export.int8 import check_data, write_int8
@@ -56,10 +56,7 @@ def _data_for_int8(subject: Subject, config: ExportConfig) -> Dataset | None:
 
 def run() -> None:
     """Entry point of the console script."""
-    if any(argument in HELP for argument in sys.argv[1:]):
-        print(help_text(), end="")
-        return
-    main(sys.argv)
+    main_or_help(main, help_text)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """`--help`: the flags by group, with their defaults, the three stages once."""
 
 import shutil
+import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from absl import flags
 
@@ -23,6 +24,14 @@ def help_text(width: int | None = None) -> str:
         f"Recipes: {', '.join(recipes())}",
     ]
     return format_help(parts, GROUPS, FLAGS, width)
+
+
+def main_or_help(main: Callable[[list[str]], None], help_text: Callable[[], str]) -> None:
+    """What a command does with the arguments of the process."""
+    if any(argument in HELP for argument in sys.argv[1:]):
+        print(help_text(), end="")
+        return
+    main(sys.argv)
 
 
 def format_help(

@@ -8,10 +8,11 @@ import numpy as np
 from absl import flags, logging
 
 from launch import flags as training
-from launch.help import HELP, format_help
+from launch.help import format_help, main_or_help
 from rap_jax.config import require
-from rap_jax.export.files import OpenFile, open_file
+from rap_jax.export.files import open_file
 from rap_jax.export.images import ReadImage, read_image
+from rap_jax.export.opened import OpenFile
 
 # Its own, so that the commands may live in one process.
 FLAGS = flags.FlagValues()
@@ -75,10 +76,7 @@ def help_text(width: int | None = None) -> str:
 
 def run() -> None:
     """Entry point of the console script."""
-    if any(argument in HELP for argument in sys.argv[1:]):
-        print(help_text(), end="")
-        return
-    main(sys.argv)
+    main_or_help(main, help_text)
 
 
 if __name__ == "__main__":

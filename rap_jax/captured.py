@@ -17,10 +17,12 @@ def lift_captured(function: Callable[..., jax.Array], *arguments: Any) -> tuple[
     """`(lifted, captured)` with `lifted(captured, *arguments) == function(*arguments)`, for arguments of any shape.
 
     Args:
-      function: arrays -> an array. Under `jax.jit` already, its Python function is used.
+      function: arrays -> an array. Under `jax.jit` itself, its Python function is used; what functions under `jax.jit`
+        have captured that it calls stays a constant.
       arguments: arrays, or `jax.ShapeDtypeStruct`s, to trace it with.
     """
-    function = getattr(function, "__wrapped__", function)
+    # Not of any function: a decorator that `functools.wraps` has marked is part of what is computed.
+    function = function.__wrapped__ if isinstance(function, jax.stages.Wrapped) else function  # type: ignore[attr-defined]
     captured = [found for found in jax.make_jaxpr(function)(*arguments).consts if isinstance(found, jax.Array)]
     places = {id(found): place for place, found in enumerate(captured)}
 

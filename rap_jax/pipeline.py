@@ -15,26 +15,26 @@ is measured last.
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 
 from rap_jax import specs as specs_lib
-from rap_jax.compaction import hold_orphans
 from rap_jax.config import STAGES, ComputeConfig, OutputConfig, RunConfig, Stage, require
 from rap_jax.cost import measure_cost
+from rap_jax.cut import cut, masks_of_cut
 from rap_jax.data import Dataset
 from rap_jax.describe import describe, identity
 from rap_jax.digest import digest
-from rap_jax.evaluate import Accuracy, Evaluator, make_evaluator
+from rap_jax.evaluate import make_evaluator
 from rap_jax.folder import open_run_folder, write_atomically
-from rap_jax.interrupt import Interrupt, catch_signals
+from rap_jax.interrupt import catch_signals
+from rap_jax.judge import Judge
 from rap_jax.keys import stream_key
 from rap_jax.length import stage_length
-from rap_jax.masking import apply_masks, both
+from rap_jax.masking import both
 from rap_jax.models import create_model
-from rap_jax.progress import Progress
 from rap_jax.report import write_report
 from rap_jax.saved_network import save_network
 from rap_jax.small_stage import run_small_stage
@@ -45,25 +45,6 @@ from rap_jax.start import make_start
 from rap_jax.state import DeviceSplit, Weights, make_mesh, put_split
 
 _RESULT_KEYS = ("name", "dataset", "data", "seed", "model", "start", "stages", "test", "sparsity", "seconds")
-
-
-class _Judge(NamedTuple):
-    """The reported attack on one split, with a progress display."""
-
-    evaluate: Evaluator
-    split: DeviceSplit
-    key: jax.Array
-    interrupt: Interrupt
-
-    def __call__(self, label: str, weights: Weights) -> Accuracy:
-        with Progress(label, len(self.split.labels), unit="image") as progress:
-
-            def on_batch(done: int, total: int) -> None:
-                del total
-                progress.update(done)
-                self.interrupt.stop_if_requested(f"while evaluating ({label})")
-
-            return self.evaluate(weights.params, weights.batch_stats, self.split, self.key, on_batch)
 
 
 def run(
@@ -161,7 +142,7 @@ def _train_and_test(setup: Setup, start: Weights, test_split: DeviceSplit) -> di
     """The part of results.json that says what was found."""
     config = setup.config
     report = make_evaluator(setup.model, config.report_attack, setup.mesh, batch_size=config.eval_batch_size)
-    judge = _Judge(report, setup.validation, stream_key(config.seed, "report"), setup.interrupt)
+    judge = Judge(report, setup.validation, stream_key(config.seed, "report"), setup.interrupt)
     final, stages = _run_stages(setup, judge, start)
     tested = _test(setup, judge._replace(split=test_split), final)
     save_network(setup.folder.path, final, initial=start)
@@ -177,7 +158,7 @@ def _train_and_test(setup: Setup, start: Weights, test_split: DeviceSplit) -> di
     return found | ({"cost": _cost(setup, final)} if setup.output.measure_cost else {})
 
 
-def _test(setup: Setup, judge: _Judge, final: Weights) -> dict[str, Any]:
+def _test(setup: Setup, judge: Judge, final: Weights) -> dict[str, Any]:
     """The result on the test set, in a file of its own: one network is tested once, whatever happens after it."""
     network = digest(final)
     found = setup.folder.read_json("stages/test.json", ("test", "seconds", "network"))
@@ -196,7 +177,7 @@ def _cost(setup: Setup, final: Weights) -> dict[str, Any]:
     return measure_cost(setup.model, jax.device_get(final), device=setup.mesh.devices.flat[0], between=stop)
 
 
-def _run_stages(setup: Setup, judge: _Judge, start: Weights) -> tuple[Weights, dict[str, Any]]:
+def _run_stages(setup: Setup, judge: Judge, start: Weights) -> tuple[Weights, dict[str, Any]]:
     """The final weights and the record of each stage; weights that come from another run are a stage of their own."""
     weights, stages = start, dict[str, Any]()
     if setup.config.start.run_dir is not None:
@@ -204,10 +185,10 @@ def _run_stages(setup: Setup, judge: _Judge, start: Weights) -> tuple[Weights, d
     for stage in _stages(setup.config):
         masks = _masks(setup, stage, weights)
         run = run_small_stage if stage == "retrain" and setup.config.small_retrain else run_stage
-        outcome = run(stage, setup, _cut(setup, weights) if stage == "retrain" else weights, masks)
+        outcome = run(stage, setup, cut(setup.specs, setup.model, weights) if stage == "retrain" else weights, masks)
         weights = outcome.weights
         stages[stage] = _record(setup, judge, stage, outcome)
-    return weights if "retrain" in stages else _cut(setup, weights), stages
+    return weights if "retrain" in stages else cut(setup.specs, setup.model, weights), stages
 
 
 def _masks(setup: Setup, stage: Stage, weights: Weights) -> chex.ArrayTree | None:
@@ -216,7 +197,7 @@ def _masks(setup: Setup, stage: Stage, weights: Weights) -> chex.ArrayTree | Non
     `weights` are those before the cut: afterwards all that is gone has one score, and a global budget would share its
     last bit of room out anew.
     """
-    masks = _masks_of_cut(setup, weights) if stage == "retrain" and setup.specs else None
+    masks = masks_of_cut(setup.specs, setup.model, weights.params) if stage == "retrain" and setup.specs else None
     if setup.config.start.run_dir is None:
         return masks
     # Each stage keeps them, so the zeros of its start are still those of the run's start.
@@ -224,17 +205,7 @@ def _masks(setup: Setup, stage: Stage, weights: Weights) -> chex.ArrayTree | Non
     return zeros if masks is None else both(masks, zeros)
 
 
-def _cut(setup: Setup, weights: Weights) -> Weights:
-    """Pruned for good: what the sparsity sets do not hold becomes zero, with all that belongs to removed filters."""
-    return weights._replace(params=apply_masks(_masks_of_cut(setup, weights), weights.params))
-
-
-def _masks_of_cut(setup: Setup, weights: Weights) -> chex.ArrayTree:
-    masks = specs_lib.masks_of(setup.specs, weights.params)
-    return hold_orphans(setup.model.wiring, weights.params, masks)
-
-
-def _record(setup: Setup, judge: _Judge, name: str, outcome: Outcome) -> dict[str, Any]:
+def _record(setup: Setup, judge: Judge, name: str, outcome: Outcome) -> dict[str, Any]:
     """The result of a finished stage; evaluated once, then read from its file."""
     path = f"stages/{name}.json"
     found = setup.folder.read_json(path, ("validation", "step", "seconds", "sparsity", "validation_seconds"))
@@ -249,7 +220,7 @@ def _record(setup: Setup, judge: _Judge, name: str, outcome: Outcome) -> dict[st
         "sparsity": count_sparsity(outcome.weights.params),
     }
     if setup.specs and name != "retrain":
-        record["cut"] = judge(f"{label} after a cut", _cut(setup, outcome.weights)).to_json()
+        record["cut"] = judge(f"{label} after a cut", cut(setup.specs, setup.model, outcome.weights)).to_json()
     record["validation_seconds"] = time.monotonic() - began
     setup.folder.write_json(path, record)
     return record

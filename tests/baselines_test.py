@@ -1,7 +1,6 @@
 """The paper's baselines are runs with stages left out: dense, post-pruning, one-shot."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,7 @@ NO_STAGE = StageConfig(0)
 NOT_PRUNED = PruneConfig(sparsity=())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def config_with(**changes: Any) -> RunConfig:

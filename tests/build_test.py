@@ -23,10 +23,7 @@ CONFIG = tiny.tiny_config()
 SHORT = dataclasses.replace(CONFIG.pretrain, num_epochs=1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def file_and_line(heading: str) -> tuple[str, str, str]:

@@ -1,10 +1,13 @@
 """Captured arrays as an argument."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rap_jax.attacks.stepwise import in_float32
 from rap_jax.captured import lift_captured
 
 WEIGHT, BIAS = jnp.arange(6.0).reshape(3, 2), jnp.ones(2)
@@ -22,7 +25,7 @@ def doubled(x: jax.Array) -> jax.Array:
 doubled.defvjp(lambda x: (2 * x, None), lambda _, g: (7 * g,))
 
 
-@pytest.mark.parametrize("function", [affine, jax.jit(affine)])
+@pytest.mark.parametrize("function", [affine, jax.jit(affine), in_float32(affine), in_float32(jax.jit(affine))])
 def test_the_arrays_are_those_that_are_given(function: jax.stages.Wrapped) -> None:
     lifted, captured = lift_captured(function, jax.ShapeDtypeStruct((4, 3), jnp.float32))
     assert [found.shape for found in captured] == [(3, 2), (2,)]
@@ -45,3 +48,13 @@ def test_further_arguments() -> None:
     x, key = jnp.ones((2, 3)), jax.random.key(3)
     lifted, captured = lift_captured(noisy, x, key)
     np.testing.assert_allclose(lifted(captured, x, key), noisy(x, key), rtol=1e-6)
+
+
+def test_a_decorated_function_keeps_its_decorator() -> None:
+    @functools.wraps(affine)
+    def normalised(x: jax.Array) -> jax.Array:
+        return affine(2 * x - 1)
+
+    x = jnp.full((4, 3), 0.75)
+    lifted, captured = lift_captured(normalised, x)
+    np.testing.assert_allclose(lifted(captured, x), affine(2 * x - 1))

@@ -29,10 +29,10 @@ LEVELS = [
     },
     {"specs", "admm", "masking", "layers", "compaction"},
     {"sparsity", "optimizer", "state", "checkpoint", "data", "models"},
-    {"batch", "saved_network", "length", "free", "step", "survivors", "verdict", "cost"},
+    {"batch", "saved_network", "length", "free", "step", "survivors", "verdict", "cut", "cost"},
     {"train", "evaluate", "start", "diagnostics"},
     {"auto_attack"},
-    {"stage", "small_stage", "plots", "report", "describe"},
+    {"stage", "small_stage", "plots", "report", "describe", "judge"},
     {"pipeline", "robustness", "export"},
 ]
 LIBRARY = {  # usable with any JAX model: nothing of this package but each other

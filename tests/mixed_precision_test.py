@@ -1,7 +1,7 @@
 """Passes in bfloat16: what is narrow inside, what stays float32, and that the numbers are nearly the same."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from batch_norm_test import MEAN, VAR, VARIABLES, draw
 from flax import linen as nn
 
@@ -30,10 +29,7 @@ LABELS = np.arange(16, dtype=np.int32) % 10
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 class NormedNet(nn.Module):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,7 @@ from rap_jax.evaluate import Accuracy
 CONFIG = tiny.tiny_config()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +178,8 @@ def test_only_what_is_missing_is_done(finished: Watched, again: Path, monkeypatc
     for name in ("results.json", "stages/test.json"):
         (again / name).unlink()
     evaluated: list[str] = []
-    judge = pipeline._Judge.__call__
-    monkeypatch.setattr(pipeline._Judge, "__call__", lambda *a: (evaluated.append(a[1]), judge(*a))[1])
+    judge = pipeline.Judge.__call__
+    monkeypatch.setattr(pipeline.Judge, "__call__", lambda *a: (evaluated.append(a[1]), judge(*a))[1])
     monkeypatch.setattr(stage_lib._Run, "train", lambda self: pytest.fail("trained again"))
     results = pipeline.run(CONFIG, tiny.tiny_dataset(), again)
     assert evaluated == ["tiny test"]

@@ -1,7 +1,6 @@
 """Every recipe runs: two steps of each of its stages, on its network and kind of images, from flags to results."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,11 @@ from rap_jax.stage import stage_learning_rate
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "svhn": (32, 32, 3)}
 # Evaluation takes as long to compile as training does: it is left out where another recipe does the same.
-EVALUATED = {"lenet_mnist", "lenet_cifar10", "vgg16_cifar10", "resnet18_cifar10"}
+EVALUATED = {"lenet_mnist", "lenet_cifar10", "resnet18_cifar10"}
 NEEDS_A_RUN = {"lenet_mnist_inherited": "lenet_mnist_paper"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def dataset_like(name: str) -> Dataset:

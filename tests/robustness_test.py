@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from tiny_run import CONFIG, EPSILON, PARTS, mislabelled, tiny_function
 
 from rap_jax.attacks.stepwise import run_attack
@@ -30,10 +29,7 @@ DATA = mislabelled()
 SAMPLE = take_sample(DATA, "test", 40)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def network_of(name: str, seed: int) -> AttackedNetwork:

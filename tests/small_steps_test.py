@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from normed_net import add_normed_net
 from numpy_networks import random_weights
 
@@ -27,10 +26,7 @@ from rap_jax.specs import masks_of
 ADAM, SGD = OptimizerConfig("adam"), OptimizerConfig("sgd")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(autouse=True)

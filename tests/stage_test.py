@@ -1,7 +1,6 @@
 """A stage keeps the model that scored best, and stops before it saves anything that is not finite."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,7 @@ from rap_jax.train import StepMetrics
 CONFIG = tiny.tiny_config()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def assert_same(actual: Any, expected: Any) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,7 @@ PRUNE = dataclasses.replace(CONFIG.prune, sparsity=(("conv*", 0.5), ("fc1", 0.5)
 SHORT = dataclasses.replace(CONFIG.retrain, num_epochs=1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module")

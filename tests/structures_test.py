@@ -1,7 +1,6 @@
 """Every structure, under both budgets, through a whole run: what the cut takes is what the retrain keeps at zero."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,7 @@ from rap_jax.saved_network import load_network
 CONFIG = tiny.tiny_config()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def zeros_of(params: Any) -> dict[str, np.ndarray]:

@@ -20,9 +20,11 @@ LogitsFn = Callable[..., jax.Array]
 
 def in_float32(logits_fn: LogitsFn) -> LogitsFn:
     """The same function with logits in float32, in which attacks compare them, whatever the network computes in."""
+    # Under `jax.jit` its arrays could not be found (`captured`); whoever calls this compiles it anyway.
+    function = logits_fn.__wrapped__ if isinstance(logits_fn, jax.stages.Wrapped) else logits_fn  # type: ignore[attr-defined]
 
     def in_float32(*arguments: jax.Array) -> jax.Array:
-        logits = logits_fn(*arguments)
+        logits = function(*arguments)
         if not hasattr(logits, "dtype"):
             raise ValueError(f"logits_fn returns a {type(logits).__name__}; expected an array of logits [N, K] alone.")
         return logits.astype(jnp.float32)

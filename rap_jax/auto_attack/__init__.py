@@ -1,5 +1,6 @@
 """AutoAttack for any JAX model: `auto_attack(logits_fn, images, labels, epsilon=0.3, key=key)`.
 
+inputs     what a caller may get wrong
 versions   which attacks, in which order
 programs   their compiled programs
 slots      a row of examples that is kept full

@@ -23,6 +23,7 @@ import numpy as np
 from absl import logging
 
 from rap_jax.attacks.stepwise import LogitsFn, in_float32
+from rap_jax.auto_attack.inputs import check_arrays, check_key, check_logits, check_state_path
 from rap_jax.auto_attack.programs import Judged, Programs
 from rap_jax.auto_attack.record import Record, Saved, load, save
 from rap_jax.auto_attack.result import AutoAttackResult, PartResult, names_of_parts
@@ -31,7 +32,7 @@ from rap_jax.auto_attack.versions import NAMES, Part, Version, parts_of
 from rap_jax.captured import lift_captured
 from rap_jax.config.attack import check_radius
 from rap_jax.config.checks import require
-from rap_jax.diagnostics import check_images, check_left_out, check_square, diagnose
+from rap_jax.diagnostics import check_left_out, check_square, diagnose
 from rap_jax.fingerprint import fingerprint
 from rap_jax.progress import Progress
 from rap_jax.state import make_mesh
@@ -80,15 +81,15 @@ def auto_attack(
       ValueError: arrays or settings that cannot be, a state of another evaluation, logits that are NaN, or an attack
         that left ball or box.
     """
-    images, labels = _check_arrays(images, labels)
+    images, labels = check_arrays(images, labels)
     check_radius(norm, epsilon, images[0].size)
-    _check_key(key)
-    path = _state_path(state_path)
+    check_key(key)
+    path = check_state_path(state_path)
     mesh, logits_fn = make_mesh(devices), in_float32(logits_fn)
     num_slots = _num_slots(batch_size, len(images), mesh)
     draw = (key,) if version == "rand" else ()
     batch = jax.ShapeDtypeStruct((num_slots // mesh.size, *images.shape[1:]), np.float32)
-    num_classes = _num_classes(logits_fn, batch, labels, *draw)
+    num_classes = check_logits(logits_fn, batch, labels, *draw)
     chosen = parts_of(version, epsilon=epsilon, norm=norm, num_classes=num_classes) if parts is None else tuple(parts)
     programs = Programs(
         *lift_captured(logits_fn, batch, *draw), mesh, epsilon=epsilon, norm=norm, randomized=version == "rand"
@@ -213,42 +214,6 @@ def _judge_all(
         programs.judge(key, images[batch], others[batch], labels[batch]) for batch in numbers.reshape(-1, num_slots)
     ]
     return Judged(*(np.concatenate(leaves)[: len(images)] for leaves in zip(*batches, strict=True)))
-
-
-def _check_key(key: jax.Array) -> None:
-    typed = isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-    require(typed and key.ndim == 0, "key", key, "a typed PRNG key, such as jax.random.key(0)")
-
-
-def _state_path(state_path: str | Path | None) -> Path | None:
-    """The file of the progress, in a folder that is there."""
-    if state_path is None:
-        return None
-    path = Path(state_path).expanduser()
-    require(not path.is_dir(), "state_path", str(state_path), "a file, and this is a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _check_arrays(images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = np.asarray(images), np.asarray(labels)
-    shaped = images.ndim == 4 and len(images) > 0 and np.issubdtype(images.dtype, np.floating)
-    found = f"{images.dtype}{list(images.shape)}"
-    require(shaped, "images", found, "float [N, H, W, C] with pixels in [0, 1] and at least one image")
-    outside = check_images(images)
-    if outside:
-        raise ValueError(outside[0].text)
-    whole = labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer)
-    require(whole, "labels", f"{labels.dtype}{list(labels.shape)}", f"whole numbers, [{len(images)}]")
-    return images.astype(np.float32), labels.astype(np.int32)
-
-
-def _num_classes(logits_fn: LogitsFn, batch: jax.ShapeDtypeStruct, labels: np.ndarray, *draw: jax.Array) -> int:
-    shape = jax.eval_shape(logits_fn, batch, *draw).shape  # `in_float32` has refused what is no array
-    require(len(shape) == 2 and shape[0] == batch.shape[0], "shape of the logits", shape, f"[{batch.shape[0]}, K]")
-    within = 0 <= labels.min() and labels.max() < shape[1]
-    require(within, "labels", f"{labels.min()} to {labels.max()}", f"0 to {shape[1] - 1}: there are {shape[1]} logits")
-    return shape[1]
 
 
 def _num_slots(batch_size: int, num_images: int, mesh: jax.sharding.Mesh) -> int:

@@ -2,6 +2,7 @@
 
 subject          the network of a run, in the smallest form that computes the same
 files            the four formats: write_file, open_file
+opened           what open_file returns
 metadata         what a file says of itself
 stablehlo_file   `jax.export`: any batch, CPU, CUDA and TPU, with its gradient
 onnx_file        ONNX; onnx_graph, onnx_rules and onnx_fusion write it from a jaxpr

@@ -6,9 +6,8 @@ network = open_file(path)                  any of the formats, for a look at it;
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from rap_jax.config import require
 from rap_jax.export.metadata import describe
 from rap_jax.export.npz_file import npz_bytes, read_npz
 from rap_jax.export.onnx_file import onnx_model, open_session
+from rap_jax.export.opened import OpenFile
 from rap_jax.export.optional import is_installed
 from rap_jax.export.safetensors_file import safetensors_bytes
 from rap_jax.export.stablehlo_file import metadata_path, read_metadata, stablehlo_bytes, write_metadata
@@ -29,22 +29,6 @@ FORMATS = tuple(SUFFIXES)
 # Two programs for the same network differ by rounding, relative to the largest logit; a wrong one by more.
 _SAME = 1e-3
 _NUM_CHECKED = 16
-
-
-class OpenFile(NamedTuple):
-    """A network from a file.
-
-    Attributes:
-      logits_fn: images float32 [N, H, W, C] in [0, 1] -> logits [N, K], numpy arrays.
-      input_shape: (H, W, C).
-      num_classes: K.
-      metadata: as `metadata.describe` made them; {} in a file from elsewhere.
-    """
-
-    logits_fn: Callable[[np.ndarray], np.ndarray]
-    input_shape: tuple[int, int, int]
-    num_classes: int
-    metadata: dict[str, Any]
 
 
 def check_path(path: Path) -> Path:
@@ -103,7 +87,7 @@ def open_file(path: str | Path) -> OpenFile:
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected one that python -m launch.export has written.")
-    openers = {".jax": _open_stablehlo, ".onnx": _open_onnx, ".npz": _open_npz}
+    openers = {".jax": _open_stablehlo, ".onnx": open_session, ".npz": _open_npz}
     if path.suffix == SUFFIXES["safetensors"]:
         raise ValueError(
             f"{path} holds the weights of a PyTorch network and no network; load it there, or export the run again "
@@ -167,10 +151,6 @@ def _open_stablehlo(path: Path) -> OpenFile:
         raise ValueError(f"{path} takes images of any size; expected one of python -m launch.export.")
     run = jax.jit(exported.logits_fn)
     return OpenFile(lambda images: np.asarray(run(images)), shape, exported.num_classes, read_metadata(path))
-
-
-def _open_onnx(path: Path) -> OpenFile:
-    return OpenFile(*open_session(path))
 
 
 def _open_npz(path: Path) -> OpenFile:

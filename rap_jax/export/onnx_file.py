@@ -2,7 +2,7 @@
 
     model = onnx_model(logits_fn, input_shape=(28, 28, 1), num_classes=10, metadata={})
     session = open_session(path)
-    logits = session(images)
+    logits = session.logits_fn(images)
 
 Input `images` float32 [batch, H, W, C] in [0, 1], output `logits` [batch, K], any batch. The metadata lie in the file's
 `metadata_props` under `rap_jax`.
@@ -11,7 +11,7 @@ Input `images` float32 [batch, H, W, C] in [0, 1], output `logits` [batch, K], a
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,26 +20,11 @@ from jax import export
 from rap_jax.export.onnx_fusion import fuse
 from rap_jax.export.onnx_graph import Graph
 from rap_jax.export.onnx_rules import Tensor, image_input, lower, natural
+from rap_jax.export.opened import OpenFile
 from rap_jax.export.optional import optional_module
 
 METADATA_KEY = "rap_jax"
 _EXPECTED = "expected an ONNX file with the input images float32 [batch, H, W, C] and the output logits [batch, K]"
-
-
-class Session(NamedTuple):
-    """An ONNX file, opened by onnxruntime.
-
-    Attributes:
-      logits_fn: images float32 [N, H, W, C] -> logits [N, K], numpy arrays.
-      input_shape: (H, W, C).
-      num_classes: K.
-      metadata: as `metadata.describe` made them; {} in a file from elsewhere.
-    """
-
-    logits_fn: Callable[[np.ndarray], np.ndarray]
-    input_shape: tuple[int, int, int]
-    num_classes: int
-    metadata: dict[str, Any]
 
 
 def onnx_model(
@@ -67,7 +52,7 @@ def onnx_model(
     return graph.to_model(images=input_shape, logits=name, num_classes=num_classes, metadata=props)
 
 
-def open_session(path: Path | bytes, num_threads: int = 0) -> Session:
+def open_session(path: Path | bytes, num_threads: int = 0) -> OpenFile:
     """Opens an ONNX file on the CPU.
 
     Args:
@@ -92,7 +77,7 @@ def open_session(path: Path | bytes, num_threads: int = 0) -> Session:
     if len(shape) != 3 or not all(isinstance(side, int) for side in shape) or len(outputs[0].shape) != 2:
         raise ValueError(f"{name} takes {[(i.name, i.shape) for i in inputs]}; {_EXPECTED}.")
     height, width, channels = shape
-    return Session(
+    return OpenFile(
         logits_fn=lambda images: session.run(None, {inputs[0].name: np.asarray(images, np.float32)})[0],
         input_shape=(height, width, channels),
         num_classes=int(outputs[0].shape[1]),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rap_jax.attacks.stepwise import LogitsFn, in_float32
+from rap_jax.captured import Captured, lift_captured
 from rap_jax.config import ModelConfig
 from rap_jax.digest import digest
 from rap_jax.losses import cross_entropy
@@ -124,14 +125,18 @@ def check_finite(network: AttackedNetwork, images: np.ndarray, labels: np.ndarra
     """
     few, right = images[:_FEW], jnp.asarray(labels[:_FEW])
     draw = (jax.random.key(0),) if randomized else ()
+    logits_fn, captured = lift_captured(network.logits_fn, few, *draw)
 
     @jax.jit
-    def look(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits, pull_back = jax.vjp(lambda x: network.logits_fn(x, *draw), images)
+    def look(captured: Captured, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, pull_back = jax.vjp(lambda x: logits_fn(captured, x, *draw), images)
         cotangent = jax.grad(lambda logits: cross_entropy(logits, right).sum())(logits)
         return logits, pull_back(cotangent)[0]
 
-    finite = [np.isfinite(np.asarray(found)).reshape(len(few), -1).all(1) for found in look(few)]
+    finite = [
+        np.isfinite(np.asarray(found)).reshape(len(few), -1).all(1)
+        for found in look(jax.device_put(captured, jax.devices()[0]), few)
+    ]
     for what, hint, holds in zip(("logits", "gradients"), _CAUSES, finite, strict=True):
         if not holds.all():
             raise ValueError(
