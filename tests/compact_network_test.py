@@ -228,6 +228,7 @@ def test_a_norm_behind_a_sum_goes_with_the_last_filter_that_writes_its_channel()
     for layer in writers:
         at(masks, layer)["kernel"][..., 3] = False
     at(masks, writers[0])["kernel"][..., 4] = False  # the other writers are left
+    at(masks, writers[-1])["kernel"][..., 5] = False
     held = hold_orphans(model.wiring, params, masks)
     assert np.flatnonzero(~at(held, "group1_block1/norm1")["shift"]).tolist() == [3]
     assert np.flatnonzero(~at(held, "group1_block1/norm1")["scale"]).tolist() == [3]

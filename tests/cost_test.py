@@ -224,5 +224,15 @@ def test_a_run_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(pipeline, "measure_cost", lambda *_, **__: pytest.fail("measured"))
     run = lambda output: pipeline.run(SHORT, tiny.tiny_dataset(), tmp_path / "run", output=output)
     results = run(tiny.AS_USUAL)
+    tested = json.loads((tmp_path / "run" / "stages" / "test.json").read_text())
+    assert tested["test"] == results["test"]
     assert "cost" not in results and "## Cost" not in (tmp_path / "run" / "report.md").read_text()
     assert run(OutputConfig()) == results  # as a run that finished before there was any
+
+
+def test_the_test_result_of_another_network_does_not_count(tmp_path: Path) -> None:
+    run = lambda: pipeline.run(SHORT, tiny.tiny_dataset(), tmp_path / "run", output=tiny.AS_USUAL)
+    results, path = run(), tmp_path / "run" / "stages" / "test.json"
+    (tmp_path / "run" / "results.json").unlink()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"network": "another", "test": {"robust_accuracy": 1.0}}))
+    assert run()["test"] == results["test"]

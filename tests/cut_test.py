@@ -1,6 +1,7 @@
 """What a cut takes from a network with BatchNorm: whole outputs, one budget for many layers, earlier zeros."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -10,9 +11,14 @@ import optax
 import pytest
 from normed import NORMED, NORMED_LAYERS
 
+from rap_jax.config import ModelConfig
+from rap_jax.cut import cut
+from rap_jax.layers import path_name
 from rap_jax.masking import apply_masks, both
+from rap_jax.models import create_model
 from rap_jax.projections import Column, Filter, Irregular, ScaleFilter, masks_together
 from rap_jax.specs import Specs, masks_of, masks_of_zeros, only_selected, project_tree
+from rap_jax.state import Weights
 
 
 def compiled_masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
@@ -109,3 +115,21 @@ def test_pruning_again_counts_what_is_gone_already(kind: type, budget: str) -> N
         assert (np.asarray(gone["group1_block0"][chosen][leaf])[more["group1_block0"][chosen][leaf]] != 0).all()
     held = both(compiled_masks_of(specs_at(0.25), gone), masks_of_zeros(gone))
     chex.assert_trees_all_equal(held["group1_block0"], jax.tree.map(lambda w: w != 0, gone["group1_block0"]))
+
+
+def test_the_cut_takes_a_norm_behind_a_sum_with_the_last_filter_of_its_channel() -> None:
+    model = create_model(ModelConfig("wide_resnet28", 1), input_shape=(8, 8, 3), num_classes=10)
+    params, batch_stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), jax.eval_shape(model.init, jax.random.key(0)))
+    groups = model.wiring.groups
+    writers = [layer for layer in groups if groups[layer] == groups["conv1"] and layer not in model.wiring.norms]
+    weakened: Any = {f"{layer}/kernel" for layer in writers}
+
+    def weaken(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
+        return leaf.at[..., 3].multiply(0.1) if path_name(path) in weakened else leaf
+
+    params = jax.tree_util.tree_map_with_path(weaken, params)
+    found = cut({name: Filter(1 / 16) for name in weakened}, model, Weights(params, batch_stats)).params
+    for norm in ("group1_block0/norm1", "group1_block3/norm1"):
+        for leaf in functools.reduce(lambda tree, name: tree[name], norm.split("/"), found).values():
+            np.testing.assert_array_equal(np.asarray(leaf) == 0, np.arange(16) == 3)
+    assert np.all(found["norm"]["scale"] == 1)

@@ -109,6 +109,7 @@ def test_values_leave_the_graph_in_their_own_order() -> None:
         lambda x: x.reshape(x.shape[0], 12, 2).reshape(x.shape[0], -1) @ dense,
         lambda x: (x.reshape(x.shape[0], -1) + x.reshape(x.shape[0], 12, 2).reshape(x.shape[0], -1)) @ dense,
         lambda x: x.reshape(x.shape[0], 4, 3, 2).reshape(x.shape[0], -1) @ dense,
+        lambda x: x.sum((1, 2)) / 5,  # no mean
         lambda x: max_pool(x).mean((1, 2)) + x.mean((1, 2)) * jnp.ones((1, 2)),
     ):
         images = rng.random((5, 3, 4, 2), np.float32)
