@@ -41,7 +41,7 @@ from rap_jax.small_stage import run_small_stage
 from rap_jax.sparsity import count_sparsity
 from rap_jax.specs import Specs
 from rap_jax.stage import Outcome, Setup, run_stage, stage_learning_rate
-from rap_jax.start import make_start
+from rap_jax.start import Start, make_start
 from rap_jax.state import DeviceSplit, Weights, make_mesh, put_split
 
 _RESULT_KEYS = ("name", "dataset", "data", "seed", "model", "start", "stages", "test", "sparsity", "seconds")
@@ -104,7 +104,7 @@ def run(
                     folder=folder,
                     interrupt=interrupt,
                 )
-                found = _train_and_test(setup, start.weights, put(dataset.test))
+                found = _train_and_test(setup, start, put(dataset.test))
             folder.write_json("results.json", about | found)
         if not (folder.path / "report.md").exists():
             write_report(folder.path)
@@ -138,14 +138,14 @@ def _stages(config: RunConfig) -> list[Stage]:
     return [stage for stage in STAGES if config.stage(stage).num_epochs > 0]
 
 
-def _train_and_test(setup: Setup, start: Weights, test_split: DeviceSplit) -> dict[str, Any]:
+def _train_and_test(setup: Setup, start: Start, test_split: DeviceSplit) -> dict[str, Any]:
     """The part of results.json that says what was found."""
     config = setup.config
     report = make_evaluator(setup.model, config.report_attack, setup.mesh, batch_size=config.eval_batch_size)
     judge = Judge(report, setup.validation, stream_key(config.seed, "report"), setup.interrupt)
-    final, stages = _run_stages(setup, judge, start)
+    final, stages = _run_stages(setup, judge, start.weights)
     tested = _test(setup, judge._replace(split=test_split), final)
-    save_network(setup.folder.path, final, initial=start)
+    save_network(setup.folder.path, final, initial=start.initial)
     seconds: dict[str, float] = {stage: stages[stage]["seconds"] for stage in _stages(config)}
     seconds["validation"] = sum(stage["validation_seconds"] for stage in stages.values())
     seconds["test"] = tested["seconds"]

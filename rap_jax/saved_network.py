@@ -26,7 +26,7 @@ class SavedNetwork(NamedTuple):
     Attributes:
       model: as pure functions.
       weights: those that the run ended with.
-      initial: those that it began with, which other runs may inherit.
+      initial: those that it, or the run that it went on from, was initialised with; other runs may inherit them.
       results: what results.json of the run holds.
     """
 

@@ -2,9 +2,10 @@
 
     random       model.init of the run's seed
     final        the network that another run ended with: to go on with it, or to prune it further (progressive pruning)
-    initial      what that run began with, where the network that it ended with is not zero: a smaller network that
-                 inherits its initialisation from a larger one (Ye et al., 2019, Table 5; the lottery ticket of
-                 Frankle & Carbin, 2019, https://arxiv.org/abs/1803.03635)
+    initial      what that run was initialised with, where the network that it ended with is not zero: a smaller network
+                 that inherits its initialisation from a larger one (Ye et al., 2019, Table 5; the lottery ticket of
+                 Frankle & Carbin, 2019, https://arxiv.org/abs/1803.03635). If that run went on with the network of a
+                 third one, the initialisation is that of the third.
 
 Differs from the paper: (1) the inheriting network keeps the shapes of the large one, with the pruned filters at exactly
 zero in every stage. A filter that is zero sends zero and gets no gradient, so this trains the same function as a dense
@@ -30,9 +31,16 @@ from rap_jax.state import Weights, home
 
 
 class Start(NamedTuple):
-    """Attributes: weights: of the run's first stage; about: where they are from, for config.json and results.json."""
+    """What a run begins with.
+
+    Attributes:
+      weights: of its first stage.
+      initial: those that were once drawn at random, before any training.
+      about: where they are from, for config.json and results.json.
+    """
 
     weights: Weights
+    initial: Weights
     about: dict[str, Any]
 
 
@@ -46,13 +54,15 @@ def make_start(config: RunConfig, dataset: Dataset, model: Model, mesh: Mesh) ->
     place = home(mesh)
     if config.start.run_dir is None:
         init = jax.jit(lambda key: Weights(*model.init(key)), out_shardings=place)
-        return Start(init(stream_key(config.seed, "init")), {"weights": "random"})
+        drawn = init(stream_key(config.seed, "init"))
+        return Start(drawn, drawn, {"weights": "random"})
     other = load_network(config.start.run_dir, place)
     _require_same_network(config, model, other)
     _require_same_split(config, dataset, other)
-    weights = other.weights if config.start.weights == "final" else _inherited(config, other)
-    about = {"weights": config.start.weights, "sha256": digest(weights)}
-    return Start(weights, about | {"dataset": other.results["dataset"]})
+    inherits = config.start.weights == "initial"
+    weights = _inherited(config, other) if inherits else other.weights
+    about = {"weights": config.start.weights, "sha256": digest(weights), "dataset": other.results["dataset"]}
+    return Start(weights, weights if inherits else other.initial, about)
 
 
 def _require_same_network(config: RunConfig, model: Model, other: SavedNetwork) -> None:
@@ -81,7 +91,7 @@ def _require_same_split(config: RunConfig, dataset: Dataset, other: SavedNetwork
 
 
 def _inherited(config: RunConfig, other: SavedNetwork) -> Weights:
-    """The other run's first weights, zero where its network ended at zero."""
+    """What the other run was initialised with, zero where its network ended at zero."""
     masks = specs_lib.masks_of_zeros(other.weights.params)
     if all(bool(keep.all()) for keep in jax.tree.leaves(masks)):
         raise ValueError(f"The network in {config.start.run_dir} has no zeros; expected one that was pruned.")

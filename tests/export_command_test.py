@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import tiny
-from exported_run import TEST, make_pruned_run
+from exported_run import TEST, make_pruned_run, whole_logits_fn
 from PIL import Image
 from safetensors import safe_open
 from tiny_run import make_run
@@ -121,7 +121,7 @@ def test_what_an_evaluation_has_found_is_in_the_file(run: Path, tmp_path: Path) 
 
 def test_the_files_compute_what_the_run_does_and_can_be_attacked(run: Path, tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
-    logits = jax.jit(open_network(str(run)).logits_fn)(images)
+    logits = whole_logits_fn(run)(images)
     for file_format in ("stablehlo", "onnx", "npz"):
         for compact in ("--compact", "--nocompact"):
             path = written(run, tmp_path / compact, file_format, compact)
@@ -210,7 +210,7 @@ def test_images_that_are_looked_at(run: Path, tmp_path: Path, capsys: pytest.Cap
     pixels = tiny.tiny_dataset().test.images[0, ..., 0]
     Image.fromarray(pixels).save(tmp_path / "grey.png")
     Image.fromarray(np.stack([np.kron(pixels, np.ones((2, 2), np.uint8))] * 3, -1)).save(tmp_path / "colour.png")
-    logits = jax.jit(open_network(str(run)).logits_fn)(pixels[None, ..., None] / np.float32(255))[0]
+    logits = whole_logits_fn(run)(pixels[None, ..., None] / np.float32(255))[0]
     label, share = int(logits.argmax()), float(jax.nn.softmax(logits).max())
     names = [str(tmp_path / name) for name in ("grey.png", "colour.png")]
     for file_format in ("stablehlo", "onnx", "npz"):

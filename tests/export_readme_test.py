@@ -8,11 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from exported_run import make_pruned_run
+from exported_run import make_pruned_run, whole_logits_fn
 from readme_test import block_with
 
 from rap_jax.export import open_subject, write_file
-from rap_jax.robustness.network import open_network
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 ALONE = """
@@ -41,7 +40,7 @@ def make_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, suffix in (("stablehlo", "jax"), ("onnx", "onnx"), ("npz", "npz"), ("safetensors", "safetensors")):
         write_file(subject, name, folder / f"network.{suffix}")
     images = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
-    logits_fn = open_network(str(run)).logits_fn
+    logits_fn = whole_logits_fn(run)
     gradient = jax.jit(jax.grad(lambda x: logits_fn(x)[:, 0].sum()))(images)
     np.savez(folder / "expected.npz", logits=jax.jit(logits_fn)(images), gradient=gradient)
     np.save(folder / "images.npy", images)

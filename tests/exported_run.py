@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tiny_run import make_run
 from rap_jax.config import ModelConfig
 from rap_jax.export.subject import rebuild
 from rap_jax.models import Model
-from rap_jax.saved_network import save_network
+from rap_jax.saved_network import load_network, save_network
 from rap_jax.state import Weights
 
 # Of each network a small one, on images that are not square.
@@ -48,6 +49,12 @@ def network(name: str, width: int = 1) -> tuple[Model, Weights]:
         return values.astype(np.float32)
 
     return model, jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def whole_logits_fn(run: Path) -> Callable[[Any], jax.Array]:
+    """What the network of a run says, with its zeros in place."""
+    saved = load_network(run)
+    return jax.jit(lambda images: saved.model.apply(*saved.weights, images, False)[0])
 
 
 def images_for(name: str, count: int = 5) -> np.ndarray:
