@@ -60,8 +60,10 @@ def _define_attack_flags() -> None:
                              "run's report; has to be given for a network from elsewhere.", FLAGS)  # fmt: skip
     flags.DEFINE_integer("pgd_num_steps", default.pgd_num_steps, "Steps of PGD; 0 leaves it out.", flag_values=FLAGS)
     training.define_fraction("pgd_step_size", None, "Step size of PGD. Default: 2.5 epsilon / steps.", FLAGS)
-    flags.DEFINE_integer("pgd_num_restarts", default.pgd_num_restarts, "Random starts of PGD, on the cross-entropy and "
-                         "on the margin, worst case per example.", flag_values=FLAGS)  # fmt: skip
+    flags.DEFINE_integer("pgd_num_restarts", default.pgd_num_restarts, "Random starts of PGD on each loss, worst case "
+                         "per example.", flag_values=FLAGS)  # fmt: skip
+    flags.DEFINE_list("pgd_losses", list(default.pgd_losses), "What PGD raises, one after the other: cross-entropy "
+                      "(ce), margin (C&W).", FLAGS)  # fmt: skip
     flags.DEFINE_enum("auto_attack", default.auto_attack, AUTO_ATTACKS, "Version of AutoAttack. rand is for "
                       "networks that draw random numbers, (images, key) -> logits; there is no PGD then.",
                       FLAGS)  # fmt: skip
@@ -84,7 +86,12 @@ def evaluation_from_flags(run: dict[str, Any] | None, values: flags.FlagValues =
     hint = "the radius of the threat model, such as --epsilon=8/255, for a network that comes from no run"
     require(epsilon is not None, "epsilon", epsilon, hint)
     same = ("split", "num_images", "seed", "pgd_num_steps", "pgd_step_size", "pgd_num_restarts", "auto_attack")
-    return EvaluationConfig(epsilon=epsilon, norm=get("norm") or attack["norm"], **{name: get(name) for name in same})
+    return EvaluationConfig(
+        epsilon=epsilon,
+        norm=get("norm") or attack["norm"],
+        pgd_losses=tuple(get("pgd_losses")),
+        **{name: get(name) for name in same},
+    )
 
 
 def data_for(run: dict[str, Any] | None, values: flags.FlagValues = FLAGS) -> DataConfig:

@@ -209,9 +209,9 @@ def test_a_flagfile_of_a_training_run(tmp_path: Path) -> None:
 
 def test_settings_of_an_evaluation(run: Path) -> None:
     given = ("--norm=l2", "--epsilon=3/2", "--split=validation", "--num_images=0", "--seed=4", "--pgd_num_steps=7")
-    given += ("--pgd_step_size=1/4", "--pgd_num_restarts=3", "--auto_attack=plus")
+    given += ("--pgd_step_size=1/4", "--pgd_num_restarts=3", "--auto_attack=plus", "--pgd_losses=margin")
     config = evaluation_from_flags(results_of(run), parse(*given))
-    assert config == evaluate_flags.EvaluationConfig(1.5, "l2", "validation", 0, 4, 7, 0.25, 3, "plus")
+    assert config == evaluate_flags.EvaluationConfig(1.5, "l2", "validation", 0, 4, 7, 0.25, 3, "plus", ("margin",))
     assert config.pgd is not None and config.pgd.step_size == 0.25
     default = evaluation_from_flags(results_of(run), parse()).pgd
     assert default is not None and default.step_size == pytest.approx(2.5 * 0.1 / 50)
@@ -220,6 +220,7 @@ def test_settings_of_an_evaluation(run: Path) -> None:
         "--pgd_num_steps=-1": "pgd_num_steps is -1; expected 1 or more steps, or 0 for no PGD",
         "--pgd_step_size=0": "pgd_step_size is 0.0; expected a number above 0",
         "--pgd_num_restarts=0": "pgd_num_restarts is 0; expected 1 or more",
+        "--pgd_losses=ce,dlr": "pgd_losses is ('ce', 'dlr'); expected one or more of ce, margin, each once",
         "--epsilon=0": "epsilon is 0.0; expected a number above 0",
         "--seed=-1": "seed is -1; expected a whole number",
     }.items():

@@ -33,7 +33,7 @@ LEVELS = [
     {"train", "evaluate", "start", "diagnostics"},
     {"auto_attack"},
     {"stage", "small_stage", "plots", "report", "describe", "judge"},
-    {"pipeline", "robustness", "export"},
+    {"pipeline", "robustness", "export", "reproduce"},
 ]
 LIBRARY = {  # usable with any JAX model: nothing of this package but each other
     "attacks": {"attacks", "losses"},

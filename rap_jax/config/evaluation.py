@@ -8,6 +8,8 @@ from rap_jax.config.checks import require, require_choice, require_positive
 
 EvaluatedSplit = Literal["test", "validation"]
 AutoAttackVersion = Literal["standard", "plus", "rand", "none"]
+PgdLoss = Literal["ce", "margin"]
+PGD_LOSSES: tuple[PgdLoss, ...] = ("ce", "margin")
 SPLITS: tuple[EvaluatedSplit, ...] = ("test", "validation")
 AUTO_ATTACKS: tuple[AutoAttackVersion, ...] = ("standard", "plus", "rand", "none")
 # Steps times step size, over the radius, where no step size is given: enough to cross the ball and turn back.
@@ -27,6 +29,7 @@ class EvaluationConfig:
       pgd_num_steps: steps of PGD; 0 leaves PGD out.
       pgd_step_size: None chooses 2.5 epsilon / steps.
       pgd_num_restarts: random starts of PGD, worst case per example.
+      pgd_losses: what PGD raises, one after the other: cross-entropy (`ce`), `margin` (C&W), or both.
       auto_attack: version of AutoAttack, or `none`. `rand` is for networks that draw random numbers: then there is no
         PGD and there are no diagnostics, which ask for a function.
     """
@@ -40,6 +43,7 @@ class EvaluationConfig:
     pgd_step_size: float | None = None
     pgd_num_restarts: int = 5
     auto_attack: AutoAttackVersion = "standard"
+    pgd_losses: tuple[PgdLoss, ...] = PGD_LOSSES
 
     def __post_init__(self) -> None:
         require_positive("epsilon", self.epsilon)
@@ -53,6 +57,9 @@ class EvaluationConfig:
         require(self.pgd_num_steps >= 0, "pgd_num_steps", self.pgd_num_steps, "1 or more steps, or 0 for no PGD")
         if self.pgd_step_size is not None:
             require_positive("pgd_step_size", self.pgd_step_size)
+        fits = bool(self.pgd_losses) and set(self.pgd_losses) <= set(PGD_LOSSES)
+        fits = fits and len(set(self.pgd_losses)) == len(self.pgd_losses)
+        require(fits, "pgd_losses", self.pgd_losses, f"one or more of {', '.join(PGD_LOSSES)}, each once")
         require(self.pgd_num_restarts >= 1, "pgd_num_restarts", self.pgd_num_restarts, "1 or more restarts")
 
     @property

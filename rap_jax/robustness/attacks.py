@@ -127,12 +127,12 @@ def diagnostics(setup: Setup) -> dict[str, Any]:
 
 
 def _pgd(setup: Setup, pgd: AttackConfig) -> Attack:
-    """PGD on the cross-entropy, then on the margin: two parts of an ensemble."""
-    ce = Pgd(pgd.epsilon, pgd.step_size, pgd.norm, "ce", pgd.num_steps, pgd.num_restarts)
-    attacks = (ce, dataclasses.replace(ce, loss="margin"))
+    """PGD on each loss, as the parts of an ensemble."""
+    losses = setup.config.pgd_losses
+    attacks = [Pgd(pgd.epsilon, pgd.step_size, pgd.norm, loss, pgd.num_steps, pgd.num_restarts) for loss in losses]
     parts = [Part(f"pgd-{attack.loss}", attack) for attack in attacks]
     found = _ensemble(setup, "pgd", "standard", parts)
-    return _as_attack("PGD", found, {"attack": dataclasses.asdict(pgd)})
+    return _as_attack("PGD", found, {"attack": dataclasses.asdict(pgd), "losses": list(losses)})
 
 
 def _auto_attack(setup: Setup, version: Version) -> Attack:

@@ -94,7 +94,9 @@ def _notes(results: Results) -> Iterator[str]:
         "row; parts attack what the parts before them have left."
     )
     if results["pgd"]:
-        yield _wrapped(f"- PGD: {as_attack(results['pgd']['attack'])}; on cross-entropy, then on the margin")
+        names = {"ce": "cross-entropy", "margin": "the margin"}
+        losses = ", then on ".join(names[loss] for loss in results["config"]["pgd_losses"])
+        yield _wrapped(f"- PGD: {as_attack(results['pgd']['attack'])}; on {losses}")
     for attack in results["transfer"]:
         own = as_percent(attack["source"]["robust_accuracy"])
         yield _wrapped(f"- {attack['name']}: PGD images of {attack['checkpoint']}, on which that network has {own}")

@@ -1,0 +1,95 @@
+"""A command of a plan: what is run, what it needs, and the folder that it fills.
+
+    dense = Job("dense_w4_seed0", "launch.main", ("--flagfile=quick_mnist", "--width=4", "--seed=0"))
+    pruned = Job("admm_w4_to_w2_seed0", "launch.main", (...), inputs=(("start_run", (dense,)),))
+    pruned.command(Path("results/quick"))    # python -m launch.main ... --start_run=results/quick/runs/dense_w4_seed0
+
+Two tables that ask for the same job share it, because it has the same name. A job is done when its folder holds a
+results.json, which both commands write last.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+Module = Literal["launch.main", "launch.evaluate"]
+_FOLDERS: dict[Module, str] = {"launch.main": "runs", "launch.evaluate": "evaluations"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One command.
+
+    Attributes:
+      name: of its folder; two jobs of one name are one job.
+      module: a training run, or an evaluation of one.
+      flags: of the command, but for its folder and those of other jobs.
+      inputs: flag -> jobs whose folders it names; they have to be done before.
+    """
+
+    name: str
+    module: Module
+    flags: tuple[str, ...]
+    inputs: tuple[tuple[str, tuple[Self, ...]], ...] = ()
+
+    @property
+    def needs(self) -> tuple[Self, ...]:
+        """The jobs that have to be done before this one."""
+        return tuple(job for _, jobs in self.inputs for job in jobs)
+
+    @property
+    def place(self) -> str:
+        """Its folder, below that of the plan."""
+        return f"{_FOLDERS[self.module]}/{self.name}"
+
+    def command(self, out: Path, extra: Iterable[str] = ()) -> list[str]:
+        """What starts it, or goes on with it.
+
+        Args:
+          out: folder of the plan.
+          extra: more flags, which win over its own.
+        """
+        given = [f"--{flag}={','.join(str(out / job.place) for job in jobs)}" for flag, jobs in self.inputs]
+        return ["python", "-m", self.module, *self.flags, *extra, *given, f"--out_dir={out / self.place}"]
+
+    def results(self, out: Path) -> dict[str, Any] | None:
+        """What it found, or None if it is not done.
+
+        Raises:
+          ValueError: its results.json is damaged; names it.
+        """
+        path = out / self.place / "results.json"
+        try:
+            found = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); delete it to have it made again.") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} holds {found!r:.40} and no object; delete it to have it made again.")
+        return found
+
+
+def in_order(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs and all that they need, each once, none before what it needs."""
+    found: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        if job.name in found:
+            if found[job.name] != job:
+                raise ValueError(f"Two jobs are named {job.name}; expected one: {found[job.name]} and {job}.")
+            return
+        for need in job.needs:
+            add(need)
+        found[job.name] = job
+
+    for job in jobs:
+        add(job)
+    return list(found.values())
+
+
+def level_of(job: Job) -> int:
+    """0 if it needs no other job, else one more than the highest level that it needs."""
+    return 1 + max((level_of(need) for need in job.needs), default=-1)
