@@ -52,19 +52,21 @@ def _scratch(measured: Measured) -> Page:
         f"{_pair(t4.pruned[8, 1])} from width 8.",
         f"It depends on the initial weights: in the paper's Table B1 LeNet of width 1 reaches "
         f"{_pair(paper.TABLE_B1['uniform', 'Adam'])}, mean of 10 seeds, from a uniform initialisation with Adam.",
-        "It depends on the recipe: full radius from the first step and small steps of Adam. The paper reports no run "
-        "whose radius rises over the first epochs.",
+        "All networks from scratch are attacked with the full radius from the first step. The paper reports none whose "
+        "radius rises over the first epochs.",
         "In the authors' code a pruned network has gone through three stages of training and a network from scratch "
         "through one. Here both get the same number of epochs.",
         *_PROCEDURE,
     )
     seen = [point for row in grid.rows for point in _of_width(grid, row)]
-    verdict = tuple(sentence for row in grid.rows for sentence in _pruning_against_scratch(grid, row))
+    verdict = [_recipes(grid, row) for row in grid.rows]
+    verdict += [sentence for row in grid.rows for sentence in _pruning_against_scratch(grid, row)]
     return Page(
         "Can a small robust network be trained from scratch?",
         (
             Section("What the paper says", (says,)),
-            Section("What we see", (_READ, *verdict), tuple(seen)),
+            Section("What we see", (_OF_RECIPE,), tuple(verdict)),
+            Section("The numbers", (_READ,), tuple(seen)),
             Section("Where the claim is weak", (), weak),
         ),
     )
@@ -76,8 +78,8 @@ def _inherited(measured: Measured) -> Page:
     widths = sorted({str(to) for _, to in stuck})
     says = (
         "The paper says that the lottery ticket hypothesis does not hold under attack: a small network that is trained "
-        "from the initial weights of the filters that pruning has kept does not reach the pruned one. In its Table 5 "
-        f"{len(stuck)} of {len(table)} such networks answer one class for every image, "
+        "from the initial weights of the filters that pruning has kept does not reach the pruned one. Of the "
+        f"{len(table)} networks in its Table 5, {len(stuck)} answer one class for every image, "
         f"{table[2, 1].natural} percent natural and under attack."
     )
     t2 = paper.TABLE_2
@@ -91,23 +93,28 @@ def _inherited(measured: Measured) -> Page:
         "Li et al., 2020 (arXiv:2003.05733) see the same collapse of a small network on MNIST and find winning "
         "tickets with VGG-16 on the same data. They conclude that the capacity was too small, not that the hypothesis "
         "is wrong.",
-        "Random initial weights collapse at widths 1 and 2 in the paper too (Table 2), so the collapse says nothing of "
-        "where the weights come from.",
+        "Random initial weights collapse at widths 1 and 2 in the paper too (Table 2), so the collapse does not "
+        "tell inherited weights from random ones.",
         *_PROCEDURE,
     )
     return Page(
         "Can a small robust network be trained from the weights that a pruned one began with?",
         (
             Section("What the paper says", (says,)),
-            Section("What we see", (_READ, *_inherited_summary(measured)), tuple(_inherited_points(measured))),
+            Section("What we see", tuple(_inherited_summary(measured))),
+            Section("The numbers", (_READ,), tuple(_inherited_points(measured))),
             Section("Where the claim is weak", (), weak),
         ),
     )
 
 
 _READ = (
-    "Numbers are natural / PGD accuracy in percent, means over seeds; in brackets the lowest and the highest seed "
-    f"under PGD. A network below {COLLAPSED:g} percent natural accuracy is counted as collapsed."
+    "Numbers are natural / PGD accuracy in percent, means over seeds; in parentheses the lowest and the highest seed "
+    "under PGD."
+)
+_OF_RECIPE = (
+    f"A network below {COLLAPSED:g} percent natural accuracy is counted as collapsed. Paper's recipe: Adam with a constant learning rate of 0.0001, at the full radius from the first step. Its other "
+    "settings are those of this scale."
 )
 _PROCEDURE = (
     "The paper's numbers are single runs, so we cannot say by how much two runs differ by chance.",
@@ -129,6 +136,19 @@ def _of_width(grid: Grid, row: str) -> Iterator[str]:
         if natural.paper is not None:
             parts.append(f"the paper has {as_number(natural.paper)} / {as_number(pgd.paper)}")
         yield f"{'; '.join(parts)}."
+
+
+def _recipes(grid: Grid, row: str) -> str:
+    """How many networks from scratch collapse by each recipe."""
+    texts = []
+    for column, words in (("paper's recipe", "by the paper's recipe"), ("with a ramp", "with a ramp")):
+        value = grid.value(row, f"from scratch, {column}", "natural")
+        if value is None or not value.by_seed:
+            texts.append(f"the networks {words} are missing")
+        else:
+            count = sum(percent < COLLAPSED for percent in value.by_seed.values())
+            texts.append(f"{count} of {len(value.by_seed)} networks collapse {words}")
+    return f"At {row}, from scratch: {', '.join(texts)}."
 
 
 def _pruning_against_scratch(grid: Grid, row: str) -> Iterator[str]:
@@ -165,7 +185,8 @@ def _inherited_summary(measured: Measured) -> Iterator[str]:
     some = [cell for cell in done if min(cell.values[0].by_seed.values()) < COLLAPSED and cell not in stuck]
     yield (
         f"{len(done)} of {len(measured.cells)} cells have numbers. Of these, {len(stuck)} collapse with every seed, "
-        f"{len(some)} with some, and {len(done) - len(stuck) - len(some)} with none."
+        f"{len(some)} with some, and {len(done) - len(stuck) - len(some)} with none; a network below {COLLAPSED:g} percent "
+        "natural accuracy is counted as collapsed."
     )
     theirs = [cell for cell in done if cell.values[0].paper is not None and cell.values[0].paper < COLLAPSED]
     if theirs:
@@ -197,7 +218,7 @@ def _inherited_points(measured: Measured) -> Iterator[str]:
 
 def _ours(natural: Value, pgd: Value) -> str:
     spread = as_spread(pgd)
-    return f"{as_number(natural.mean)} / {as_number(pgd.mean)}" + (f" [{spread}]" if spread else "")
+    return f"{as_number(natural.mean)} / {as_number(pgd.mean)}" + (f" ({spread})" if spread else "")
 
 
 def _collapse(natural: Value) -> list[str]:

@@ -33,9 +33,9 @@ tr:last-child > th, tr:last-child > td { border-bottom: 0; }
 thead th { background: var(--soft); font-size: .85rem; white-space: nowrap; }
 .list { width: 100%; font-size: .88rem; }
 .grid { width: 100%; }
-.grid th[scope=row] { position: sticky; left: 0; z-index: 1; background: var(--soft); white-space: nowrap; }
-.grid td { min-width: 12.5rem; border-left: 1px solid var(--rule); }
-.value { display: grid; grid-template-columns: 5.3rem 3.2rem 1fr; align-items: baseline; gap: 0 .3rem;
+.grid th[scope=row] { position: sticky; left: 0; z-index: 1; background: var(--soft); max-width: 7.5rem; }
+.grid td { min-width: 12rem; border-left: 1px solid var(--rule); }
+.value { display: grid; grid-template-columns: 4.6rem 3rem 1fr; align-items: baseline; gap: 0 .3rem;
   margin-bottom: .4rem; }
 .label { font-size: .8rem; color: var(--faint); }
 .mean { font-weight: 650; text-align: right; }

@@ -24,7 +24,7 @@ class Picture(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """The pictures of a cell. Attributes: title: which cell and seed; pictures: of its network and its evaluations."""
+    """The pictures of a cell. Attributes: title: name of the network; pictures: of it and of its evaluations."""
 
     title: str
     pictures: tuple[Picture, ...]
@@ -60,7 +60,7 @@ def _galleries(measured: Measured, out: Path) -> Iterator[Gallery]:
             continue
         shown.add(cell.network[seed].name)
         if pictures := tuple(_pictures(cell, seed, measured, out)):
-            yield Gallery(f"{cell.row}, {cell.column}, seed {seed}", pictures)
+            yield Gallery(cell.network[seed].name, pictures)
 
 
 def _pictures(cell: Cell, seed: int, measured: Measured, out: Path) -> Iterator[Picture]:
