@@ -113,12 +113,13 @@ _READ = (
     "under PGD."
 )
 _OF_RECIPE = (
-    f"A network below {COLLAPSED:g} percent natural accuracy is counted as collapsed. Paper's recipe: Adam with a constant learning rate of 0.0001, at the full radius from the first step. Its other "
-    "settings are those of this scale."
+    f"A network below {COLLAPSED:g} percent natural accuracy is counted as collapsed. Paper's recipe: Adam with "
+    "a constant learning rate of 0.0001, at the full radius from the first step. Its other settings are those of this "
+    "scale."
 )
 _PROCEDURE = (
     "The paper's numbers are single runs, so we cannot say by how much two runs differ by chance.",
-    "The paper reports the epoch that was best on the test set.",
+    "The paper reports the epoch that was best on the test set, so the images that measure have also chosen.",
 )
 
 
@@ -158,8 +159,8 @@ def _pruning_against_scratch(grid: Grid, row: str) -> Iterator[str]:
         pruned = grid.value(row, column, "PGD")
         name = f"At {row}, {column}"
         if scratch is None or pruned is None or not scratch.by_seed or not pruned.by_seed:
-            which = "from scratch" if scratch is None or not scratch.by_seed else "pruned"
-            yield f"{name}: the network {which} is missing, so nothing can be said."
+            which = "network from scratch" if scratch is None or not scratch.by_seed else "pruned network"
+            yield f"{name}: the {which} is missing, so nothing can be said."
         else:
             yield f"{name}: {_compared(pruned, scratch, 'the pruned network', 'the one from scratch')}"
 
@@ -185,8 +186,8 @@ def _inherited_summary(measured: Measured) -> Iterator[str]:
     some = [cell for cell in done if min(cell.values[0].by_seed.values()) < COLLAPSED and cell not in stuck]
     yield (
         f"{len(done)} of {len(measured.cells)} cells have numbers. Of these, {len(stuck)} collapse with every seed, "
-        f"{len(some)} with some, and {len(done) - len(stuck) - len(some)} with none; a network below {COLLAPSED:g} percent "
-        "natural accuracy is counted as collapsed."
+        f"{len(some)} with some, and {len(done) - len(stuck) - len(some)} with none. Below {COLLAPSED:g} percent "
+        "natural accuracy a network is counted as collapsed."
     )
     theirs = [cell for cell in done if cell.values[0].paper is not None and cell.values[0].paper < COLLAPSED]
     if theirs:
