@@ -110,7 +110,16 @@ def test_cells_show_means_and_coloured_differences(tmp_path: Path) -> None:
         side = "up" if points > 0 else "down"
         assert (side in name) if abs(points) > 0.3 else (name == "chip" or side in name)
         assert not ("up" in name and points < 0) and not ("down" in name and points > 0)
+    assert [text.endswith("✓") for _, text in chips] == [
+        is_reached(value) for value in values if value.difference is not None
+    ]
     assert {"up3", "down2"} <= {name.split()[-1] for name, _ in chips}
+
+
+def test_cells_show_their_size(tmp_path: Path) -> None:
+    sizes = [text for _, text in page_of(measured_2(tmp_path), tmp_path).having("div", "size")]
+    assert "52,506 parameters" in sizes, "a dense network is not smaller after compaction"
+    assert "206,954 parameters, 51,738 after compaction, 75.00% zeros" in sizes
 
 
 def test_nothing_comes_from_elsewhere(tmp_path: Path) -> None:

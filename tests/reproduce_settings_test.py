@@ -60,12 +60,14 @@ def test_the_small_scale_says_what_is_small(tmp_path: Path) -> None:
 
 
 def test_a_changed_flag_shows(tmp_path: Path) -> None:
-    flags = ("--batch_size=32", "--label_smoothing=0.1", "--dual_interval_unit=steps", "--report_num_steps=7")
+    flags = ("--batch_size=32", "--label_smoothing=0.1", "--dual_interval_unit=steps", "--report_num_steps=7",
+             "--dual_keeps_graph")  # fmt: skip
     scale = scale_of("paper", num_seeds=1, max_width=2, mnist_flags=flags)
     rows = found(tmp_path, "2", scale)
     assert rows["Batch"].here == ("32",)
     assert rows["Training"].here[0].endswith("label smoothing 0.1")
     assert rows["Between dual steps"].here == ("4 steps",)
+    assert "Gradient of the penalty" not in rows, "u keeps its graph, as theirs"
     assert "7 steps" in rows["Attack that is reported"].here[0]
 
 

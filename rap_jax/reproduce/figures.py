@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, quiet
 from rap_jax.reproduce.collect import Measured, Value
 from rap_jax.reproduce.grid import Grid, all_values, as_grid
+from rap_jax.reproduce.hypotheses import COLLAPSED
 from rap_jax.reproduce.pictures import Picture
 
 # Okabe-Ito, as in `rap_jax.picture`, and a mark for each, so that the lines differ in grey as well.
@@ -170,13 +171,13 @@ def _shown(percent: float, floor: float | None) -> float:
 def _floor(lines: Iterable[_Line]) -> float | None:
     """Where the axis ends below, if some networks have collapsed: they would press all others together.
 
-    None where all numbers are near each other, or all are low.
+    None where none or all have.
     """
     values = [value for line in lines for value in line.points.values()]
     percents = [
         percent for value in values for percent in (*value.by_seed.values(), value.paper) if percent is not None
     ]
-    high = [percent for percent in percents if percent > max(percents) / 2]
+    high = [percent for percent in percents if percent > COLLAPSED]
     if len(high) == len(percents) or not high:
         return None
     return min(high) - max(1.0, 0.15 * (max(high) - min(high)))
