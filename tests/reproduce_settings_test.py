@@ -15,8 +15,9 @@ ALWAYS = {"Data", "Epoch that is kept", "Gradient of the penalty"}
 
 
 def found(out: Path, name: str, scale: Scale) -> dict[str, Difference]:
+    """The differences of a table of which the first seed is done, by the name of the setting."""
     table = build_table(name, scale)
-    fake.fill(out, table)
+    fake.fill(out, table, without=lambda job: fake.seed_of(job) > 0)
     return {difference.name: difference for difference in differences(collect(table, out))}
 
 

@@ -118,7 +118,7 @@ def _png(rows: Sequence[Sequence[_Panel]], title: str, words: str) -> bytes:
             _draw_panel(axes, panel)
             axes.set_xlabel(words)
         all_axes[0].set_ylabel("accuracy, percent")
-    _legend(figure, rows[0][0].lines)
+    _legend(figure, rows[0][0].lines, 2 if columns == 1 else 6)
     figure.suptitle(title)
     return as_png(figure)
 
@@ -183,9 +183,11 @@ def _floor(lines: Iterable[_Line]) -> float | None:
     return min(high) - max(1.0, 0.15 * (max(high) - min(high)))
 
 
-def _legend(figure: Figure, lines: Sequence[_Line]) -> None:
+def _legend(figure: Figure, lines: Sequence[_Line], ncols: int) -> None:
     handles = [Line2D([], [], marker=line.mark, color=line.color, label=line.name) for line in lines]
     common: dict[str, Any] = {"color": NEUTRAL, "linestyle": "none", "marker": "o", "markersize": 8}
     handles.append(Line2D([], [], label="ours, lowest to highest seed", **common))
     handles.append(Line2D([], [], label="the paper", markerfacecolor="white", **common))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=8)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(ncols, len(handles)), frameon=False, fontsize=8
+    )

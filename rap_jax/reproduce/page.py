@@ -53,12 +53,13 @@ thead th { background: var(--soft); font-size: .85rem; white-space: nowrap; }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem .9rem; font-size: .82rem; color: var(--faint);
   align-items: center; }
 .legend .chip { color: var(--text); }
-figure { margin: .8rem 0; }
+figure { margin: .8rem 0; overflow-x: auto; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 1.2rem; }
 details { margin: .5rem 0; border: 1px solid var(--rule); border-radius: 8px; padding: .4rem .8rem; }
 summary { cursor: pointer; font-weight: 600; }
-@media (max-width: 600px) { body { padding: .8rem .8rem 3rem; font-size: 15px; } h1 { font-size: 1.3rem; } }
+@media (max-width: 600px) { body { padding: .8rem .8rem 3rem; font-size: 15px; } h1 { font-size: 1.3rem; }
+  figure img { width: 38rem; max-width: none; } }
 @media print { details { border: 0; } .scroll { overflow: visible; border: 0; } }
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
