@@ -119,3 +119,17 @@ def test_a_table_is_killed_goes_on_and_shows_what_its_runs_found(tmp_path: Path)
     command(*SMOKE, f"--out={tmp_path}")
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("results.json"))] == stamp
     assert (folder / "report.md").read_text() == text
+
+
+def test_a_task_of_a_slurm_array_runs_its_line(tmp_path: Path) -> None:
+    script = Path(reproduce.__file__).with_name("reproduce.slurm")
+    (tmp_path / "level0.txt").write_text("echo first\necho 'second  line'\necho third\n")
+
+    def task(number: str) -> subprocess.CompletedProcess[str]:
+        line = ["bash", str(script), "level0.txt"]
+        environment = os.environ | {"SLURM_ARRAY_TASK_ID": number}
+        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    assert task("2").stdout == "echo 'second  line'\nsecond  line\n"
+    (tmp_path / "level0.txt").write_text("exit 3\n" * 2)
+    assert task("1").returncode == 3
