@@ -131,5 +131,5 @@ def test_a_task_of_a_slurm_array_runs_its_line(tmp_path: Path) -> None:
         return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     assert task("2").stdout == "echo 'second  line'\nsecond  line\n"
-    (tmp_path / "level0.txt").write_text("exit 3\n" * 2)
+    (tmp_path / "level0.txt").write_text("bash -c 'exit 3'\n")
     assert task("1").returncode == 3
