@@ -41,6 +41,7 @@ def _export(config: ExportConfig, command: str) -> Iterator[str]:
     path = write_file(subject, config.file_format, config.path, command)
     yield from about_network(subject, config.file_format, path, check_file(subject, path))
     if config.int8 is not None and dataset is not None:
+        print("Quantising, and measuring the file under attack: a minute or two.", file=sys.stderr, flush=True)
         yield from about_int8(config.int8_path, write_int8(subject, dataset, config.int8, config.int8_path, command))
 
 

@@ -1,7 +1,7 @@
 """What an exported network says of image files: `python -m launch.predict --model=network.onnx IMAGE...`."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,31 +31,50 @@ def main(arguments: list[str]) -> None:
         require(bool(FLAGS.model), "model", FLAGS.model, "a file that launch.export has written")
         require(FLAGS.top >= 1, "top", FLAGS.top, "1 or more classes")
         require(bool(images), "images", images, "one or more image files after the flags")
-        for line in predictions(open_file(FLAGS.model), [Path(name).expanduser() for name in images], FLAGS.top):
+        found, refused = readable([Path(name).expanduser() for name in images], network := open_file(FLAGS.model))
+        for line in predictions(network, found, FLAGS.top):
             print(line)
     except (ValueError, OSError, flags.Error) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nStopped.")
+    if refused:
+        sys.exit("\n".join(f"error: {reason}" for reason in refused))
 
 
-def predictions(network: OpenFile, paths: Sequence[Path], top: int) -> Iterator[str]:
+def readable(paths: Sequence[Path], network: OpenFile) -> tuple[dict[Path, ReadImage], list[str]]:
+    """The images that can be read, and why the others cannot."""
+    found, refused = dict[Path, ReadImage](), list[str]()
+    for path in paths:
+        try:
+            found[path] = read_image(path, network.input_shape)
+        except ValueError as error:
+            refused.append(str(error))
+    return found, refused
+
+
+def predictions(network: OpenFile, images: Mapping[Path, ReadImage], top: int) -> Iterator[str]:
     """A line for each image: `digit.png: 7 99.1%, 9 0.6%, 3 0.2%`, and what was done to the image.
 
     Args:
       network: as `open_file` returns it.
-      paths: the images.
+      images: by the file they were read from.
       top: classes that are shown.
 
     Raises:
-      ValueError: an image that cannot be read.
+      ValueError: the network cannot be run.
     """
-    images = [read_image(path, network.input_shape) for path in paths]
-    logits = network.logits_fn(np.stack([image.pixels for image in images])).astype(np.float64)
+    if not images:
+        return
+    try:
+        logits = network.logits_fn(np.stack([image.pixels for image in images.values()])).astype(np.float64)
+    except Exception as error:  # a damaged program may fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"The network cannot be run ({type(error).__name__}: {reason}); export it again.") from error
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = shifted / shifted.sum(1, keepdims=True)
     names = network.metadata.get("output", {}).get("classes") or [str(label) for label in range(network.num_classes)]
-    for path, image, shares in zip(paths, images, probabilities, strict=True):
+    for (path, image), shares in zip(images.items(), probabilities, strict=True):
         yield _line(path, image, shares, names, top)
 
 

@@ -138,6 +138,18 @@ def open_run_folder(path: Path, config: Mapping[str, Any]) -> RunFolder:
     return folder
 
 
+def is_in_use(path: Path) -> bool:
+    """Whether a process holds the run folder `path`, which need not exist."""
+    try:
+        with (path.expanduser() / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _claim(folder: RunFolder, config: dict[str, Any]) -> None:
     before = folder.read_json(_CONFIG)
     if before is None:

@@ -38,6 +38,8 @@ def format_table(results: Results) -> str:
     seconds = results.get("seconds", {}).get("total")
     time = f"\n- Time, with validation: {as_seconds(seconds)} s" if seconds else ""
     parts.append(f"- Run folder: {results.get('run_dir', '-')}{time}")
+    if results.get("cost"):
+        parts[-1] += f"\n- What it costs, dense, pruned and compacted: {results.get('run_dir', '-')}/report.md"
     return "\n\n".join(parts) + "\n"
 
 

@@ -181,8 +181,18 @@ def test_wrong_masks_are_refused() -> None:
     with pytest.raises(ValueError, match="fc1/kernel has weights other than zero where the masks hold it at zero"):
         compact(model, params, {}, masks)
     masks["fc1"]["kernel"] = masks["fc1"]["kernel"][:3]
-    with pytest.raises(ValueError, match=r"masks have fc1/kernel \[3, 128\]; expected one of its shape \[48, 128\]"):
+    with pytest.raises(ValueError, match=r"masks have fc1/kernel bool\[3, 128\]; expected bool\[48, 128\]"):
         compact(model, params, {}, masks)
+    masks["fc1"]["kernel"] = np.ones((48, 128), np.int32)
+    with pytest.raises(ValueError, match=r"masks have fc1/kernel int32\[48, 128\]; expected bool"):
+        compact(model, params, {}, masks)
+    masks["fc3"] = masks.pop("fc1")
+    with pytest.raises(ValueError, match="masks lack .*fc1/bias.* and have .*fc3/bias.* besides"):
+        compact(model, params, {}, masks)
+    params["fc1"]["kernel"] = np.where(np.arange(128) == 3, np.nan, params["fc1"]["kernel"])
+    with pytest.raises(ValueError, match="fc1/kernel has NaN or infinite numbers; expected finite ones"):
+        compact(model, params, {})
+    params, _ = weights_for(model, 0)
     with pytest.raises(ValueError, match="cannot be made again"):
         compact(model._replace(remake=None), params, {})
 

@@ -30,6 +30,7 @@ from rap_jax.cost import (
     multiply_adds_of,
 )
 from rap_jax.cost import measure as measure_lib
+from rap_jax.devices import usable_cores
 from rap_jax.interrupt import Interrupted
 from rap_jax.models import Model, create_model
 from rap_jax.saved_network import load_network
@@ -145,6 +146,7 @@ def small_cost() -> dict[str, Any]:
 
 def test_cost_of_a_network(small_cost: dict[str, Any]) -> None:
     assert small_cost == json.loads(json.dumps(small_cost))
+    assert small_cost["device"] == f"cpu (cpu), 1 of 8 devices, {usable_cores()} cores in all"
     dense, pruned, small = (small_cost["forms"][form] for form in ("dense", "pruned", "compacted"))
     assert dense["parameters"] == dense["nonzero_parameters"] == pruned["parameters"] == 1994
     assert pruned["nonzero_parameters"] == 1994 - 2 * 51

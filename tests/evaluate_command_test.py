@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -224,7 +225,7 @@ def test_settings_of_an_evaluation(run: Path) -> None:
         "--epsilon=0": "epsilon is 0.0; expected a number above 0",
         "--seed=-1": "seed is -1; expected a whole number",
     }.items():
-        with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        with pytest.raises(ValueError, match=re.escape(message)):
             evaluation_from_flags(results_of(run), parse(wrong))
 
 

@@ -19,6 +19,7 @@ from tiny_run import make_run
 
 from launch import export, export_flags, predict
 from rap_jax.export import files, optional
+from rap_jax.export.int8 import set_props
 from rap_jax.export.onnx_file import METADATA_KEY, open_session
 from rap_jax.robustness.network import open_network
 
@@ -238,18 +239,19 @@ def test_what_cannot_be_looked_at(run: Path, tmp_path: Path) -> None:
     for name in ("text.png", "nowhere.png", "float.tiff"):
         assert f"The image {tmp_path / name} cannot be read" in refused(show, model, str(tmp_path / name))
     onnx_file, jax_file = (written(run, tmp_path, name) for name in ("onnx", "stablehlo"))
-    for path in (onnx_file, jax_file):
+    for path, message in ((onnx_file, "cannot be read"), (jax_file, "is not the file that network.jax.json tells of")):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        assert f"{path} cannot be read" in refused(show, f"--model={path}", image)
+        assert f"{path} {message}" in refused(show, f"--model={path}", image)
         path.write_bytes(whole)
     (tmp_path / "network.jax.json").write_text("{")
     assert "network.jax.json is damaged" in refused(show, f"--model={jax_file}", image)
     (tmp_path / "network.jax.json").unlink()
     show(f"--model={jax_file}", image)
+    jax_file.write_bytes(jax_file.read_bytes()[:2000])
+    assert f"{jax_file} cannot be read" in refused(show, f"--model={jax_file}", image)
     odd = onnx.load(onnx_file)
-    for prop in odd.metadata_props:
-        prop.value = "{" if prop.key == METADATA_KEY else prop.value
+    set_props(odd, {METADATA_KEY: "{"})
     onnx.save(odd, tmp_path / "odd.onnx")
     assert "metadata of" in refused(show, f"--model={tmp_path / 'odd.onnx'}", image)
     value = lambda name: onnx.helper.make_tensor_value_info(name, 1, ["n", 3])
@@ -259,6 +261,41 @@ def test_what_cannot_be_looked_at(run: Path, tmp_path: Path) -> None:
         tmp_path / "flat.onnx",
     )
     assert "expected an ONNX file with the input images" in refused(show, f"--model={tmp_path / 'flat.onnx'}", image)
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "stablehlo", "npz"])
+def test_a_flipped_bit_is_noticed(run: Path, tmp_path: Path, file_format: str) -> None:
+    """Wherever it is, but for places that no reader looks at, such as fields of a zip header."""
+    path = written(run, tmp_path, file_format)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    images = np.random.default_rng(1).random((2, 8, 8, 1), np.float32)
+    logits = files.open_file(path).logits_fn(images)
+    noticed = 0
+    for place in rng.integers(0, len(whole), 12):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            found = files.open_file(path)
+        except ValueError as error:
+            noticed += str(path) in str(error)
+        else:
+            np.testing.assert_array_equal(found.logits_fn(images), logits)
+    assert noticed >= (12 if file_format != "npz" else 6)
+
+
+def test_one_image_that_cannot_be_read_does_not_hide_the_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clear = np.stack([np.zeros((8, 8), np.uint8)] * 3 + [np.eye(8, dtype=np.uint8) * 255], -1)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    (tmp_path / "text.png").write_text("no image")
+    images = [str(tmp_path / name) for name in ("text.png", "clear.png")]
+    model = written(run, tmp_path, "npz")
+    capsys.readouterr()
+    assert images[0] in refused(show, f"--model={model}", *images)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{images[1]}: ") and "transparency ignored, converted from RGBA to grey" in line
 
 
 def test_the_default_place_and_help(run: Path, tmp_path: Path) -> None:

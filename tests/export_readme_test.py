@@ -12,6 +12,7 @@ from exported_run import make_pruned_run, whole_logits_fn
 from readme_test import block_with
 
 from rap_jax.export import open_subject, write_file
+from rap_jax.state import Weights
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 ALONE = """
@@ -75,10 +76,22 @@ def test_onnx_with_onnxruntime_alone(folder: Path) -> None:
     assert json.loads(str(found["metadata"]))["format"] == "onnx"
 
 
-def test_npz_with_numpy_alone(folder: Path) -> None:
-    found = alone(folder, block_with("np.unpackbits"), ["bias", "kernel"], {"jax", "onnx", "onnxruntime"})
-    params = open_subject(folder / "run").whole.params
-    np.testing.assert_array_equal(found["kernel"], params["fc1"]["kernel"])
+@pytest.mark.parametrize("form", ["dense", "mask", "csr"])
+def test_npz_with_numpy_alone(folder: Path, tmp_path: Path, form: str) -> None:
+    """Whatever the form of an array, the snippet gives back what was written."""
+    subject = open_subject(folder / "run", compact=False)
+    params = jax.tree.map(np.array, subject.weights.params)
+    share = {"dense": 0.0, "mask": 0.5, "csr": 0.97}[form]
+    kernel = params["fc1"]["kernel"]
+    kernel[np.random.default_rng(0).random(kernel.shape) < share] = 0
+    kernel[kernel == 0] += 1.0 if form == "dense" else 0.0
+    params["fc1"]["bias"][: int(share * params["fc1"]["bias"].size)] = 0
+    path = write_file(subject._replace(weights=Weights(params, {})), "npz", tmp_path / "network.npz")
+    with np.load(path) as file:
+        assert json.loads(str(file["metadata"]))["arrays"]["fc1/kernel"]["form"] == form
+    np.save(tmp_path / "images.npy", np.zeros(1))
+    found = alone(tmp_path, block_with("np.unpackbits"), ["bias", "kernel"], {"jax", "onnx", "onnxruntime"})
+    np.testing.assert_array_equal(found["kernel"], kernel)
     np.testing.assert_array_equal(found["bias"], params["fc1"]["bias"])
 
 

@@ -36,7 +36,7 @@ def make_results(name: str = "lenet_mnist_seed0") -> dict[str, Any]:
         "network": {"kind": "run", "checkpoint": "runs/lenet_mnist_seed0"},
         "sources": [],
         "data": SAMPLE.about,
-        "config": {"norm": "linf", "epsilon": 8 / 255, "seed": 3},
+        "config": {"norm": "linf", "epsilon": 8 / 255, "seed": 3, "pgd_losses": ["ce", "margin"]},
         "versions": {"jax": "0.10.2"},
         "device": "2 x cpu (cpu)",
         "command": "python -m launch.evaluate --checkpoint=runs/lenet_mnist_seed0",

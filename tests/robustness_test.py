@@ -85,7 +85,7 @@ def test_the_folder_has_everything(done: Done) -> None:
     assert done.results["versions"]["jax"] == jax.__version__ and done.results["device"] == "2 x cpu (cpu)"
     assert done.results["data"]["name"] == "tiny" and done.results["data"]["split"] == "test"
     assert done.results["images"] == "first 40 test images of tiny"
-    assert done.results["config"] == dataclasses.asdict(CONFIG)
+    assert done.results["config"] == dataclasses.asdict(CONFIG) | {"pgd_losses": ["ce", "margin"]}
     seconds = done.results["seconds"]
     assert min(seconds.values()) > 0
     assert seconds["total"] == pytest.approx(sum(v for k, v in seconds.items() if k != "total"))

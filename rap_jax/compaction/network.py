@@ -58,9 +58,10 @@ def compact(
       The smaller network; where there is nothing to remove, the same one.
 
     Raises:
-      ValueError: a layer would vanish; it is named. The model cannot be made again. A mask holds a weight that is not
-        zero.
+      ValueError: a layer would vanish; it is named. The model cannot be made again. Weights are NaN or infinite. A
+        mask is missing, not bool, of another shape, or holds a weight that is not zero.
     """
+    _check_finite({**leaves_by_name(params), **leaves_by_name(batch_stats)})
     _check_masks(params, masks)
     plan = compaction_plan(model.wiring, params, batch_stats=batch_stats)
     small = shrink(plan, params)
@@ -94,13 +95,23 @@ def _with_carried(plan: Plan, small: Any) -> Any:
     return small
 
 
+def _check_finite(leaves: Mapping[str, Any]) -> None:
+    """What counts for nothing counts for something where it meets infinity."""
+    for name, leaf in leaves.items():
+        if not np.isfinite(np.asarray(leaf, np.float32)).all():
+            raise ValueError(f"{name} has NaN or infinite numbers; expected finite ones.")
+
+
 def _check_masks(params: chex.ArrayTree, masks: chex.ArrayTree | None) -> None:
     if masks is None:
         return
-    kept = leaves_by_name(masks)
-    for name, leaf in leaves_by_name(params).items():
-        shape = np.shape(kept.get(name, np.zeros(0)))
-        if shape != np.shape(leaf):
-            raise ValueError(f"The masks have {name} {list(shape)}; expected one of its shape {list(np.shape(leaf))}.")
+    kept, weights = leaves_by_name(masks), leaves_by_name(params)
+    if kept.keys() != weights.keys():
+        missing, surplus = sorted(weights.keys() - kept.keys()), sorted(kept.keys() - weights.keys())
+        raise ValueError(f"The masks lack {missing} and have {surplus} besides; expected one for each weight.")
+    for name, leaf in weights.items():
+        shape, kind = np.shape(kept[name]), np.asarray(kept[name]).dtype
+        if shape != np.shape(leaf) or kind != np.bool_:
+            raise ValueError(f"The masks have {name} {kind}{list(shape)}; expected bool{list(np.shape(leaf))}.")
         if np.any(np.asarray(leaf)[~np.asarray(kept[name])]):
             raise ValueError(f"{name} has weights other than zero where the masks hold it at zero; expected zeros.")

@@ -17,6 +17,7 @@ import numpy as np
 
 from rap_jax.cost.forms import Form, file_size, forms_of
 from rap_jax.cost.multiply_adds import MultiplyAdds, count_multiply_adds
+from rap_jax.devices import usable_cores
 from rap_jax.models import Model, num_params
 from rap_jax.state import Weights
 
@@ -64,8 +65,15 @@ def measure_cost(
         for name, row in found.items():
             row["peak_bytes"][str(batch_size)] = peaks[name]
             row["seconds"][str(batch_size)] = seconds[name]
-    kind = f"{device.device_kind} ({device.platform})"
-    return {"device": kind, "batch_sizes": list(batch_sizes), "refused": refused, "forms": found}
+    return {"device": _in_words(device), "batch_sizes": list(batch_sizes), "refused": refused, "forms": found}
+
+
+def _in_words(device: jax.Device) -> str:
+    """What was measured: a CPU may be taken for several devices, and one of them does not have all of its cores."""
+    number = len(jax.devices(device.platform))
+    where = f"1 of {number} devices" if number > 1 else "the only device"
+    cores = f", {usable_cores()} cores in all" if device.platform == "cpu" else ""
+    return f"{device.device_kind} ({device.platform}), {where}{cores}"
 
 
 def multiply_adds_of(form: Form) -> MultiplyAdds:

@@ -29,7 +29,8 @@ def cost_table(cost: dict[str, Any]) -> str:
     Args:
       cost: as `measure_cost` returns it.
     """
-    notes = [*_NOTES, f"Memory and time: {cost['device']}; all forms in turn, median."]
+    measured = f"Memory and time: {cost['device']}; all forms in turn, median. Other work on the machine counts too."
+    notes = [*_NOTES, measured]
     if cost["refused"]:
         notes.append(f"There is no compacted form: {cost['refused']}")
     header = ("", *(form.capitalize() for form in FORMS), "Compacted / dense")

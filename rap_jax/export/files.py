@@ -4,6 +4,7 @@ path = write_file(subject, "onnx", Path("network.onnx"))
 network = open_file(path)                  any of the formats, for a look at it; see `launch.predict`
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,10 +20,11 @@ from rap_jax.export.onnx_file import onnx_model, open_session
 from rap_jax.export.opened import OpenFile
 from rap_jax.export.optional import is_installed
 from rap_jax.export.safetensors_file import safetensors_bytes
+from rap_jax.export.seal import seal
 from rap_jax.export.stablehlo_file import metadata_path, read_metadata, stablehlo_bytes, write_metadata
 from rap_jax.export.subject import Subject
 from rap_jax.folder import write_atomically
-from rap_jax.robustness.exported import read_exported
+from rap_jax.robustness.exported import FILE_SHA256, read_exported
 
 SUFFIXES = {"stablehlo": ".jax", "onnx": ".onnx", "npz": ".npz", "safetensors": ".safetensors"}
 FORMATS = tuple(SUFFIXES)
@@ -71,7 +73,7 @@ def write_file(subject: Subject, file_format: str, path: Path, command: str = ""
     content = _content(subject, file_format, metadata)
     try:
         if file_format == "stablehlo":
-            write_metadata(path, metadata)
+            write_metadata(path, metadata | {FILE_SHA256: hashlib.sha256(content).hexdigest()})
         write_atomically(path, content)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
@@ -140,8 +142,7 @@ def _content(subject: Subject, file_format: str, metadata: dict[str, Any]) -> by
     onnx = onnx_model(
         subject.logits_fn, input_shape=model.input_shape, num_classes=model.num_classes, metadata=metadata
     )
-    content: bytes = onnx.SerializeToString()
-    return content
+    return seal(onnx.SerializeToString())
 
 
 def _open_stablehlo(path: Path) -> OpenFile:

@@ -32,10 +32,12 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> ReadImage:
     require(channels in (1, 3), "channels of the network", channels, "1 (grey) or 3 (colour) to show it image files")
     try:
         with Image.open(path) as opened:
+            has_alpha = "A" in opened.getbands() or "transparency" in opened.info
             mode, image = opened.mode, to_bytes_per_channel(ImageOps.exif_transpose(opened))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError and more
-        raise ValueError(f"The image {path} cannot be read ({error}); expected a file that Pillow opens.") from error
-    wanted, changes = "L" if channels == 1 else "RGB", []
+        reason = str(error).rstrip(".")
+        raise ValueError(f"The image {path} cannot be read ({reason}); expected a file that Pillow opens.") from error
+    wanted, changes = "L" if channels == 1 else "RGB", ["transparency ignored"] if has_alpha else []
     if image.mode != wanted:
         changes.append(f"converted from {mode} to {'grey' if channels == 1 else 'colour'}")
         image = image.convert(wanted)

@@ -19,6 +19,7 @@ from rap_jax.export.metadata import describe
 from rap_jax.export.onnx_file import METADATA_KEY, onnx_model, open_session
 from rap_jax.export.onnx_robustness import measure
 from rap_jax.export.optional import optional_module
+from rap_jax.export.seal import seal
 from rap_jax.export.subject import Subject
 from rap_jax.folder import write_atomically
 
@@ -82,7 +83,7 @@ def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Pat
     about = {"calibrated_on": f"{len(calibration)} training images", "measured": measured | {"split": "test"}}
     metadata = describe(subject, "onnx", command) | {"int8": about}
     set_props(quantized, {METADATA_KEY: json.dumps(metadata)})
-    write_atomically(path, quantized.SerializeToString())
+    write_atomically(path, seal(quantized.SerializeToString()))
     return metadata
 
 

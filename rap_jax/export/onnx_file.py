@@ -22,6 +22,7 @@ from rap_jax.export.onnx_graph import Graph
 from rap_jax.export.onnx_rules import Tensor, image_input, lower, natural
 from rap_jax.export.opened import OpenFile
 from rap_jax.export.optional import optional_module
+from rap_jax.export.seal import check_seal
 
 METADATA_KEY = "rap_jax"
 _EXPECTED = "expected an ONNX file with the input images float32 [batch, H, W, C] and the output logits [batch, K]"
@@ -64,11 +65,13 @@ def open_session(path: Path | bytes, num_threads: int = 0) -> OpenFile:
     """
     runtime = optional_module("onnxruntime")
     name, content = ("The file", path) if isinstance(path, bytes) else (str(path), path.read_bytes())
+    check_seal(name, content)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
     try:
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        props = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime's exceptions have no common base but this
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{name} cannot be read ({type(error).__name__}: {reason}); {_EXPECTED}.") from error
@@ -81,7 +84,7 @@ def open_session(path: Path | bytes, num_threads: int = 0) -> OpenFile:
         logits_fn=lambda images: session.run(None, {inputs[0].name: np.asarray(images, np.float32)})[0],
         input_shape=(height, width, channels),
         num_classes=int(outputs[0].shape[1]),
-        metadata=_metadata(name, session.get_modelmeta().custom_metadata_map),
+        metadata=_metadata(name, props),
     )
 
 

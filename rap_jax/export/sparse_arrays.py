@@ -77,7 +77,7 @@ def _to_csr(array: np.ndarray) -> Parts:
     narrow = lambda numbers, largest: numbers.astype(np.min_scalar_type(largest))
     return {
         "values": matrix[rows, columns],
-        "columns": narrow(columns, matrix.shape[1]),
+        "columns": narrow(columns, matrix.shape[1] - 1),
         "starts": narrow(starts, len(rows)),
     }
 

@@ -134,18 +134,18 @@ def _table_5(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
 def _table_6(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
     build, cells = _Builder(scale, MNIST), []
     sources = [w for w in (4, 8, 16) if build.reaches(w, f"images of w={w}")] or [build.max_width]
-    for width, to in build.pruned(paper.TABLE_6):
-        targets = build.over_seeds(networks.pruned, width, to)
-        makers = [build.over_seeds(networks.dense, source) for source in sources]
-        jobs = tuple(
-            networks.transferred(scale, MNIST, target, of_seed)
-            for target, of_seed in zip(targets, zip(*makers, strict=True), strict=True)
-        )
-        for number, source in enumerate(sources):
+    makers = [build.over_seeds(networks.dense, source) for source in sources]
+    targets = {widths: build.over_seeds(networks.pruned, *widths) for widths in build.pruned(paper.TABLE_6)}
+    for number, source in enumerate(sources):
+        for (width, to), of_seeds in targets.items():
+            jobs = tuple(
+                networks.transferred(scale, MNIST, target, of_seed)
+                for target, of_seed in zip(of_seeds, zip(*makers, strict=True), strict=True)
+            )
             given = paper.TABLE_6[width, to].get(source)
             quantity = Quantity("transfer", jobs, f"transfer/{number}", given)
-            cells.append(Cell(f"images of w={source}", f"{width} to {to}", (quantity,), targets))
-    return tuple(sorted(cells, key=lambda cell: cell.row)), tuple(build.beyond)
+            cells.append(Cell(f"images of w={source}", f"{width} to {to}", (quantity,), of_seeds))
+    return tuple(cells), tuple(build.beyond)
 
 
 def _table_a1(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
@@ -273,4 +273,5 @@ def build_table(name: str, scale: Scale) -> Table:
     require_choice("table", name, TABLES)
     title, about, parts = _TABLES[name]
     cells, beyond = parts(scale)
+    about += " A trial of the commands on a few steps: no number here means anything." if scale.name == "smoke" else ""
     return Table(name, title, about, cells, beyond)

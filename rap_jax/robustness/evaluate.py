@@ -146,7 +146,7 @@ def _about(setup: Setup) -> dict[str, Any]:
         "network": setup.network.about,
         "sources": [source.about for source in setup.sources],
         "data": setup.sample.about,
-        "config": dataclasses.asdict(setup.config),
+        "config": dataclasses.asdict(setup.config) | {"pgd_losses": list(setup.config.pgd_losses)},  # as JSON has it
         "versions": versions(),
         "device": device_in_words(setup.mesh),
     }

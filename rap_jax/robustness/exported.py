@@ -8,6 +8,8 @@ The file holds the network's weights and needs nothing of the code that made it.
 new axis (`vmap`); here that is a loop, since PGD maps over its restarts.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,8 @@ from jax import export, lax
 from jax.custom_batching import sequential_vmap
 
 _HOW = 'export.export(jax.jit(logits_fn))(jax.ShapeDtypeStruct(export.symbolic_shape("b, 28, 28, 1"), "float32"))'
+# In FILE.json, the metadata that lie beside an exported file.
+FILE_SHA256 = "file_sha256"
 _FLOAT = np.dtype(np.float32)
 
 
@@ -42,11 +46,13 @@ def read_exported(path: Path) -> ExportedNetwork:
     """Reads a file of `jax.export`.
 
     Raises:
-      ValueError: the file is no such file, its function is not images -> logits in float32, it was made for another
-        kind of device, or without the gradient.
+      ValueError: the file is no such file, or not the one that FILE.json beside it tells of; its function is not
+        images -> logits in float32; it was made for another kind of device, or without the gradient.
     """
+    content = path.read_bytes()
+    _check_digest(path, content)
     try:
-        exported = export.deserialize(bytearray(path.read_bytes()))
+        exported = export.deserialize(bytearray(content))
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         what = "expected a file written by exported.serialize(vjp_order=1) of jax.export"
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); {what}.") from error
@@ -61,6 +67,18 @@ def read_exported(path: Path) -> ExportedNetwork:
         num_classes=int(exported.out_avals[0].shape[1]),
         batch_size=batch_size,
     )
+
+
+def _check_digest(path: Path, content: bytes) -> None:
+    """A damaged program may load, hang, or answer wrongly, so it is compared with what `launch.export` noted of it."""
+    try:
+        noted = json.loads(path.with_name(f"{path.name}.json").read_text())[FILE_SHA256]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if noted != hashlib.sha256(content).hexdigest():
+        raise ValueError(
+            f"{path} is not the file that {path.name}.json tells of (SHA-256); copy both again, or export it again."
+        )
 
 
 def _check(path: Path, exported: export.Exported) -> None:

@@ -1,0 +1,75 @@
+"""The paper's tables and figures, with our numbers beside them: `python -m launch.reproduce --table=2`.
+
+Called again with the same flags it goes on where it stopped.
+"""
+
+import shlex
+import sys
+from collections.abc import Iterator
+
+from absl import flags, logging
+
+from launch.help import main_or_help
+from launch.reproduce_flags import FLAGS, Plan, define_flags, help_text, plan_from_flags
+from rap_jax.interrupt import Interrupted, catch_signals
+from rap_jax.reproduce.collect import collect
+from rap_jax.reproduce.job import level_of
+from rap_jax.reproduce.report import write_report
+from rap_jax.reproduce.run_jobs import Outcome, run_jobs
+
+define_flags()
+_ONE_DEVICE = ("--num_cpu_devices=1",)
+
+
+def main(arguments: list[str]) -> None:
+    """Does what the flags say; ends with the places of the reports."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        surplus = FLAGS(arguments)[1:]
+        if surplus:
+            raise ValueError(f"Unexpected argument {surplus[0]!r}; flags are written --name=value.")
+        plan = plan_from_flags()
+        if FLAGS.list:
+            print("\n".join(_commands(plan, FLAGS.level)))
+            return
+        failed = _run(plan)
+    except (ValueError, OSError, flags.Error) as error:  # OSError: a full disk, a folder that went away
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # a second time
+        sys.exit("\nStopped at once. Run the same command to go on.")
+    except Interrupted as stopped:
+        print(f"\nThe plan was {stopped}. Run the same command to go on.", file=sys.stderr)
+        sys.exit(128 + stopped.signal_number)
+    if failed:
+        sys.exit(f"error: {len(failed)} of {len(plan.jobs)} jobs failed or were skipped; see above, and the report.")
+
+
+def _commands(plan: Plan, level: int) -> Iterator[str]:
+    """A line for each job that is not done."""
+    for job in plan.jobs:
+        if job.results(plan.out) is None and level in (-1, level_of(job)):
+            yield shlex.join(job.command(plan.out))
+
+
+def _run(plan: Plan) -> dict[str, str]:
+    outcome = Outcome({}, {})
+    if not FLAGS.collect:
+        say = lambda line: print(line, file=sys.stderr, flush=True)
+        extra = _ONE_DEVICE if FLAGS.num_at_once > 1 else ()
+        with catch_signals() as interrupt:
+            outcome = run_jobs(
+                plan.jobs, plan.out, interrupt=interrupt, num_at_once=FLAGS.num_at_once, extra=extra, say=say
+            )
+    failures = outcome.failed | outcome.skipped
+    for table in plan.tables:
+        print(write_report(collect(table, plan.out), plan.out, failures))
+    return failures
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    main_or_help(main, help_text)
+
+
+if __name__ == "__main__":
+    run()

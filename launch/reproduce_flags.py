@@ -1,0 +1,107 @@
+"""The flags of a reproduction, and the plan that they mean."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+from absl import flags
+
+from launch.configs import Get
+from launch.flags import flag_group
+from launch.help import format_help
+from rap_jax.config import require
+from rap_jax.reproduce.job import Job, in_order
+from rap_jax.reproduce.scale import SCALES, Scale, scale_of
+from rap_jax.reproduce.tables import TABLES, Table, build_table
+
+# Its own, so that the commands may live in one process.
+FLAGS = flags.FlagValues()
+# Title of each group of flags -> their names, for --help; filled by `define_flags`.
+GROUPS: dict[str, list[str]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Attributes: tables: asked for; jobs: all that they need, in order; out: folder; scale: what it was made from."""
+
+    tables: tuple[Table, ...]
+    jobs: tuple[Job, ...]
+    out: Path
+    scale: Scale
+
+
+def define_flags() -> None:
+    """Defines all flags of a reproduction; called again it does nothing."""
+    if GROUPS:
+        return
+    with flag_group("What", GROUPS, FLAGS):
+        _define_plan_flags()
+    with flag_group("How", GROUPS, FLAGS):
+        _define_run_flags()
+
+
+def _define_plan_flags() -> None:
+    flags.DEFINE_list("table", None, f"Tables, figures and questions, with commas between: {', '.join(TABLES)}; or "
+                      "all.", FLAGS)  # fmt: skip
+    flags.DEFINE_enum("scale", "quick", tuple(SCALES), "smoke: seconds a run, for tests; quick: for a night on a CPU "
+                      "of two cores; paper: the paper's settings.", FLAGS)  # fmt: skip
+    flags.DEFINE_integer("num_seeds", 0, "Seeds of every cell; 0 for that of the scale.", flag_values=FLAGS)
+    flags.DEFINE_integer("max_width", 0, "Widest network; 0 for that of the scale.", flag_values=FLAGS)
+    flags.DEFINE_string("mnist_flags", "", "More flags for the training runs on MNIST, such as "
+                        "'--raw_data_dir=FOLDER'.", FLAGS)  # fmt: skip
+    flags.DEFINE_string("cifar10_flags", "", "Likewise on CIFAR-10.", FLAGS)
+
+
+def _define_run_flags() -> None:
+    flags.DEFINE_string("out", None, "Folder of all runs and of the report. Default: results/SCALE.", FLAGS)
+    flags.DEFINE_integer("num_at_once", 1, "Jobs side by side, each on one CPU device if more than 1.",
+                         flag_values=FLAGS)  # fmt: skip
+    flags.DEFINE_bool("dry_run", False, "Print the plan with an estimate of its time on this machine, measured on a "
+                      "few steps, and run nothing.", FLAGS)  # fmt: skip
+    flags.DEFINE_bool("list", False, "Print one command for each job that is not done, and run nothing.", FLAGS)
+    flags.DEFINE_integer("level", -1, "With --list: only jobs of this level; those of level 0 need no other job, those "
+                         "of level 1 need jobs of level 0, and so on. -1 for all.", flag_values=FLAGS)  # fmt: skip
+    flags.DEFINE_bool("collect", False, "Write the report from what is there, and run nothing.", FLAGS)
+
+
+def plan_from_flags(values: flags.FlagValues = FLAGS) -> Plan:
+    """The plan that the flags describe.
+
+    Raises:
+      ValueError: a value or a combination that cannot work.
+    """
+    get: Get = lambda name: values[name].value
+    require(bool(get("table")), "table", get("table"), f"one or more of {', '.join(TABLES)}, or all")
+    for name, least in (("num_seeds", 0), ("max_width", 0), ("num_at_once", 1), ("level", -1)):
+        require(get(name) >= least, name, get(name), f"a number from {least}")
+    modes = [name for name in ("dry_run", "list", "collect") if get(name)]
+    require(len(modes) <= 1, "mode", modes, "one of --dry_run, --list and --collect, or none")
+    scale = scale_of(
+        get("scale"),
+        num_seeds=get("num_seeds"),
+        max_width=get("max_width"),
+        mnist_flags=_split("mnist_flags", get("mnist_flags")),
+        cifar10_flags=_split("cifar10_flags", get("cifar10_flags")),
+    )
+    names = TABLES if get("table") == ["all"] else tuple(dict.fromkeys(get("table")))
+    tables = tuple(build_table(name, scale) for name in names)
+    jobs = tuple(in_order(job for table in tables for job in table.jobs))
+    return Plan(tables, jobs, Path(get("out") or Path("results") / scale.name).expanduser(), scale)
+
+
+def _split(name: str, given: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(given))
+    except ValueError as error:
+        raise ValueError(f"--{name} is {given!r} ({error}); expected flags as in a shell.") from error
+
+
+def help_text(width: int | None = None) -> str:
+    """All that a user needs to start a reproduction, wrapped to the terminal, or to `width` columns."""
+    introduction = [
+        "Runs what a table or figure of the paper needs, and writes a report with our numbers beside the paper's:",
+        "    python -m launch.reproduce --table=2 [--FLAG=VALUE ...]",
+        "Networks that several cells need are trained once. The same command again goes on where it stopped; what is "
+        "done is not done again. Started on several machines with one shared folder, they share the work.",
+    ]
+    return format_help(introduction, GROUPS, FLAGS, width)

@@ -1,0 +1,171 @@
+"""Runs the jobs of a plan, each as a process of its own, so that one that fails takes nothing with it.
+
+    outcome = run_jobs(jobs, Path("results/quick"), num_at_once=2)
+    outcome.failed      # {"lenet_mnist_dense_w4_seed0": "error: ..."}
+
+A job that is done is not run again; one that was stopped goes on where it was, because its command does. A job whose
+folder another process holds is waited for. So the same plan may be run by several machines on one shared folder.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rap_jax.folder import is_in_use
+from rap_jax.interrupt import Interrupt
+from rap_jax.reproduce.job import Job
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+_LOGS = "logs"
+_IN_USE = "is in use by another process"
+
+
+class Outcome(NamedTuple):
+    """Attributes: failed: job name -> what it said last; skipped: job name -> why it could not be run."""
+
+    failed: dict[str, str]
+    skipped: dict[str, str]
+
+
+class _Running(NamedTuple):
+    job: Job
+    process: subprocess.Popen[bytes]
+    began: float
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    out: Path,
+    *,
+    interrupt: Interrupt,
+    num_at_once: int = 1,
+    extra: Sequence[str] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Runs what is not done.
+
+    Args:
+      jobs: in an order in which none comes before what it needs.
+      out: folder of the plan; logs/NAME.log takes what a job prints.
+      interrupt: once a signal has come, the running jobs get SIGTERM and are waited for.
+      num_at_once: processes side by side.
+      extra: flags for every job.
+      say: called with a line when a job begins, ends or fails.
+
+    Raises:
+      ValueError: a results.json is damaged.
+      Interrupted: a signal came; every job has saved where it was.
+    """
+    return _Runner(jobs, out, num_at_once, extra, say).run(interrupt)
+
+
+def log_of(job: Job, out: Path) -> Path:
+    """Where a job's output goes."""
+    return out / _LOGS / f"{job.name}.log"
+
+
+class _Runner:
+    """The plan under way."""
+
+    def __init__(
+        self, jobs: Sequence[Job], out: Path, num_at_once: int, extra: Sequence[str], say: Callable[[str], None]
+    ):
+        self.out, self.num_at_once, self.extra, self.say = out, num_at_once, extra, say
+        self.waiting = {job.name: job for job in jobs if job.results(out) is None}
+        self.total, self.begun = len(self.waiting), 0
+        self.running = list[_Running]()
+        self.outcome = Outcome({}, {})
+        self.elsewhere = set[str]()
+
+    def run(self, interrupt: Interrupt) -> Outcome:
+        (self.out / _LOGS).mkdir(parents=True, exist_ok=True)
+        try:
+            while self.waiting or self.running:
+                interrupt.stop_if_requested("while its jobs were running")
+                self._collect()
+                self._skip()
+                if not (self._start_one() if len(self.running) < self.num_at_once else False):
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+        finally:
+            self._stop()
+        return self.outcome
+
+    def _start_one(self) -> bool:
+        """Starts the first job that can run now; False if there is none."""
+        for job in list(self.waiting.values()):
+            if any(need.name in self.waiting or self._runs(need) for need in job.needs):
+                continue
+            if job.results(self.out) is not None:  # another process has done it meanwhile
+                del self.waiting[job.name]
+                return True
+            if is_in_use(self.out / job.place):
+                self._wait_for(job)
+                continue
+            self._start(job)
+            return True
+        return False
+
+    def _start(self, job: Job) -> None:
+        del self.waiting[job.name]
+        self.begun += 1
+        command = [sys.executable, *job.command(self.out, self.extra)[1:]]
+        self.say(f"[{self.begun}/{self.total}] {job.name}")
+        with log_of(job, self.out).open("ab") as log:
+            # A session of its own: Ctrl-C in the terminal reaches it once, from here.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        self.running.append(_Running(job, process, time.monotonic()))
+
+    def _collect(self) -> None:
+        """Takes note of what has ended."""
+        for one in [one for one in self.running if one.process.poll() is not None]:
+            self.running.remove(one)
+            seconds = time.monotonic() - one.began
+            if one.process.returncode == 0 and one.job.results(self.out) is not None:
+                self.say(f"{one.job.name}: done in {seconds:,.0f} s")
+                continue
+            reason = _reason(one.process.returncode, log_of(one.job, self.out))
+            if _IN_USE in reason:  # another process was quicker
+                self.waiting[one.job.name] = one.job
+                continue
+            self.outcome.failed[one.job.name] = reason
+            self.say(f"{one.job.name}: FAILED after {seconds:,.0f} s: {reason} ({log_of(one.job, self.out)})")
+
+    def _skip(self) -> None:
+        """Gives up what needs a job that has failed, and what needs that in turn."""
+        failed, skipped = self.outcome
+        for job in list(self.waiting.values()):
+            missing = next((need.name for need in job.needs if need.name in failed or need.name in skipped), None)
+            if missing is not None:
+                del self.waiting[job.name]
+                skipped[job.name] = f"needs {missing}, which {'failed' if missing in failed else 'was skipped'}"
+                self.say(f"{job.name}: skipped, needs {missing}")
+
+    def _runs(self, job: Job) -> bool:
+        return any(one.job.name == job.name for one in self.running)
+
+    def _wait_for(self, job: Job) -> None:
+        if job.name not in self.elsewhere:
+            self.elsewhere.add(job.name)
+            self.say(f"{job.name}: another process is at it; waiting")
+
+    def _stop(self) -> None:
+        """Lets what still runs save itself."""
+        for one in self.running:
+            one.process.terminate()
+        for one in self.running:
+            one.process.wait()
+
+
+def _reason(returncode: int, log: Path) -> str:
+    """What a job said last, in one line."""
+    if returncode < 0:
+        return f"killed by signal {-returncode}"
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    last = (errors or lines or ["it said nothing"])[-1]
+    return last if returncode else f"it ended without results.json; its last line: {last}"

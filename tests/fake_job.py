@@ -1,0 +1,33 @@
+"""A command that takes the place of a training run in tests of `run_jobs`: seconds become milliseconds."""
+
+import fcntl
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    given = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[1:])
+    folder = Path(given["out_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "calls").open("a") as file:
+        file.write(json.dumps({"began": time.time()} | given) + "\n")
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"error: Run folder {folder} is in use by another process; wait.")
+        signal.signal(signal.SIGTERM, lambda *_: (folder / "stopped").touch() or sys.exit(143))
+        time.sleep(float(given.get("seconds", 0)))
+        if "fail" in given:
+            sys.exit(given["fail"])
+        if "kill" in given:
+            signal.raise_signal(signal.SIGKILL)
+        if "silent" not in given:
+            (folder / "results.json").write_text(json.dumps({"ended": time.time()} | given))
+
+
+if __name__ == "__main__":
+    main()

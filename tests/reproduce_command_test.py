@@ -1,0 +1,135 @@
+"""launch.reproduce: what it prints, what it refuses, and a table at smoke scale that is killed and goes on."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import reproduce, reproduce_flags
+from launch.reproduce_flags import FLAGS, GROUPS, help_text, plan_from_flags
+
+SMOKE = ("--table=C1", "--scale=smoke")
+
+
+def command(*arguments: str) -> None:
+    FLAGS.unparse_flags()
+    reproduce.main(["reproduce", *arguments])
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    text = str(stopped.value.code)
+    assert text.startswith("error: ") and "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "table is None; expected one or more of 2, 3, 4, 5"),
+        (("--table=7",), "table is '7'; expected one of 2, 3, 4, 5"),
+        (("--table=2", "--scale=huge"), "huge"),
+        (("--table=2", "--num_seeds=-1"), "num_seeds is -1; expected a number from 0"),
+        (("--table=2", "--num_at_once=0"), "num_at_once is 0; expected a number from 1"),
+        (("--table=2", "--list", "--collect"), "mode is ['list', 'collect']; expected one of --dry_run, --list"),
+        (("--table=2", "--mnist_flags='"), "expected flags as in a shell"),
+        (("--table=2", "more"), "Unexpected argument 'more'"),
+        (("--tabel=2",), "tabel"),
+    ],
+)
+def test_wrong_flags_are_refused(arguments: tuple[str, ...], message: str) -> None:
+    assert message in refused(*arguments)
+
+
+def test_a_command_for_each_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = f"--out={tmp_path / 'with a space'}"
+    command("--table=2", "--num_seeds=2", "--mnist_flags=--batch_size=64", "--list", out)
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    FLAGS.unparse_flags()
+    FLAGS(["", "--table=2", "--num_seeds=2", "--mnist_flags=--batch_size=64", out])
+    plan = plan_from_flags()
+    assert lines == [job.command(plan.out) for job in plan.jobs]
+    assert all(("--batch_size=64" in line) == (line[2] == "launch.main") for line in lines)
+    # What is done is left out, and levels can be run one after the other.
+    done = plan.jobs[0]
+    (plan.out / done.place).mkdir(parents=True)
+    (plan.out / done.place / "results.json").write_text("{}")
+    found: list[str] = []
+    for level in range(3):
+        command("--table=2", "--num_seeds=2", "--mnist_flags=--batch_size=64", "--list", f"--level={level}", out)
+        found += capsys.readouterr().out.splitlines()
+    assert sorted(map(shlex.split, found)) == sorted(line for line in lines if line != done.command(plan.out))
+    assert "--start_run" not in found[0] and "launch.evaluate" in found[-1]
+
+
+def test_a_report_before_anything_has_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command("--table=5,scratch", "--collect", f"--out={tmp_path}")
+    folders = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [folder.name for folder in folders] == ["5", "scratch"]
+    text = (folders[0] / "report.md").read_text()
+    assert text.startswith("# Table 5") and "lenet_mnist_inherited_w8_to_w2_seed1" in text
+    assert (folders[0] / "report.html").exists()
+
+
+def test_help() -> None:
+    text = help_text(100)
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(f"--{name}" in text or f"[no]{name}" in text for names in GROUPS.values() for name in names)
+    reproduce_flags.define_flags()
+
+
+def start(out: Path) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "launch.reproduce", *SMOKE, f"--out={out}"]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_a_table_is_killed_goes_on_and_shows_what_its_runs_found(tmp_path: Path) -> None:
+    first, begun = start(tmp_path), tmp_path / "runs" / "lenet_mnist_dense_w2_seed0" / "config.json"
+    while not begun.exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    again = start(tmp_path)
+    printed, said = again.communicate(timeout=900)
+    assert again.returncode == 0, said
+    # The run went on when the plan was killed; the next plan has waited for it and has not begun it anew.
+    assert (tmp_path / "logs" / "lenet_mnist_dense_w2_seed0.log").read_text().count("Devices:") == 1
+    folder = Path(printed.strip())
+    text = (folder / "report.md").read_text()
+    for name, cell in (("dense_w2", "w=2, adversarial"), ("admm_w2_to_w1", "w=2, to 1")):
+        results = json.loads((tmp_path / "evaluations" / f"cw_lenet_mnist_{name}_seed0" / "results.json").read_text())
+        assert results["config"]["pgd_losses"] == ["margin"]
+        percent = f"{100 * results['combined']['robust_accuracy']:.2f}"
+        (row,) = re.findall(rf"^\| {re.escape(cell)}: .*$", text, re.MULTILINE)
+        assert row.split("|")[2].strip() == percent
+    assert "4 of 4 jobs are done" in text
+    # Nothing is left to do, and the same folder gives the same report.
+    stamp = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("results.json"))]
+    command(*SMOKE, f"--out={tmp_path}")
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("results.json"))] == stamp
+    assert (folder / "report.md").read_text() == text
+
+
+def test_a_task_of_a_slurm_array_runs_its_line(tmp_path: Path) -> None:
+    script = Path(reproduce.__file__).with_name("reproduce.slurm")
+    (tmp_path / "level0.txt").write_text("echo first\necho 'second  line'\necho third\n")
+
+    def task(number: str) -> subprocess.CompletedProcess[str]:
+        line = ["bash", str(script), "level0.txt"]
+        environment = os.environ | {"SLURM_ARRAY_TASK_ID": number}
+        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    assert task("2").stdout == "echo 'second  line'\nsecond  line\n"
+    (tmp_path / "level0.txt").write_text("bash -c 'exit 3'\n")
+    assert task("1").returncode == 3

@@ -1,0 +1,117 @@
+"""Figures are drawn from the numbers of a table: ours, their spread, and the paper's."""
+
+import io
+from pathlib import Path
+
+import fake_results as fake
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from rap_jax.picture import NATURAL, ROBUST
+from rap_jax.reproduce import figures
+from rap_jax.reproduce.collect import Measured, collect
+from rap_jax.reproduce.figures import draw
+from rap_jax.reproduce.job import Job
+from rap_jax.reproduce.scale import scale_of
+from rap_jax.reproduce.tables import build_table
+
+
+def measured(out: Path, name: str, max_width: int = 2, num_seeds: int = 1, more: float = 0.0) -> Measured:
+    """Table with accuracies under PGD that are higher by `more`."""
+    table = build_table(name, scale_of("paper", max_width=max_width, num_seeds=num_seeds))
+
+    def accuracies(job: Job) -> tuple[float, float, float]:
+        natural, robust, auto = fake.by_seed(job)
+        return natural, robust + more, auto
+
+    fake.fill(out, table, accuracies)
+    return collect(table, out)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), int)
+
+
+def has(png: bytes, color: str) -> bool:
+    wanted = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
+    return bool((np.abs(pixels(png) - wanted).max(-1) <= 2).any())
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "max_width"), [("2", "table2", 4), ("figure1", "figure1", 4), ("figure3", "figure3", 2)]
+)
+def test_a_figure_is_a_png_of_its_table(tmp_path: Path, name: str, file: str, max_width: int) -> None:
+    (figure,) = draw(measured(tmp_path, name, max_width))
+    assert figure.name == file
+    assert min(pixels(figure.png).shape[:2]) > 300
+    assert has(figure.png, NATURAL) and has(figure.png, ROBUST)
+
+
+def test_the_figure_follows_the_numbers(tmp_path: Path) -> None:
+    first, again, other = (
+        draw(measured(tmp_path / str(place), "2", more=more))[0].png for place, more in enumerate((0, 0, 0.01))
+    )
+    assert first == again
+    assert first != other
+
+
+def test_our_mean_the_spread_and_the_paper_are_drawn() -> None:
+    value = figures.Value("PGD", {0: 90.0, 1: 93.0, 2: 96.0}, 3, 100, 11.35, ())
+    axes = Figure().subplots()
+    figures._draw_panel(axes, figures._Panel("", (figures._Line("a", NATURAL, "o", {4: value}),)))
+    drawn = {tuple(line.get_ydata()): line.get_markerfacecolor() for line in axes.get_lines()}
+    floor = axes.get_ylim()[0]
+    assert set(drawn) == {(93.0,), (90.0, 96.0), (floor,)}
+    assert drawn[93.0,] == NATURAL and drawn[floor,] == "white"
+    assert [text.get_text() for text in axes.texts] == ["↓ 11.35"]
+
+
+def test_nothing_is_drawn_without_numbers(tmp_path: Path) -> None:
+    table = build_table("2", scale_of("paper", max_width=4))
+    assert draw(collect(table, tmp_path)) == ()
+    assert draw(measured(tmp_path, "B1")) == ()
+
+
+def lines_of(found: Measured, label: str) -> dict[str, dict[int, float | None]]:
+    """Name of a line -> width -> our mean."""
+    lines = figures._by_start(figures.as_grid(found), label)
+    return {line.name: {width: value.mean for width, value in line.points.items()} for line in lines}
+
+
+def test_lines_go_over_the_width_that_is_left(tmp_path: Path) -> None:
+    found = measured(tmp_path, "2", max_width=4, num_seeds=2)
+    assert lines_of(found, "natural") == {
+        "from w=2": {1: pytest.approx(97.1)},
+        "from w=4": {1: pytest.approx(97.1), 2: pytest.approx(97.1)},
+    }
+
+
+def test_kinds_of_pruning_end_at_the_dense_network(tmp_path: Path) -> None:
+    rows = figures._figure_3(figures.as_grid(measured(tmp_path, "figure3", max_width=2)))
+    assert [[panel.title for panel in row] for row in rows] == [
+        ["vgg16, natural accuracy", "vgg16, PGD accuracy"],
+        ["resnet18, natural accuracy", "resnet18, PGD accuracy"],
+    ]
+    assert [line.name for line in rows[0][0].lines] == ["filter", "column", "irregular"]
+    for line in rows[1][0].lines:
+        means = {width: value.mean for width, value in line.points.items()}
+        assert means == {1: pytest.approx(97.0), 2: pytest.approx(96.0)}
+
+
+def line(*percents: float) -> figures._Line:
+    points = {place: fake_value(percent) for place, percent in enumerate(percents)}
+    return figures._Line("a", NATURAL, "o", points)
+
+
+def fake_value(percent: float) -> figures.Value:
+    return figures.Value("PGD", {0: percent}, 1, 100, None, ())
+
+
+def test_collapsed_networks_do_not_press_the_others_together() -> None:
+    assert figures._floor([line(90.0, 94.0)]) is None
+    floor = figures._floor([line(90.0, 94.0), line(11.35)])
+    assert floor is not None and 85 < floor < 90
+    assert figures._floor([line(93.5, 89.3), line(42.6)]) is None, "natural and adversarial accuracy in one panel"
+    assert figures._floor([line(11.35, 11.35)]) is None

@@ -1,0 +1,130 @@
+"""The paper's tables as jobs: shared networks, the paper's numbers in their places, and what a scale leaves out."""
+
+import re
+
+import pytest
+
+from launch.flagfiles import expand_flagfiles
+from rap_jax.reproduce import paper
+from rap_jax.reproduce.job import Job, in_order
+from rap_jax.reproduce.scale import SCALES, scale_of
+from rap_jax.reproduce.tables import TABLES, Cell, Table, build_table
+
+ALL = [(scale, name) for scale in SCALES for name in TABLES]
+
+
+def flags_of(job: Job) -> dict[str, str]:
+    """The flags that count in the end, with those of the flagfile."""
+    lines = expand_flagfiles(["", *job.flags])[1:]
+    return dict(line.removeprefix("--").partition("=")[::2] for line in lines)
+
+
+def cell(table: Table, row: str, column: str) -> Cell:
+    (found,) = [one for one in table.cells if (one.row, one.column) == (row, column)]
+    return found
+
+
+def papers(found: Cell) -> list[float | None]:
+    return [quantity.paper for quantity in found.quantities]
+
+
+@pytest.mark.parametrize(("scale", "name"), ALL)
+def test_every_table_is_a_plan(scale: str, name: str) -> None:
+    table = build_table(name, scale_of(scale))
+    places = [(one.row, one.column) for one in table.cells]
+    assert len(set(places)) == len(places)
+    done: set[str] = set()
+    for job in in_order(table.jobs):
+        assert {need.name for need in job.needs} <= done
+        done.add(job.name)
+    for one in table.cells:
+        for quantity in one.quantities:
+            assert len(quantity.jobs) == SCALES[scale].num_seeds
+            for seed, job in enumerate(quantity.jobs):
+                assert job.name.endswith(f"_seed{seed}")
+    if scale == "paper":
+        assert not table.beyond and table.cells
+
+
+def test_numbers_of_the_paper_stand_in_their_cells() -> None:
+    scale = scale_of("paper")
+    at = lambda name, row, column: papers(cell(build_table(name, scale), row, column))
+    assert at("2", "w=8", "to 1") == [97.31, 92.16, None]
+    assert at("2", "w=16", "to 8") == [99.01, 95.44, None]
+    assert at("2", "w=2", "adversarial") == [11.35, 11.35]
+    assert at("2", "w=4", "natural") == [99.07, 0.0]
+    assert at("3", "w=4", "to 1") == [53.30, 32.41, None]
+    assert at("4", "w=16", "to 2") == [71.80, 42.86, None]
+    assert at("5", "w=8", "to 2") == [97.36, 90.19]
+    assert at("6", "images of w=8", "16 to 4") == [96.21]
+    assert at("A1", "w=16", "to 8") == [80.79, 46.4]
+    assert at("B1", "kaiming_normal", "Adam") == [19.68, 19.02]
+    assert at("B1", "uniform", "SGD") == [11.35, 11.35]
+    assert at("C1", "w=8", "to 4") == [94.46]
+    assert at("C1", "w=16", "adversarial") == [94.78]
+    assert at("figure1", "w=4", "natural training") == [89.3]
+    assert at("figure3", "resnet18, column", "to 2") == [74.77, 45.71]
+    assert [len(build_table(name, scale).cells) for name in ("2", "5", "6", "A1", "C1")] == [20, 10, 27, 10, 14]
+
+
+def test_the_paper_compares_what_it_says() -> None:
+    """Differences that its text names, computed from our copy of its numbers."""
+    gain = {key: paper.TABLE_4.pruned[key].adversarial - value.adversarial for key, value in paper.TABLE_A1.items()}
+    assert gain[16, 1] == pytest.approx(1.81) and gain[8, 2] == pytest.approx(-0.17)
+    assert min(paper.TABLE_6[16, 8].values()) == pytest.approx(paper.TABLE_2.pruned[16, 8].adversarial - 0.07)
+    assert all(paper.FIGURE_3["resnet18", "filter"][w] == paper.TABLE_4.pruned[16, w] for w in (2, 4, 8))
+
+
+def test_pruned_networks_of_a_width_share_their_dense_one() -> None:
+    table = build_table("2", scale_of("quick", num_seeds=1))
+    dense = {need.name for job in table.jobs if "_admm_" in job.name for need in job.needs}
+    names = [job.name for job in in_order(table.jobs)]
+    trained = {f"lenet_mnist_dense_w{w}_seed0" for w in (2, 4, 8)}
+    assert trained <= dense and all(names.count(name) == 1 for name in trained)
+    # Other tables need the same networks.
+    for other in ("5", "6", "C1", "scratch"):
+        shared = {job.name for job in in_order(build_table(other, scale_of("quick", num_seeds=1)).jobs)}
+        assert "lenet_mnist_admm_w8_to_w1_seed0" in shared & set(names)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_network_from_scratch_gets_the_epochs_of_a_pruned_one(scale: str) -> None:
+    for family, recipe in scale_of(scale).recipes.items():
+        given = dict(
+            line.removeprefix("--").partition("=")[::2]
+            for line in expand_flagfiles(["", f"--flagfile={recipe.flagfile}", *recipe.flags])[1:]
+        )
+        assert recipe.epochs == sum(int(given[f"{stage}_epochs"]) for stage in ("pretrain", "admm", "retrain")), family
+        has_ramp = float(given.get("pretrain_epsilon_ramp_epochs", 0)) > 0
+        assert has_ramp == (recipe.ramp_epochs > 0)
+
+
+def test_ratios_are_those_of_the_widths() -> None:
+    jobs = {job.name: flags_of(job) for job in in_order(build_table("2", scale_of("paper", num_seeds=1)).jobs)}
+    found = {name: flags["sparsity"] for name, flags in jobs.items() if "_admm_" in name and "auto" not in name}
+    for name, sparsity in found.items():
+        width, to = map(int, re.findall(r"w(\d+)_to_w(\d+)", name)[0])
+        assert sparsity == ",".join(f"{layer}:{1 - to / width}" for layer in ("conv1", "conv2", "fc1"))
+    assert len(found) == 10
+
+
+def test_what_a_scale_leaves_out_is_said() -> None:
+    assert build_table("2", scale_of("quick")).beyond == ("all of w=16",)
+    assert "16 to 1" in build_table("5", scale_of("quick")).beyond
+    wide = build_table("2", scale_of("quick", max_width=16))
+    assert not wide.beyond and len(wide.cells) == 20
+
+
+def test_users_flags_win() -> None:
+    scale = scale_of("quick", num_seeds=2, mnist_flags=("--batch_size=64",), cifar10_flags=("--dataset=other",))
+    for name, flag, value in (("2", "batch_size", "64"), ("4", "dataset", "other")):
+        for job in in_order(build_table(name, scale).jobs):
+            if job.module == "launch.main":
+                assert flags_of(job)[flag] == value
+
+
+def test_wrong_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="scale is 'huge'; expected one of smoke, quick, paper"):
+        scale_of("huge")
+    with pytest.raises(ValueError, match="table is '7'; expected one of 2, 3, 4"):
+        build_table("7", scale_of("quick"))
