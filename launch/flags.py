@@ -27,6 +27,7 @@ from rap_jax.config import (
 from rap_jax.models import IMPLEMENTATIONS, INITIALIZERS, NETWORKS
 
 FLAGS = flags.FLAGS
+COMPILATION_CACHE = "~/.cache/rap_jax/compiled"
 # Title of each group of flags -> their names, for --help and for run.flags; filled by `define_flags`.
 GROUPS: dict[str, list[str]] = {}
 
@@ -83,7 +84,7 @@ def _define_run_flags() -> None:
 def define_compute_flags(values: flags.FlagValues = FLAGS) -> None:
     """How a command computes, which changes its results by rounding alone."""
     compute = ComputeConfig()
-    flags.DEFINE_string("compilation_cache_dir", "~/.cache/rap_jax/compiled", "Where compiled programs are kept from "
+    flags.DEFINE_string("compilation_cache_dir", COMPILATION_CACHE, "Where compiled programs are kept from "
                         "one start to the next; empty for none.", values)  # fmt: skip
     flags.DEFINE_integer("num_cpu_devices", compute.num_cpu_devices, "Devices that a CPU is taken for, each with its "
                          "share of the batch; 0 chooses, up to one per core.", flag_values=values)  # fmt: skip

@@ -9,11 +9,19 @@ from collections.abc import Iterator
 
 from absl import flags, logging
 
+from launch.compilation import enable_compilation_cache
+from launch.flags import COMPILATION_CACHE
 from launch.help import main_or_help
+from launch.job_configs import settings_of
 from launch.reproduce_flags import FLAGS, Plan, define_flags, help_text, plan_from_flags
+from rap_jax.devices import start_cpu_devices
 from rap_jax.interrupt import Interrupted, catch_signals
+from rap_jax.reproduce.clock import Clock
 from rap_jax.reproduce.collect import collect
+from rap_jax.reproduce.estimate import estimate
 from rap_jax.reproduce.job import level_of
+from rap_jax.reproduce.plan_table import format_plan
+from rap_jax.reproduce.portions import Settings
 from rap_jax.reproduce.report import write_report
 from rap_jax.reproduce.run_jobs import Outcome, run_jobs
 
@@ -31,6 +39,11 @@ def main(arguments: list[str]) -> None:
         plan = plan_from_flags()
         if FLAGS.list:
             print("\n".join(_commands(plan, FLAGS.level)))
+            return
+        # All flags are tried out before the first job runs.
+        settings = {job.name: settings_of(job, _extra()) for job in plan.jobs}
+        if FLAGS.dry_run:
+            print(_dry_run(plan, settings), end="")
             return
         failed = _run(plan)
     except (ValueError, OSError, flags.Error) as error:  # OSError: a full disk, a folder that went away
@@ -51,14 +64,26 @@ def _commands(plan: Plan, level: int) -> Iterator[str]:
             yield shlex.join(job.command(plan.out))
 
 
+def _dry_run(plan: Plan, settings: dict[str, Settings]) -> str:
+    """The plan with the time that is left, measured here."""
+    batch_sizes = [each.run.batch_size for each in settings.values() if each.run]
+    start_cpu_devices(0, batch_size=max(batch_sizes))
+    enable_compilation_cache(COMPILATION_CACHE)
+    clock = Clock(lambda kind: print(f"measuring {type(kind).__name__} ...", file=sys.stderr, flush=True))
+    return format_plan(estimate(plan.jobs, settings, plan.out, clock))
+
+
+def _extra() -> tuple[str, ...]:
+    return _ONE_DEVICE if FLAGS.num_at_once > 1 else ()
+
+
 def _run(plan: Plan) -> dict[str, str]:
     outcome = Outcome({}, {})
     if not FLAGS.collect:
         say = lambda line: print(line, file=sys.stderr, flush=True)
-        extra = _ONE_DEVICE if FLAGS.num_at_once > 1 else ()
         with catch_signals() as interrupt:
             outcome = run_jobs(
-                plan.jobs, plan.out, interrupt=interrupt, num_at_once=FLAGS.num_at_once, extra=extra, say=say
+                plan.jobs, plan.out, interrupt=interrupt, num_at_once=FLAGS.num_at_once, extra=_extra(), say=say
             )
     failures = outcome.failed | outcome.skipped
     for table in plan.tables:

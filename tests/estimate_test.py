@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from launch import reproduce
 from launch.job_configs import config_of, settings_of
 from rap_jax.config import DataConfig
 from rap_jax.data import load_dataset
@@ -257,4 +258,18 @@ def test_every_kind_of_work_can_be_done(compiled_quickly: None, tmp_path: Path) 
     )
     plan = plan_of(jobs, tmp_path)
     assert all(item.unit_seconds > 0 for found in plan.jobs for item in found.items)
-    assert plan.num_kinds == 6 and json.dumps(plan.jobs[1].items)
+    assert plan.num_kinds == 7 and json.dumps(plan.jobs[1].items)
+
+
+def test_the_command_prints_the_plan_and_runs_nothing(
+    measured: list[Preparable], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reproduce, "enable_compilation_cache", lambda folder: None)
+    reproduce.FLAGS.unparse_flags()
+    plan = ["reproduce", "--table=C1", "--scale=smoke", f"--out={tmp_path / 'out'}"]
+    reproduce.main([*plan, "--dry_run"])
+    assert "one after the other: " in capsys.readouterr().out and measured and not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit, match=r"error: lenet_mnist_dense_w2_seed0: .*no_such_flag"):
+        reproduce.main([*plan, "--mnist_flags=--no_such_flag"])
+    assert not (tmp_path / "out").exists()
+    reproduce.FLAGS.unparse_flags()
