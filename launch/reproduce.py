@@ -24,6 +24,7 @@ from rap_jax.reproduce.plan_table import format_plan
 from rap_jax.reproduce.portions import Settings
 from rap_jax.reproduce.report import write_report
 from rap_jax.reproduce.run_jobs import Outcome, run_jobs
+from rap_jax.reproduce.same_settings import check_settings
 
 define_flags()
 _ONE_DEVICE = ("--num_cpu_devices=1",)
@@ -42,6 +43,8 @@ def main(arguments: list[str]) -> None:
             return
         # All flags are tried out before the first job runs.
         settings = {job.name: settings_of(job, _extra()) for job in plan.jobs}
+        for job in plan.jobs:
+            check_settings(job, plan.out, settings[job.name])
         if FLAGS.dry_run:
             print(_dry_run(plan, settings), end="")
             return
@@ -67,7 +70,7 @@ def _commands(plan: Plan, level: int) -> Iterator[str]:
 def _dry_run(plan: Plan, settings: dict[str, Settings]) -> str:
     """The plan with the time that is left, measured here."""
     batch_sizes = [each.run.batch_size for each in settings.values() if each.run]
-    start_cpu_devices(0, batch_size=max(batch_sizes))
+    start_cpu_devices(0, batch_size=max(batch_sizes, default=1))
     enable_compilation_cache(COMPILATION_CACHE)
     clock = Clock(lambda kind: print(f"measuring {type(kind).__name__} ...", file=sys.stderr, flush=True))
     return format_plan(estimate(plan.jobs, settings, plan.out, clock))

@@ -1,5 +1,6 @@
 """launch.reproduce: what it prints, what it refuses, and a table at smoke scale that is killed and goes on."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from launch import reproduce, reproduce_flags
+from launch.job_configs import settings_of
 from launch.reproduce_flags import FLAGS, GROUPS, help_text, plan_from_flags
+from rap_jax.reproduce.same_settings import check_settings
 
 SMOKE = ("--table=C1", "--scale=smoke")
 
@@ -77,6 +80,30 @@ def test_a_report_before_anything_has_run(tmp_path: Path, capsys: pytest.Capture
     text = (folders[0] / "report.md").read_text()
     assert text.startswith("# Table 5") and "lenet_mnist_inherited_w8_to_w2_seed1" in text
     assert (folders[0] / "report.html").exists()
+
+
+def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
+    """A table must not mix what was trained with other flags, or evaluated on other images."""
+    command("--table=C1", "--collect", f"--out={tmp_path}")
+    plan_arguments = ["", "--table=C1", "--num_seeds=1", f"--out={tmp_path}"]
+    FLAGS.unparse_flags()
+    FLAGS(plan_arguments)
+    plan = plan_from_flags()
+    for job in (plan.jobs[0], next(job for job in plan.jobs if job.module == "launch.evaluate")):
+        path = tmp_path / job.place / "results.json"
+        path.parent.mkdir(parents=True)
+        settings = settings_of(job)
+        config = json.loads(json.dumps(dataclasses.asdict(settings.run or settings.evaluation)))  # type: ignore[arg-type]
+        place = {"data": {"data_dir": "elsewhere"}} if settings.run else {}
+        path.write_text(json.dumps({"config": config | place}))
+        check_settings(job, tmp_path, settings)
+        changed = config | {"seed": 7}
+        path.write_text(json.dumps({"config": changed}))
+        with pytest.raises(SystemExit, match=r"holds results of other settings:\n  seed: 7 in the folder, 0 now"):
+            command(*plan_arguments[1:], "--collect")
+        path.write_text("{}")
+        assert "has no config; delete it" in refused(*plan_arguments[1:], "--collect")
+        path.unlink()
 
 
 def test_help() -> None:
