@@ -6,9 +6,10 @@ import pytest
 
 from launch.flagfiles import expand_flagfiles
 from rap_jax.reproduce import paper
+from rap_jax.reproduce.cells import Cell
 from rap_jax.reproduce.job import Job, in_order
 from rap_jax.reproduce.scale import SCALES, scale_of
-from rap_jax.reproduce.tables import TABLES, Cell, Table, build_table
+from rap_jax.reproduce.tables import TABLES, Table, build_table
 
 ALL = [(scale, name) for scale in SCALES for name in TABLES]
 

@@ -10,9 +10,10 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rap_jax.reproduce.cells import Cell, Quantity
 from rap_jax.reproduce.job import Job, in_order
 from rap_jax.reproduce.readings import read
-from rap_jax.reproduce.tables import Cell, Quantity, Table
+from rap_jax.reproduce.tables import Table
 
 
 class Value(NamedTuple):

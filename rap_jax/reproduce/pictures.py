@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from rap_jax.reproduce.cells import Cell
 from rap_jax.reproduce.collect import Measured
 from rap_jax.reproduce.job import Job
-from rap_jax.reproduce.tables import Cell
 
 _OF_RUNS = {"training": "Training", "admm": "ADMM by layer"}
 _OF_EVALUATIONS = {"robustness": "Accuracy over the radius", "examples": "Images that an attack broke"}

@@ -3,45 +3,17 @@
     table = build_table("2", scale)
     table.cells[0].quantities[0].jobs           # one for each seed
 
-A cell holds quantities, each with the jobs that measure it, the way to read it from their results, and the paper's
-number where the paper has one. What the scale does not run (wider networks than it names) is in `Table.beyond`.
+What the scale does not run (wider networks than it names) is in `Table.beyond`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 from rap_jax.config.checks import require_choice
 from rap_jax.reproduce import networks, paper
+from rap_jax.reproduce.cells import Builder, Cell, Quantity
 from rap_jax.reproduce.job import Job
-from rap_jax.reproduce.readings import Reading
 from rap_jax.reproduce.scale import MNIST, Family, Scale
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantity:
-    """One number of a cell.
-
-    Attributes:
-      label: `natural`, `PGD` (the paper's attack), `AutoAttack`, `C&W`, `transfer`.
-      jobs: one for each seed.
-      reading: how it is read from their results.
-      paper: in percent, or None.
-    """
-
-    label: str
-    jobs: tuple[Job, ...]
-    reading: Reading
-    paper: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """Attributes: row, column: where it stands; quantities: what it shows; network: one job a seed, for its size."""
-
-    row: str
-    column: str
-    quantities: tuple[Quantity, ...]
-    network: tuple[Job, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,47 +40,8 @@ class Table:
         return tuple(job for cell in self.cells for quantity in cell.quantities for job in quantity.jobs)
 
 
-class _Builder:
-    """Cells of one network family at one scale; notes what is too wide."""
-
-    def __init__(self, scale: Scale, family: Family):
-        self.scale, self.family = scale, family
-        self.max_width = scale.recipes[family].max_width
-        self.beyond: list[str] = []
-
-    def over_seeds(self, job: Callable[..., Job], *arguments: object, **options: object) -> tuple[Job, ...]:
-        """The job for every seed."""
-        seeds = range(self.scale.num_seeds)
-        return tuple(job(self.scale, self.family, *arguments, seed, **options) for seed in seeds)
-
-    def reaches(self, width: int, what: str) -> bool:
-        """Whether networks of a width are run; if not, notes what is left out."""
-        if width > self.max_width:
-            self.beyond.append(what)
-        return width <= self.max_width
-
-    def tested(
-        self, row: str, column: str, jobs: tuple[Job, ...], given: paper.Accuracies | None, *, attacked: bool = False
-    ) -> Cell:
-        """Natural and adversarial accuracy on the test set, with AutoAttack if asked."""
-        quantities = [
-            Quantity("natural", jobs, "natural", given.natural if given else None),
-            Quantity("PGD", jobs, "robust", given.adversarial if given else None),
-        ]
-        if attacked:
-            attacks = tuple(networks.auto_attacked(self.scale, job) for job in jobs)
-            quantities.append(Quantity("AutoAttack", attacks, "auto_attack"))
-        return Cell(row, column, tuple(quantities), jobs)
-
-    def pruned(self, widths: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Those pairs of widths that are run."""
-        for width, to in widths:
-            if self.reaches(width, f"{width} to {to}"):
-                yield width, to
-
-
 def _pruning_table(scale: Scale, family: Family, given: paper.PruningTable) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    build, cells = _Builder(scale, family), []
+    build, cells = Builder(scale, family), []
     for width in paper.WIDTHS:
         if not build.reaches(width, f"all of w={width}"):
             continue
@@ -123,7 +56,7 @@ def _pruning_table(scale: Scale, family: Family, given: paper.PruningTable) -> t
 
 
 def _table_5(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    build = _Builder(scale, MNIST)
+    build = Builder(scale, MNIST)
     cells = [
         build.tested(f"w={w}", f"to {to}", build.over_seeds(networks.inherited, w, to), paper.TABLE_5[w, to])
         for w, to in build.pruned(paper.TABLE_5)
@@ -132,7 +65,7 @@ def _table_5(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
 
 
 def _table_6(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    build, cells = _Builder(scale, MNIST), []
+    build, cells = Builder(scale, MNIST), []
     sources = [w for w in (4, 8, 16) if build.reaches(w, f"images of w={w}")] or [build.max_width]
     makers = [build.over_seeds(networks.dense, source) for source in sources]
     targets = {widths: build.over_seeds(networks.pruned, *widths) for widths in build.pruned(paper.TABLE_6)}
@@ -149,7 +82,7 @@ def _table_6(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
 
 
 def _table_a1(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    build = _Builder(scale, "resnet18_cifar10")
+    build = Builder(scale, "resnet18_cifar10")
     cells = [
         build.tested(f"w={w}", f"to {to}", build.over_seeds(networks.pruned, w, to, admm=False), paper.TABLE_A1[w, to])
         for w, to in build.pruned(paper.TABLE_A1)
@@ -158,7 +91,7 @@ def _table_a1(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
 
 
 def _table_b1(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    build = _Builder(scale, MNIST)
+    build = Builder(scale, MNIST)
     cells = [
         build.tested(name, optimizer, build.over_seeds(networks.initialized, name, optimizer), given)
         for (name, optimizer), given in paper.TABLE_B1.items()
@@ -167,7 +100,7 @@ def _table_b1(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
 
 
 def _table_c1(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    build = _Builder(scale, MNIST)
+    build = Builder(scale, MNIST)
 
     def cell(row: str, column: str, jobs: tuple[Job, ...], given: float) -> Cell:
         attacked = tuple(networks.cw_attacked(scale, MNIST, job) for job in jobs)
@@ -186,7 +119,7 @@ def _table_c1(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
 
 
 def _figure_1(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    build, cells = _Builder(scale, "vgg16_cifar10"), []
+    build, cells = Builder(scale, "vgg16_cifar10"), []
     for width, given in paper.FIGURE_1.items():
         if not build.reaches(width, f"w={width}"):
             continue
@@ -202,7 +135,7 @@ def _figure_3(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
     cells, beyond = list[Cell](), list[str]()
     families: dict[str, Family] = {"vgg16": "vgg16_cifar10", "resnet18": "resnet18_cifar10"}
     for (model, structure), given in paper.FIGURE_3.items():
-        build = _Builder(scale, families[model])
+        build = Builder(scale, families[model])
         # The paper prunes from w=16; a smaller scale from the widest that it runs, and has no number to compare with.
         full, row = build.max_width, f"{model}, {structure}"
         for width in (width for width in paper.WIDTHS if width <= full):
@@ -218,7 +151,7 @@ def _figure_3(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
 
 
 def _scratch(scale: Scale) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    build, cells = _Builder(scale, MNIST), []
+    build, cells = Builder(scale, MNIST), []
     for to in (1, 2):
         row = f"w={to}"
         stuck = build.over_seeds(networks.collapsed, to)
