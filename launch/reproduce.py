@@ -38,17 +38,16 @@ def main(arguments: list[str]) -> None:
         if surplus:
             raise ValueError(f"Unexpected argument {surplus[0]!r}; flags are written --name=value.")
         plan = plan_from_flags()
+        # All flags are tried out before the first job runs.
+        settings = {job.name: settings_of(job, _extra()) for job in plan.jobs}
+        _check(plan, settings)
         if FLAGS.list:
             print("\n".join(_commands(plan, FLAGS.level)))
             return
-        # All flags are tried out before the first job runs.
-        settings = {job.name: settings_of(job, _extra()) for job in plan.jobs}
-        for job in plan.jobs:
-            check_settings(job, plan.out, settings[job.name])
         if FLAGS.dry_run:
             print(_dry_run(plan, settings), end="")
             return
-        failed = _run(plan)
+        failed = _run(plan, settings)
     except (ValueError, OSError, flags.Error) as error:  # OSError: a full disk, a folder that went away
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # a second time
@@ -64,7 +63,7 @@ def _commands(plan: Plan, level: int) -> Iterator[str]:
     """A line for each job that is not done."""
     for job in plan.jobs:
         if job.results(plan.out) is None and level in (-1, level_of(job)):
-            yield shlex.join(job.command(plan.out))
+            yield shlex.join(job.command(plan.out, _extra()))
 
 
 def _dry_run(plan: Plan, settings: dict[str, Settings]) -> str:
@@ -80,7 +79,12 @@ def _extra() -> tuple[str, ...]:
     return _ONE_DEVICE if FLAGS.num_at_once > 1 else ()
 
 
-def _run(plan: Plan) -> dict[str, str]:
+def _check(plan: Plan, settings: dict[str, Settings]) -> None:
+    for job in plan.jobs:
+        check_settings(job, plan.out, settings[job.name])
+
+
+def _run(plan: Plan, settings: dict[str, Settings]) -> dict[str, str]:
     outcome = Outcome({}, {})
     if not FLAGS.collect:
         say = lambda line: print(line, file=sys.stderr, flush=True)
@@ -89,6 +93,7 @@ def _run(plan: Plan) -> dict[str, str]:
                 plan.jobs, plan.out, interrupt=interrupt, num_at_once=FLAGS.num_at_once, extra=_extra(), say=say
             )
     failures = outcome.failed | outcome.skipped
+    _check(plan, settings)  # what another process has done meanwhile may have been told otherwise
     for table in plan.tables:
         print(write_report(collect(table, plan.out), plan.out, failures))
     return failures

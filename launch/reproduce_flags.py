@@ -9,8 +9,9 @@ from absl import flags
 from launch.configs import Get
 from launch.flags import flag_group
 from launch.help import format_help
-from rap_jax.config import require
+from rap_jax.config import STAGES, require
 from rap_jax.reproduce.job import Job, in_order
+from rap_jax.reproduce.paper import WIDTHS
 from rap_jax.reproduce.scale import SCALES, Scale, scale_of
 from rap_jax.reproduce.tables import TABLES, Table, build_table
 
@@ -18,6 +19,7 @@ from rap_jax.reproduce.tables import TABLES, Table, build_table
 FLAGS = flags.FlagValues()
 # Title of each group of flags -> their names, for --help; filled by `define_flags`.
 GROUPS: dict[str, list[str]] = {}
+_LENGTHS = tuple(f"{stage}_epochs" for stage in STAGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,8 @@ def plan_from_flags(values: flags.FlagValues = FLAGS) -> Plan:
     require(bool(get("table")), "table", get("table"), f"one or more of {', '.join(TABLES)}, or all")
     for name, least in (("num_seeds", 0), ("max_width", 0), ("num_at_once", 1), ("level", -1)):
         require(get(name) >= least, name, get(name), f"a number from {least}")
+    require(get("max_width") in (0, *WIDTHS), "max_width", get("max_width"), f"one of {', '.join(map(str, WIDTHS))}")
+    require(get("level") == -1 or get("list"), "level", get("level"), "--list with it")
     modes = [name for name in ("dry_run", "list", "collect") if get(name)]
     require(len(modes) <= 1, "mode", modes, "one of --dry_run, --list and --collect, or none")
     scale = scale_of(
@@ -85,15 +89,22 @@ def plan_from_flags(values: flags.FlagValues = FLAGS) -> Plan:
     )
     names = TABLES if get("table") == ["all"] else tuple(dict.fromkeys(get("table")))
     tables = tuple(build_table(name, scale) for name in names)
+    empty = [table.name for table in tables if not table.cells]
+    wider = f"a larger --max_width: scale {scale.name} runs no network of it"
+    require(not empty or get("table") == ["all"], "table", ",".join(empty), wider)
+    tables = tuple(table for table in tables if table.cells)
     jobs = tuple(in_order(job for table in tables for job in table.jobs))
     return Plan(tables, jobs, Path(get("out") or Path("results") / scale.name).expanduser(), scale)
 
 
 def _split(name: str, given: str) -> tuple[str, ...]:
     try:
-        return tuple(shlex.split(given))
+        found = tuple(shlex.split(given))
     except ValueError as error:
         raise ValueError(f"--{name} is {given!r} ({error}); expected flags as in a shell.") from error
+    lengths = [flag for flag in found if flag.lstrip("-").partition("=")[0] in _LENGTHS]
+    require(not lengths, name, given, "no lengths of stages: cells of equal epochs are compared")
+    return found
 
 
 def help_text(width: int | None = None) -> str:

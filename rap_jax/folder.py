@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
@@ -24,7 +25,8 @@ _CONFIG = "config.json"
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file that is either the old one or the whole new one, whenever the process dies."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Several machines may write the same report at the same time.
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -124,10 +126,15 @@ def open_run_folder(path: Path, config: Mapping[str, Any]) -> RunFolder:
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         lock.close()
         raise ValueError(
             f"Run folder {path} is in use by another process; wait for it or choose another --out_dir."
+        ) from error
+    except OSError as error:
+        lock.close()
+        raise ValueError(
+            f"Run folder {path} cannot be locked ({error.strerror}); choose an --out_dir on another file system."
         ) from error
     folder = RunFolder(path, lock)
     try:
@@ -139,14 +146,20 @@ def open_run_folder(path: Path, config: Mapping[str, Any]) -> RunFolder:
 
 
 def is_in_use(path: Path) -> bool:
-    """Whether a process holds the run folder `path`, which need not exist."""
+    """Whether a process holds the run folder `path`, which need not exist.
+
+    Raises:
+      ValueError: its file system does not say.
+    """
     try:
         with (path.expanduser() / ".lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError as error:
+        raise ValueError(f"Run folder {path} cannot be locked ({error.strerror}); use another file system.") from error
     return False
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch import reproduce, reproduce_flags
-from launch.job_configs import settings_of
+from launch.job_configs import config_of, settings_of
 from launch.reproduce_flags import FLAGS, GROUPS, help_text, plan_from_flags
 from rap_jax.reproduce.same_settings import check_settings
 
@@ -44,6 +44,11 @@ def refused(*arguments: str) -> str:
         (("--table=2", "--num_at_once=0"), "num_at_once is 0; expected a number from 1"),
         (("--table=2", "--list", "--collect"), "mode is ['list', 'collect']; expected one of --dry_run, --list"),
         (("--table=2", "--mnist_flags='"), "expected flags as in a shell"),
+        (("--table=2", "--max_width=3"), "max_width is 3; expected one of 1, 2, 4, 8, 16"),
+        (("--table=2", "--level=1"), "level is 1; expected --list with it"),
+        (("--table=6", "--scale=smoke"), "table is '6'; expected a larger --max_width"),
+        (("--table=2", "--mnist_flags=--admm_epochs=3"), "expected no lengths of stages"),
+        (("--table=2", "--list", "--mnist_flags=--batch_size=0"), "lenet_mnist_natural_w1_seed0: batch_size is 0"),
         (("--table=2", "more"), "Unexpected argument 'more'"),
         (("--tabel=2",), "tabel"),
     ],
@@ -64,7 +69,8 @@ def test_a_command_for_each_job(tmp_path: Path, capsys: pytest.CaptureFixture[st
     # What is done is left out, and levels can be run one after the other.
     done = plan.jobs[0]
     (plan.out / done.place).mkdir(parents=True)
-    (plan.out / done.place / "results.json").write_text("{}")
+    config = dataclasses.asdict(config_of(done))
+    (plan.out / done.place / "results.json").write_text(json.dumps({"config": config}))
     found: list[str] = []
     for level in range(3):
         command("--table=2", "--num_seeds=2", "--mnist_flags=--batch_size=64", "--list", f"--level={level}", out)
@@ -94,9 +100,22 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True)
         settings = settings_of(job)
         config = json.loads(json.dumps(dataclasses.asdict(settings.run or settings.evaluation)))  # type: ignore[arg-type]
-        place = {"data": {"data_dir": "elsewhere"}} if settings.run else {}
-        path.write_text(json.dumps({"config": config | place}))
+        place = {"data": config["data"] | {"data_dir": "elsewhere"}} if settings.run else {}
+        rest = {"network": {"sha256": "1"}, "sources": []}
+        if settings.evaluation:
+            (tmp_path / plan.jobs[0].place / "stages").mkdir()
+            (tmp_path / plan.jobs[0].place / "stages" / "test.json").write_text('{"network": "1"}')
+        path.write_text(json.dumps(rest | {"config": config | place}))
         check_settings(job, tmp_path, settings)
+        if settings.run:
+            other = {"data": config["data"] | {"dataset": "mnist_5k"}}
+            path.write_text(json.dumps({"config": config | other}))
+            with pytest.raises(ValueError, match="data.dataset: mnist_5k in the folder, mnist now"):
+                check_settings(job, tmp_path, settings)
+        else:
+            path.write_text(json.dumps(rest | {"config": config, "network": {"sha256": "2"}}))
+            with pytest.raises(ValueError, match="was made from another network than"):
+                check_settings(job, tmp_path, settings)
         changed = config | {"seed": 7}
         path.write_text(json.dumps({"config": changed}))
         with pytest.raises(SystemExit, match=r"holds results of other settings:\n  seed: 7 in the folder, 0 now"):

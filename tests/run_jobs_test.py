@@ -80,6 +80,23 @@ def test_a_job_that_fails_takes_only_those_with_it_that_need_it(tmp_path: Path) 
     assert set(run([wrong], tmp_path).failed) == {"wrong"} and len(calls(tmp_path, "wrong")) == 2
 
 
+def test_the_reason_is_that_of_this_call_and_whole(tmp_path: Path) -> None:
+    many = job("many", "--fail=error: other settings:\n  seed: 1, 2 now\nmove it away")
+    log_of(many, tmp_path).parent.mkdir(parents=True)
+    log_of(many, tmp_path).write_text("error: Run folder x is in use by another process; wait.\n")
+    assert run([many], tmp_path).failed == {"many": "error: other settings: seed: 1, 2 now move it away"}
+    killed = job("killed", "--kill=1")
+    log_of(killed, tmp_path).write_text("error: Run folder x is in use by another process; wait.\n")
+    assert run([killed], tmp_path).failed == {"killed": "killed by signal 9"} and len(calls(tmp_path, "killed")) == 1
+
+
+def test_results_that_are_damaged_meanwhile_stop_nothing_else(tmp_path: Path) -> None:
+    first, odd = job("first", "--seconds=0.5"), job("odd", "--damage=1")
+    outcome = run([odd, first, job("last")], tmp_path)
+    assert set(outcome.failed) == {"odd"} and "damaged" in outcome.failed["odd"]
+    assert job("last").results(tmp_path) is not None and first.results(tmp_path) is not None
+
+
 def test_jobs_side_by_side(tmp_path: Path) -> None:
     jobs = [job(f"job{number}", "--seconds=0.6") for number in range(3)]
     run(jobs, tmp_path, num_at_once=2)

@@ -98,6 +98,11 @@ def test_a_network_from_scratch_gets_the_epochs_of_a_pruned_one(scale: str) -> N
         assert recipe.epochs == sum(int(given[f"{stage}_epochs"]) for stage in ("pretrain", "admm", "retrain")), family
         has_ramp = float(given.get("pretrain_epsilon_ramp_epochs", 0)) > 0
         assert has_ramp == (recipe.ramp_epochs > 0)
+    jobs = {job.name: flags_of(job) for job in in_order(build_table("scratch", scale_of(scale)).jobs)}
+    ramps = {kind: jobs[f"lenet_mnist_{kind}_w1_seed0"] for kind in ("scratch", "paper_recipe")}
+    assert float(ramps["scratch"]["pretrain_epsilon_ramp_epochs"]) > 0
+    assert float(ramps["paper_recipe"].get("pretrain_epsilon_ramp_epochs", 0)) == 0
+    assert ramps["scratch"]["pretrain_epochs"] == ramps["paper_recipe"]["pretrain_epochs"]
 
 
 def test_ratios_are_those_of_the_widths() -> None:

@@ -114,8 +114,8 @@ def _value(quantity: Quantity, results: dict[str, dict[str, Any]]) -> Value:
 
 def _size(results: dict[str, Any]) -> Size:
     compacted = results.get("cost", {}).get("forms", {}).get("compacted")
-    return Size(
-        parameters=results["model"]["num_params"],
-        left=compacted["parameters"] if compacted else None,
-        sparsity=results["sparsity"]["overall"]["sparsity"],
-    )
+    try:
+        parameters, sparsity = results["model"]["num_params"], results["sparsity"]["overall"]["sparsity"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"The results of {results.get('name')} lack {error}; delete results.json there.") from error
+    return Size(parameters, compacted["parameters"] if compacted else None, sparsity)

@@ -65,8 +65,10 @@ class Job:
             found = json.loads(path.read_text())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); delete it to have it made again.") from error
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}); make it readable and call again.") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it to have it made again.") from error
         if not isinstance(found, dict):
             raise ValueError(f"{path} holds {found!r:.40} and no object; delete it to have it made again.")
         return found

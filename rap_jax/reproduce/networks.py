@@ -45,8 +45,9 @@ def pruned(
 
 def scratch(scale: Scale, family: Family, width: int, seed: int) -> Job:
     """Trained alone, for as many epochs as a pruned network gets in its three stages."""
-    epochs = scale.recipes[family].epochs
-    return _run(scale, family, "scratch", width, seed, (f"--pretrain_epochs={epochs}", *_DENSE))
+    recipe = scale.recipes[family]
+    ramp = f"--pretrain_epsilon_ramp_epochs={recipe.scratch_ramp_epochs}"
+    return _run(scale, family, "scratch", width, seed, (f"--pretrain_epochs={recipe.epochs}", ramp, *_DENSE))
 
 
 def collapsed(scale: Scale, family: Family, width: int, seed: int) -> Job:
@@ -57,7 +58,7 @@ def collapsed(scale: Scale, family: Family, width: int, seed: int) -> Job:
 
 def initialized(scale: Scale, family: Family, initializer: str, optimizer: str, seed: int) -> Job:
     """Width 1 from scratch by the paper's recipe, from another initialisation (Table B1)."""
-    epochs = f"--pretrain_epochs={scale.recipes[family].epochs}"
+    epochs = f"--pretrain_epochs={scale.recipes[family].initialized_epochs}"
     flags = (epochs, f"--initializer={initializer}", *_no_ramp(scale, family), *_OPTIMIZERS[optimizer], *_DENSE)
     return _run(scale, family, f"init_{initializer}_{optimizer.lower()}", 1, seed, flags)
 
@@ -70,7 +71,7 @@ def inherited(scale: Scale, family: Family, width: int, to: int, seed: int) -> J
     recipe = scale.recipes[family]
     flags = (
         "--start_weights=initial", "--pretrain_epochs=0", "--admm_epochs=0", "--sparsity=none",
-        f"--retrain_epochs={recipe.epochs}", f"--retrain_epsilon_ramp_epochs={recipe.ramp_epochs}",
+        f"--retrain_epochs={recipe.inherited_epochs}", f"--retrain_epsilon_ramp_epochs={recipe.ramp_epochs}",
     )  # fmt: skip
     start = pruned(scale, family, width, to, seed)
     return _run(scale, family, "inherited", width, seed, flags, to=to, inputs=(("start_run", (start,)),))

@@ -34,6 +34,7 @@ class _Running(NamedTuple):
     job: Job
     process: subprocess.Popen[bytes]
     began: float
+    log_start: int  # what is before it in the log is of earlier calls
 
 
 def run_jobs(
@@ -56,7 +57,7 @@ def run_jobs(
       say: called with a line when a job begins, ends or fails.
 
     Raises:
-      ValueError: a results.json is damaged.
+      ValueError: a results.json is damaged from the start.
       Interrupted: a signal came; every job has saved where it was.
     """
     return _Runner(jobs, out, num_at_once, extra, say).run(interrupt)
@@ -98,12 +99,17 @@ class _Runner:
         for job in list(self.waiting.values()):
             if any(need.name in self.waiting or self._runs(need) for need in job.needs):
                 continue
-            if job.results(self.out) is not None:  # another process has done it meanwhile
+            try:
+                if job.results(self.out) is not None:  # another process has done it meanwhile
+                    del self.waiting[job.name]
+                    return True
+                if is_in_use(self.out / job.place):
+                    self._wait_for(job)
+                    continue
+            except ValueError as error:
                 del self.waiting[job.name]
+                self._fail(job, str(error))
                 return True
-            if is_in_use(self.out / job.place):
-                self._wait_for(job)
-                continue
             self._start(job)
             return True
         return False
@@ -114,26 +120,34 @@ class _Runner:
         command = [sys.executable, *job.command(self.out, self.extra)[1:]]
         self.say(f"[{self.begun}/{self.total}] {job.name}")
         with log_of(job, self.out).open("ab") as log:
+            log_start = log.tell()
             # A session of its own: Ctrl-C in the terminal reaches it once, from here.
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-        self.running.append(_Running(job, process, time.monotonic()))
+        self.running.append(_Running(job, process, time.monotonic(), log_start))
 
     def _collect(self) -> None:
         """Takes note of what has ended."""
         for one in [one for one in self.running if one.process.poll() is not None]:
             self.running.remove(one)
-            seconds = time.monotonic() - one.began
-            if one.process.returncode == 0 and one.job.results(self.out) is not None:
-                self.say(f"{one.job.name}: done in {seconds:,.0f} s")
+            try:
+                done = one.job.results(self.out) is not None
+            except ValueError as error:
+                self._fail(one.job, str(error))
                 continue
-            reason = _reason(one.process.returncode, log_of(one.job, self.out))
-            if _IN_USE in reason:  # another process was quicker
+            reason = _reason(one.process.returncode, log_of(one.job, self.out), one.log_start)
+            if done:
+                note = f", but ended with: {reason}" if one.process.returncode else ""
+                self.say(f"{one.job.name}: done in {time.monotonic() - one.began:,.0f} s{note}")
+            elif _IN_USE in reason:  # another process was quicker
                 self.waiting[one.job.name] = one.job
-                continue
-            self.outcome.failed[one.job.name] = reason
-            self.say(f"{one.job.name}: FAILED after {seconds:,.0f} s: {reason} ({log_of(one.job, self.out)})")
+            else:
+                self._fail(one.job, reason)
+
+    def _fail(self, job: Job, reason: str) -> None:
+        self.outcome.failed[job.name] = reason
+        self.say(f"{job.name}: FAILED: {reason} ({log_of(job, self.out)})")
 
     def _skip(self) -> None:
         """Gives up what needs a job that has failed, and what needs that in turn."""
@@ -161,11 +175,13 @@ class _Runner:
             one.process.wait()
 
 
-def _reason(returncode: int, log: Path) -> str:
-    """What a job said last, in one line."""
+def _reason(returncode: int, log: Path, start: int) -> str:
+    """What a job said last, in one line, of what stands in its log from `start` on."""
     if returncode < 0:
         return f"killed by signal {-returncode}"
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    last = (errors or lines or ["it said nothing"])[-1]
+    said = log.read_bytes()[start:].decode(errors="replace")
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    # An error may go on over the lines after it.
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    last = " ".join(lines[errors[-1] :]) if errors else lines[-1]
     return last if returncode else f"it ended without results.json; its last line: {last}"

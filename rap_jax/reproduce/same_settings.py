@@ -1,8 +1,8 @@
-"""Whether what is done was done with the settings that the plan has now."""
+"""Whether what is done was done with the settings that the plan has now, on the networks that are there now."""
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,16 @@ from rap_jax.folder import difference
 from rap_jax.reproduce.job import Job
 from rap_jax.reproduce.portions import Settings
 
-# Where data and other runs lie does not matter; what they hold is in the name of the job.
-_PLACES = ("data", "start")
+# Where data and other runs lie does not matter.
+_PLACES = ("data_dir", "raw_data_dir")
 
 
 def check_settings(job: Job, out: Path, settings: Settings) -> None:
-    """Refuses a finished job of other settings: a table must not mix them.
+    """Refuses a finished job of other settings, other data or another network: a table must not mix them.
 
     Raises:
-      ValueError: its results have other settings, which are shown, or none.
+      ValueError: its results have other settings, which are shown, none, or come from a network that is no longer the
+        one in the folder of the job that it needs.
     """
     results = job.results(out)
     if results is None:
@@ -35,7 +36,37 @@ def check_settings(job: Job, out: Path, settings: Settings) -> None:
             f"{place} holds results of other settings:\n{difference(before, now)}\n"
             f"Choose another --out, or move that folder away to have it made again."
         )
+    for need, digest in _networks(job, results):
+        if digest != _network_of(need, out):
+            raise ValueError(
+                f"{place} was made from another network than {out / need.place} holds; move that folder away, and "
+                f"those that need it, to have them made again."
+            )
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in _PLACES}
+    known = {name: value for name, value in config.items() if name != "start"}
+    if isinstance(known.get("data"), dict):
+        known["data"] = {name: value for name, value in known["data"].items() if name not in _PLACES}
+    return known
+
+
+def _networks(job: Job, results: Mapping[str, Any]) -> Iterator[tuple[Job, str | None]]:
+    """The jobs whose networks a job began with or attacked, each with the digest that its results name."""
+    inputs = dict(job.inputs)
+    if job.module == "launch.evaluate":
+        found = [results.get("network", {}), *results.get("sources", [])]
+        yield from zip(
+            (*inputs["checkpoint"], *inputs.get("transfer_from", ())), (one.get("sha256") for one in found), strict=True
+        )
+    elif results.get("start", {}).get("weights") == "final":
+        yield inputs["start_run"][0], results["start"].get("sha256")
+
+
+def _network_of(job: Job, out: Path) -> str | None:
+    """The digest of the network that a training job ended with; None if it is not there."""
+    try:
+        found = json.loads((out / job.place / "stages" / "test.json").read_text())
+        return str(found["network"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -24,8 +24,10 @@ class Recipe:
     Attributes:
       flagfile: of `launch`.
       epochs: of pretrain, admm and retrain together: what a network from scratch gets.
+      inherited_epochs, initialized_epochs: of Table 5 and Table B1.
       max_width: of the networks that are run.
       ramp_epochs: over which the radius rises in a stage that begins with random weights; 0 for none.
+      scratch_ramp_epochs: likewise of a network from scratch, which is the one that is to be trained well.
       flags: on top of the flagfile.
       pgd: flags of `launch.evaluate` for the attack of the paper's tables.
     """
@@ -36,6 +38,9 @@ class Recipe:
     ramp_epochs: int
     pgd: tuple[str, ...]
     flags: tuple[str, ...] = ()
+    scratch_ramp_epochs: int = 2
+    inherited_epochs: int = 0
+    initialized_epochs: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +57,13 @@ class Scale:
 _MNIST_PGD = ("--pgd_num_steps=40", "--pgd_step_size=0.01", "--pgd_num_restarts=1")
 _CIFAR_PGD = ("--pgd_num_steps=10", "--pgd_step_size=2/255", "--pgd_num_restarts=1")
 _PAPER: dict[Family, Recipe] = {
-    "lenet_mnist": Recipe("lenet_mnist_paper", 249, 16, 0, _MNIST_PGD),
+    "lenet_mnist": Recipe("lenet_mnist_paper", 249, 16, 0, _MNIST_PGD, inherited_epochs=83, initialized_epochs=300),
     "lenet_cifar10": Recipe("lenet_cifar10", 700, 16, 0, _CIFAR_PGD),
     "resnet18_cifar10": Recipe("resnet18_cifar10", 700, 16, 0, _CIFAR_PGD),
     "vgg16_cifar10": Recipe("vgg16_cifar10", 700, 16, 0, _CIFAR_PGD),
 }
 _QUICK: dict[Family, Recipe] = {
-    "lenet_mnist": Recipe("quick_mnist", 30, 8, 2, _MNIST_PGD),
+    "lenet_mnist": Recipe("quick_mnist", 30, 8, 2, _MNIST_PGD, inherited_epochs=30, initialized_epochs=30),
     "lenet_cifar10": Recipe("lenet_cifar10_small", 16, 2, 2, _CIFAR_PGD),
     "resnet18_cifar10": Recipe("resnet18_cifar10_small", 11, 2, 2, _CIFAR_PGD),
     "vgg16_cifar10": Recipe("vgg16_cifar10_small", 11, 4, 2, _CIFAR_PGD),
@@ -74,8 +79,9 @@ _FEW_PGD = ("--pgd_num_steps=2", "--pgd_num_restarts=1")
 def _smoke(family: Family) -> Recipe:
     data = ("--dataset=mnist_5k",) if family == MNIST else ()
     return dataclasses.replace(
-        _QUICK[family], epochs=3, max_width=2, ramp_epochs=1, pgd=_FEW_PGD, flags=(*_FEW_STEPS, *data)
-    )
+        _QUICK[family], epochs=3, max_width=2, ramp_epochs=1, scratch_ramp_epochs=1, pgd=_FEW_PGD,
+        flags=(*_FEW_STEPS, *data), inherited_epochs=3, initialized_epochs=3,
+    )  # fmt: skip
 
 
 _FAMILIES: tuple[Family, ...] = ("lenet_mnist", "lenet_cifar10", "resnet18_cifar10", "vgg16_cifar10")
