@@ -32,8 +32,11 @@ def main(arguments: list[str]) -> None:
         require(FLAGS.top >= 1, "top", FLAGS.top, "1 or more classes")
         require(bool(images), "images", images, "one or more image files after the flags")
         found, refused = readable([Path(name).expanduser() for name in images], network := open_file(FLAGS.model))
-        for line in predictions(network, found, FLAGS.top):
-            print(line)
+        try:
+            for line in predictions(network, found, FLAGS.top):
+                print(line)
+        except RuntimeError as error:
+            raise ValueError(f"{FLAGS.model} cannot be run ({error}); export it again.") from error
     except (ValueError, OSError, flags.Error) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -62,15 +65,14 @@ def predictions(network: OpenFile, images: Mapping[Path, ReadImage], top: int) -
       top: classes that are shown.
 
     Raises:
-      ValueError: the network cannot be run.
+      RuntimeError: the network cannot be run.
     """
     if not images:
         return
     try:
         logits = network.logits_fn(np.stack([image.pixels for image in images.values()])).astype(np.float64)
     except Exception as error:  # a damaged program may fail in any way
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"The network cannot be run ({type(error).__name__}: {reason}); export it again.") from error
+        raise RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = shifted / shifted.sum(1, keepdims=True)
     names = network.metadata.get("output", {}).get("classes") or [str(label) for label in range(network.num_classes)]

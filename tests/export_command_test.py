@@ -263,6 +263,20 @@ def test_what_cannot_be_looked_at(run: Path, tmp_path: Path) -> None:
     assert "expected an ONNX file with the input images" in refused(show, f"--model={tmp_path / 'flat.onnx'}", image)
 
 
+def test_a_network_that_fails_when_it_is_asked_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(images: np.ndarray) -> np.ndarray:
+        raise TypeError("no such\noperation")
+
+    path = written(run, tmp_path, "npz")
+    broken = files.open_file(path)._replace(logits_fn=fail)
+    monkeypatch.setattr(predict, "open_file", lambda name: broken)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "image.png")
+    text = refused(show, f"--model={path}", str(tmp_path / "image.png"))
+    assert f"{path} cannot be run (TypeError: no such operation); export it again" in text
+
+
 @pytest.mark.parametrize("file_format", ["onnx", "stablehlo", "npz"])
 def test_a_flipped_bit_is_noticed(run: Path, tmp_path: Path, file_format: str) -> None:
     """Wherever it is, but for places that no reader looks at, such as fields of a zip header."""

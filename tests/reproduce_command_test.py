@@ -125,6 +125,38 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
         path.unlink()
 
 
+def test_results_belong_to_the_networks_that_are_there(tmp_path: Path) -> None:
+    """Of a pruned network its dense one, of transferred images the network that they were made on."""
+    FLAGS.unparse_flags()
+    FLAGS(["", "--table=6", "--num_seeds=1", "--max_width=4"])
+    jobs = {job.name: job for job in plan_from_flags().jobs}
+    pruned = jobs["lenet_mnist_admm_w4_to_w1_seed0"]
+    transfer = jobs[f"transfer_{pruned.name}"]
+
+    def write(place: str, name: str, content: object) -> None:
+        path = tmp_path / place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+
+    write(pruned.needs[0].place, "stages/test.json", {"network": "dense"})
+    write(pruned.place, "stages/test.json", {"network": "pruned"})
+    run, evaluation = settings_of(pruned), settings_of(transfer)
+    start = {"weights": "final", "sha256": "dense"}
+    sources = [{"sha256": "dense"}]
+    found = {"network": {"sha256": "pruned"}, "sources": sources}
+    for job, settings, right, wrong in (
+        (pruned, run, {"start": start}, {"start": start | {"sha256": "another"}}),
+        (transfer, evaluation, found, found | {"sources": [{"sha256": "another"}]}),
+        (transfer, evaluation, found, found | {"network": {"sha256": "another"}}),
+    ):
+        config = {"config": dataclasses.asdict(settings.run or settings.evaluation)}  # type: ignore[arg-type]
+        write(job.place, "results.json", config | right)
+        check_settings(job, tmp_path, settings)
+        write(job.place, "results.json", config | wrong)
+        with pytest.raises(ValueError, match=f"{job.name} was made from another network than"):
+            check_settings(job, tmp_path, settings)
+
+
 def test_help() -> None:
     text = help_text(100)
     assert max(map(len, text.splitlines())) <= 100

@@ -154,6 +154,14 @@ def test_pgd_is_worst_case_over_restarts_and_losses(done: Done, network: Attacke
     assert done.results["pgd"]["robust_accuracy"] == (~broken).mean()
 
 
+def test_pgd_on_one_loss(done: Done, network: AttackedNetwork, tmp_path: Path) -> None:
+    found = evaluate(tmp_path / "margin", network, auto_attack="none", parts=None, pgd_losses=("margin",)).results
+    assert [part["name"] for part in done.results["pgd"]["parts"]] == ["pgd-ce", "pgd-margin"]
+    assert [part["name"] for part in found["pgd"]["parts"]] == ["pgd-margin"]
+    assert found["pgd"]["losses"] == found["config"]["pgd_losses"] == ["margin"]
+    assert "on the margin" in (tmp_path / "margin" / "report.md").read_text()
+
+
 class Killed(BaseException):
     """Stands for a kill."""
 

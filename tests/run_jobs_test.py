@@ -13,6 +13,7 @@ import pytest
 
 from rap_jax.interrupt import Interrupt, Interrupted
 from rap_jax.reproduce import job as job_module
+from rap_jax.reproduce import run_jobs as run_jobs_module
 from rap_jax.reproduce.job import Job, in_order, level_of
 from rap_jax.reproduce.run_jobs import Outcome, log_of, run_jobs
 
@@ -85,9 +86,32 @@ def test_the_reason_is_that_of_this_call_and_whole(tmp_path: Path) -> None:
     log_of(many, tmp_path).parent.mkdir(parents=True)
     log_of(many, tmp_path).write_text("error: Run folder x is in use by another process; wait.\n")
     assert run([many], tmp_path).failed == {"many": "error: other settings: seed: 1, 2 now move it away"}
-    killed = job("killed", "--kill=1")
-    log_of(killed, tmp_path).write_text("error: Run folder x is in use by another process; wait.\n")
-    assert run([killed], tmp_path).failed == {"killed": "killed by signal 9"} and len(calls(tmp_path, "killed")) == 1
+    crashed = job("crashed", "--fail=Segmentation of the heap")
+    log_of(crashed, tmp_path).write_text("error: Run folder x is in use by another process; wait.\n")
+    assert run([crashed], tmp_path).failed == {"crashed": "Segmentation of the heap"}
+    assert len(calls(tmp_path, "crashed")) == 1
+
+
+def test_a_job_that_another_process_has_begun_first_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken between our look at its folder and our start: our process is refused, and that is no failure."""
+    folder = tmp_path / "runs" / "late"
+    folder.mkdir(parents=True)
+    lock = (folder / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    looks: list[bool] = []
+
+    def look(path: Path) -> bool:
+        looks.append(len(looks) > 0)
+        if len(looks) == 3:
+            (folder / "results.json").write_text("{}")
+            lock.close()
+        return looks[-1]
+
+    monkeypatch.setattr(run_jobs_module, "is_in_use", look)
+    assert run([job("late")], tmp_path) == Outcome({}, {})
+    assert len(calls(tmp_path, "late")) == 1 and len(looks) == 3
 
 
 def test_results_that_are_damaged_meanwhile_stop_nothing_else(tmp_path: Path) -> None:
@@ -103,6 +127,10 @@ def test_jobs_side_by_side(tmp_path: Path) -> None:
     began = [calls(tmp_path, one.name)[0]["began"] for one in jobs]
     ended = [one.results(tmp_path)["ended"] for one in jobs]  # type: ignore[index]
     assert began[1] < ended[0] and began[2] >= min(ended[:2])
+    # With room for both, a job waits for one that it needs.
+    first = job("first", "--seconds=0.6")
+    run([first, job("second", needs=[first])], tmp_path, num_at_once=2)
+    assert calls(tmp_path, "second")[0]["began"] >= first.results(tmp_path)["ended"]  # type: ignore[index]
 
 
 def test_a_folder_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:

@@ -114,6 +114,31 @@ def test_ratios_are_those_of_the_widths() -> None:
     assert len(found) == 10
 
 
+def test_each_table_trains_and_attacks_as_it_says() -> None:
+    scale = scale_of("paper", num_seeds=1)
+    of = lambda name: {job.name: flags_of(job) for job in in_order(build_table(name, scale).jobs)}
+    # C&W is PGD on the margin, transferred images are made by PGD on the cross-entropy; the paper's steps, all images.
+    for name, kind, loss in (("C1", "cw_", "margin"), ("6", "transfer_", "ce")):
+        attacks = [flags for job, flags in of(name).items() if job.startswith(kind)]
+        assert attacks
+        for flags in attacks:
+            assert (flags["pgd_losses"], flags["auto_attack"], flags["num_images"]) == (loss, "none", "0")
+            assert (flags["pgd_num_steps"], flags["pgd_step_size"], flags["pgd_num_restarts"]) == ("40", "0.01", "1")
+    for job, flags in of("5").items():
+        if "_inherited_" in job:
+            assert flags["start_weights"] == "initial" and flags["retrain_epochs"] == "83"
+            assert (flags["pretrain_epochs"], flags["admm_epochs"], flags["sparsity"]) == ("0", "0", "none")
+    cut = [flags for job, flags in of("A1").items() if "_cut_" in job]
+    admm = [flags for job, flags in of("4").items() if "_admm_" in job and not job.startswith("auto")]
+    assert len(cut) == len(admm) == 10
+    assert {flags["admm_epochs"] for flags in cut} == {"0"} and {flags["admm_epochs"] for flags in admm} == {"200"}
+    assert {flags["retrain_epochs"] for flags in (*cut, *admm)} == {"200"}
+    structures = {flags.get("structure") for job, flags in of("figure3").items() if "_admm_" in job}
+    assert structures == {"filter", "column", "irregular"}
+    natural = [flags for job, flags in of("2").items() if "_natural_" in job]
+    assert {flags["train_attack"] for flags in natural} == {"none"}
+
+
 def test_what_a_scale_leaves_out_is_said() -> None:
     assert build_table("2", scale_of("quick")).beyond == ("all of w=16",)
     assert "16 to 1" in build_table("5", scale_of("quick")).beyond

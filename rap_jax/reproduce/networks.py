@@ -14,6 +14,7 @@ _DENSE = ("--sparsity=none", "--admm_epochs=0", "--retrain_epochs=0")
 _FULL_RADIUS_AT_ONCE = "--pretrain_epsilon_ramp_epochs=0"
 # The paper's recipe for MNIST as far as it makes LeNet collapse: small steps at full radius from the start.
 _PAPER_ADAM = ("--pretrain_optimizer=adam", "--pretrain_learning_rate=1e-4", "--pretrain_schedule=constant")
+# Differs from the paper, which does not say: (1) the learning rate of SGD, and what is annealed, are chosen here.
 _OPTIMIZERS = {
     "Adam": _PAPER_ADAM,
     "SGD": ("--pretrain_optimizer=sgd", "--pretrain_learning_rate=0.01", "--pretrain_schedule=constant"),
@@ -85,7 +86,10 @@ def auto_attacked(scale: Scale, network: Job) -> Job:
 
 
 def cw_attacked(scale: Scale, family: Family, network: Job) -> Job:
-    """PGD on the margin, which is C&W's L-infinity attack as the paper uses it, on the whole test set (Table C1)."""
+    """PGD on the margin, on the whole test set (Table C1).
+
+    Differs from the paper, which says no more than C&W L-infinity: (1) steps and step size are those of its PGD.
+    """
     flags = (*scale.recipes[family].pgd, "--pgd_losses=margin", "--auto_attack=none", _num_images(scale))
     return _evaluation("cw", network, flags)
 

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 Reading = str
 
 
-class Measured(NamedTuple):
+class Accuracy(NamedTuple):
     """Attributes: accuracy: in [0, 1]; num_images: it was measured on."""
 
     accuracy: float
     num_images: int
 
 
-def read(results: dict[str, Any], reading: Reading) -> Measured:
+def read(results: dict[str, Any], reading: Reading) -> Accuracy:
     """The number that a table shows.
 
     Raises:
@@ -28,12 +28,12 @@ def read(results: dict[str, Any], reading: Reading) -> Measured:
     try:
         if kind in ("natural", "robust"):
             found = results["test"]
-            return Measured(found[f"{kind}_accuracy"], found["num_examples"])
+            return Accuracy(found[f"{kind}_accuracy"], found["num_examples"])
         if kind == "transfer":
             found = results["transfer"][int(number)]
         else:
             found = results[kind] or results["combined"]
-        return Measured(found["robust_accuracy"], found["num_examples"])
+        return Accuracy(found["robust_accuracy"], found["num_examples"])
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(
             f"The results of {results.get('name')} have no {reading} ({error!r}); delete results.json there and run "

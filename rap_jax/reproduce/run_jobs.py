@@ -88,7 +88,7 @@ class _Runner:
                 interrupt.stop_if_requested("while its jobs were running")
                 self._collect()
                 self._skip()
-                if not (self._start_one() if len(self.running) < self.num_at_once else False):
+                if len(self.running) >= self.num_at_once or not self._start_one():
                     time.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:
             self._stop()

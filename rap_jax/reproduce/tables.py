@@ -1,4 +1,4 @@
-"""The paper's tables and figures, and two questions of its text, as cells that jobs fill.
+"""The paper's tables and figures, and a question of its text, as cells that jobs fill.
 
     table = build_table("2", scale)
     table.cells[0].quantities[0].jobs           # one for each seed
@@ -184,8 +184,8 @@ _TABLES: dict[str, tuple[str, str, Callable[[Scale], _Parts]]] = {
           "Rows: the dense network on which PGD makes the images. Columns: the pruned network that is shown them.",
           _table_6),
     "A1": ("Table A1: ResNet-18 on CIFAR-10, cut and retrained without ADMM", _PRUNED, _table_a1),
-    "B1": (f"Table B1: {_LENET}, width 1 from scratch by initialisation", "By the paper's recipe, without a ramp.",
-           _table_b1),
+    "B1": (f"Table B1: {_LENET}, width 1 from scratch by initialisation",
+           "By the paper's recipe, without a ramp. SGD and cosine annealing: learning rate 0.01, ours.", _table_b1),
     "C1": (f"Table C1: {_LENET}, C&W L-infinity", _PRUNED, _table_c1),
     "figure1": ("Figure 1: VGG-16 on CIFAR-10 by width", "Dense networks.", _figure_1),
     "figure3": ("Figure 3: VGG-16 and ResNet-18 on CIFAR-10 by kind of pruning",
