@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rap_jax.reproduce import epochs as late_epochs
 from rap_jax.reproduce.collect import Measured, MeasuredCell, Value
 from rap_jax.reproduce.elements import Html, element, image, joined, table
+from rap_jax.reproduce.epochs import LateEpochs
 from rap_jax.reproduce.grid import Grid, as_grid
 from rap_jax.reproduce.hypotheses import Page, hypothesis
 from rap_jax.reproduce.page import page
@@ -20,7 +22,12 @@ _SAME = 0.25
 
 
 def table_html(
-    measured: Measured, out: Path, *, failures: Mapping[str, str] | None = None, figures: Sequence[Picture] = ()
+    measured: Measured,
+    out: Path,
+    *,
+    failures: Mapping[str, str] | None = None,
+    figures: Sequence[Picture] = (),
+    epochs: Sequence[LateEpochs] = (),
 ) -> str:
     """The whole report of a table, with the pictures of its jobs inside.
 
@@ -29,12 +36,18 @@ def table_html(
       out: folder of the plan, in which the folders of the jobs lie.
       failures: name of a job that has failed -> its message.
       figures: pictures of the table.
+      epochs: the late ones of the runs.
     """
     claim = hypothesis(measured)
     content = [element("p", measured.table.about), element("p", summary(measured)), _legend(), _grid(as_grid(measured))]
     content += [element("ul", *(element("li", note) for note in (*notes(measured), REACHED)))]
     content += [image(figure.png, figure.caption) for figure in figures]
-    content += [*(_claim(claim) if claim else ()), *_settings(measured), *_missing(measured, failures or {})]
+    content += [
+        *(_claim(claim) if claim else ()),
+        *_epochs(epochs),
+        *_settings(measured),
+        *_missing(measured, failures or {}),
+    ]
     content += [*_galleries(measured, out), *_provenance(measured)]
     return page(measured.table.title, *content)
 
@@ -111,6 +124,13 @@ def _claim(claim: Page) -> Iterator[Html]:
         yield from (element("p", text) for text in section.paragraphs)
         if section.points:
             yield element("ul", *(element("li", point) for point in section.points))
+
+
+def _epochs(epochs: Sequence[LateEpochs]) -> Iterator[Html]:
+    if epochs:
+        yield element("h2", late_epochs.TITLE)
+        yield element("p", late_epochs.ABOUT, class_="faint")
+        yield table(late_epochs.HEADER, [late_epochs.as_cells(run) for run in epochs])
 
 
 def _settings(measured: Measured) -> Iterator[Html]:

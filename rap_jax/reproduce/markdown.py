@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from rap_jax.reproduce import epochs as late_epochs
 from rap_jax.reproduce.collect import Measured
+from rap_jax.reproduce.epochs import LateEpochs
 from rap_jax.reproduce.grid import Grid, as_grid
 from rap_jax.reproduce.hypotheses import Page, hypothesis
 from rap_jax.reproduce.pictures import Picture
@@ -17,7 +19,11 @@ _BLANK = ""
 
 
 def table_markdown(
-    measured: Measured, *, failures: Mapping[str, str] | None = None, figures: Sequence[Picture] = ()
+    measured: Measured,
+    *,
+    failures: Mapping[str, str] | None = None,
+    figures: Sequence[Picture] = (),
+    epochs: Sequence[LateEpochs] = (),
 ) -> str:
     """The whole report of a table.
 
@@ -25,12 +31,14 @@ def table_markdown(
       measured: the table, as far as it is done.
       failures: name of a job that has failed -> its message.
       figures: pictures that lie beside the report.
+      epochs: the late ones of the runs.
     """
     page = hypothesis(measured)
     parts = [f"# {plain(measured.table.title)}", plain(measured.table.about), summary(measured), *_grids(measured)]
     parts += ["\n".join(f"- {note}" for note in (*notes(measured), REACHED))]
     parts += [f"![{plain(figure.caption)}]({figure.name}.png)" for figure in figures]
     parts += ["## Cells", _cells(measured), *(_page(page) if page else ())]
+    parts += [f"## {late_epochs.TITLE}", late_epochs.ABOUT, _epochs(epochs)] if epochs else []
     parts += ["## Settings that differ from the paper's", _settings(measured)]
     parts += _missing(measured, failures or {})
     parts += ["## Where the numbers come from", *_provenance(measured)]
@@ -87,6 +95,10 @@ def _cells(measured: Measured) -> str:
     header = ("Cell", "Ours", "Lowest to highest", "Done", "Paper", "Difference", "Reached", "Parameters",
               "After compaction", "Zeros")  # fmt: skip
     return as_table(header, rows)
+
+
+def _epochs(epochs: Sequence[LateEpochs]) -> str:
+    return as_table(late_epochs.HEADER, [tuple(map(plain, late_epochs.as_cells(run))) for run in epochs])
 
 
 def _page(page: Page) -> Iterator[str]:

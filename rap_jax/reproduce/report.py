@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rap_jax.folder import write_atomically
 from rap_jax.reproduce.collect import Measured
+from rap_jax.reproduce.epochs import late_epochs
 from rap_jax.reproduce.figures import draw
 from rap_jax.reproduce.html import claim_html, table_html
 from rap_jax.reproduce.hypotheses import hypothesis
@@ -23,13 +24,15 @@ def write_report(measured: Measured, out: Path, failures: dict[str, str]) -> Pat
     """
     folder = out / "tables" / measured.table.name
     folder.mkdir(parents=True, exist_ok=True)
-    figures = draw(measured)
+    figures, epochs = draw(measured), late_epochs(measured, out)
     for figure in figures:
         write_atomically(folder / f"{figure.name}.png", figure.png)
     page = hypothesis(measured)
     if page is not None:
         write_atomically(folder / "hypothesis.md", page_markdown(page))
         write_atomically(folder / "hypothesis.html", claim_html(page))
-    write_atomically(folder / "report.html", table_html(measured, out, failures=failures, figures=figures))
-    write_atomically(folder / "report.md", table_markdown(measured, failures=failures, figures=figures))
+    html = table_html(measured, out, failures=failures, figures=figures, epochs=epochs)
+    write_atomically(folder / "report.html", html)
+    markdown = table_markdown(measured, failures=failures, figures=figures, epochs=epochs)
+    write_atomically(folder / "report.md", markdown)
     return folder

@@ -1,0 +1,87 @@
+"""How far the accuracy under attack moves from one epoch to the next, and what it is worth to choose one of them.
+
+The paper reports the epoch that was best on the test set, each run here the one that was best on validation. Where the
+epochs of one run lie further apart than our number and the paper's, that difference says little of the method.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rap_jax.folder import read_jsonl
+from rap_jax.reproduce.cells import Cell
+from rap_jax.reproduce.collect import Measured
+from rap_jax.reproduce.values import as_number
+
+TITLE = "What the choice of the epoch is worth"
+ABOUT = (
+    "PGD accuracy on validation of the last third of the epochs of a run's last stage, when the learning rate is small "
+    "and training has come to rest; kept is the best epoch of the whole stage, of which the table shows the test set."
+)
+HEADER = ("Cell", "Seed", "Epochs", "Kept", "Their mean", "Lowest to highest", "Last")
+# Fewer say nothing of how epochs differ.
+_FEWEST = 2
+
+
+class LateEpochs(NamedTuple):
+    """The last third of the epochs of a run's last stage; accuracies under PGD on validation, in percent.
+
+    Attributes:
+      row, column: of the cell.
+      seed: of the run.
+      num_epochs: all that the stage had.
+      kept: accuracy of the epoch that the run ended with.
+      late: accuracy of each of the last third.
+    """
+
+    row: str
+    column: str
+    seed: int
+    num_epochs: int
+    kept: float
+    late: tuple[float, ...]
+
+
+def late_epochs(measured: Measured, out: Path) -> tuple[LateEpochs, ...]:
+    """Of each run that was trained against an attack and has a metrics.jsonl beside its results, in the table's order.
+
+    Args:
+      out: folder of the plan.
+    """
+    return tuple(found for cell in measured.table.cells for found in _of_cell(cell, measured, out))
+
+
+def as_cells(epochs: LateEpochs) -> tuple[str, ...]:
+    """The texts below `HEADER`."""
+    count = f"{epochs.num_epochs - len(epochs.late) + 1} to {epochs.num_epochs}"
+    spread = f"{as_number(min(epochs.late))} to {as_number(max(epochs.late))}"
+    mean = as_number(sum(epochs.late) / len(epochs.late))
+    return (
+        f"{epochs.row}, {epochs.column}", str(epochs.seed), count, as_number(epochs.kept), mean, spread,
+        as_number(epochs.late[-1]),
+    )  # fmt: skip
+
+
+def _of_cell(cell: Cell, measured: Measured, out: Path) -> Iterator[LateEpochs]:
+    for seed, job in enumerate(cell.network):
+        results = measured.results.get(job.name, {})
+        metrics = out / job.place / "metrics.jsonl"
+        if not results.get("config", {}).get("train", {}).get("attack") or not metrics.is_file():
+            continue
+        kept, accuracies = _last_stage(metrics)
+        late = accuracies[-math.ceil(len(accuracies) / 3) :]
+        if kept is not None and len(late) >= _FEWEST:
+            yield LateEpochs(cell.row, cell.column, seed, len(accuracies), kept, tuple(late))
+
+
+def _last_stage(metrics: Path) -> tuple[float | None, list[float]]:
+    """The accuracy of the epoch that was kept, and that of every epoch; of a repeated step the last line counts."""
+    stages: dict[str, dict[int, dict[str, float]]] = {}
+    for line in read_jsonl(metrics):
+        if line.get("kind") == "validation" and "robust_accuracy" in line:
+            stages.setdefault(line["stage"], {})[line["step"]] = line
+    lines = [line for _, line in sorted(list(stages.values())[-1].items())] if stages else []
+    # ADMM selects none: its last epoch is what the cut is made from.
+    kept = ([line for line in lines if line.get("selected")] or lines)[-1:]
+    return 100 * kept[0]["robust_accuracy"] if kept else None, [100 * line["robust_accuracy"] for line in lines]
