@@ -40,7 +40,14 @@ def has(png: bytes, color: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "max_width"), [("2", "table2", 4), ("figure1", "figure1", 4), ("figure3", "figure3", 2)]
+    ("name", "file", "max_width"),
+    [
+        ("2", "table2", 4),
+        ("C1", "tableC1", 4),
+        ("figure1", "figure1", 4),
+        ("figure3", "figure3", 2),
+        ("scratch", "scratch", 8),
+    ],
 )
 def test_a_figure_is_a_png_of_its_table(tmp_path: Path, name: str, file: str, max_width: int) -> None:
     (figure,) = draw(measured(tmp_path, name, max_width))
@@ -115,3 +122,17 @@ def test_collapsed_networks_do_not_press_the_others_together() -> None:
     assert floor is not None and 85 < floor < 90
     assert figures._floor([line(93.5, 89.3), line(42.6)]) is None, "natural and adversarial accuracy in one panel"
     assert figures._floor([line(11.35, 11.35)]) is None
+
+
+def test_small_networks_are_drawn_by_the_way_they_were_made(tmp_path: Path) -> None:
+    found = measured(tmp_path, "scratch", max_width=8)
+    lines = {line.name: line.points for line in figures._by_way(figures.as_grid(found), "AutoAttack")}
+    means = {name: {width: value.mean for width, value in points.items()} for name, points in lines.items()}
+    assert means == {
+        "from scratch, paper's recipe": {},
+        "from scratch, with a ramp": {1: 85.0, 2: 85.0},
+        "pruned from 4": {1: 86.0, 2: 86.0},
+        "pruned from 8": {1: 86.0, 2: 86.0},
+    }
+    natural = {line.name: line.points for line in figures._by_way(figures.as_grid(found), "natural")}
+    assert natural["from scratch, paper's recipe"][1].paper == 11.35

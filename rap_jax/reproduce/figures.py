@@ -16,8 +16,9 @@ from rap_jax.reproduce.pictures import Picture
 # Okabe-Ito, as in `rap_jax.picture`, and a mark for each, so that the lines differ in grey as well.
 _COLORS = (NATURAL, ROBUST, "#009E73", "#CC79A7", "#000000")
 _MARKS = ("o", "s", "^", "D", "v")
-_PRUNED, _FIGURES = ("2", "3", "4", "5", "A1"), ("figure1", "figure3")
+_PRUNED, _FIGURES = ("2", "3", "4", "5", "A1", "C1"), ("figure1", "figure3", "scratch")
 _CAPTIONS = {
+    "scratch": "Accuracy of small networks by the way they were made",
     "figure1": "Accuracy by width of a dense network",
     "figure3": "Accuracy by the width that pruning leaves, for each kind of pruning",
 }
@@ -49,10 +50,12 @@ def draw(measured: Measured) -> tuple[Picture, ...]:
         rows = [[_figure_1(grid)]]
     elif name == "figure3":
         rows = _figure_3(grid)
+    elif name == "scratch":
+        rows = [[_Panel(f"{label} accuracy", tuple(_by_way(grid, label))) for label in grid.labels]]
     else:
         rows = [[_Panel(f"{label} accuracy", tuple(_by_start(grid, label))) for label in grid.labels]]
     caption = _CAPTIONS.get(name, "Accuracy by the width that is left")
-    words = "the width of the network" if name == "figure1" else "the width that is left"
+    words = "the width that is left" if name in (*_PRUNED, "figure3") else "the width of the network"
     png = _png(rows, measured.table.title, words)
     file = name if name in _FIGURES else f"table{name}"
     return (Picture(file, f"{caption}; filled: ours with lowest and highest seed, hollow: the paper's", png),)
@@ -62,6 +65,12 @@ def _by_start(grid: Grid, label: str) -> Iterable[_Line]:
     """A line for each width that is pruned."""
     for number, row in enumerate(row for row in grid.rows if (row, "to 1") in grid.cells):
         yield _line(grid, label, f"from {row}", number, [(row, column) for column in grid.columns])
+
+
+def _by_way(grid: Grid, label: str) -> Iterable[_Line]:
+    """A line for each way to a small network."""
+    for number, column in enumerate(grid.columns):
+        yield _line(grid, label, column, number, [(row, column) for row in grid.rows])
 
 
 def _figure_1(grid: Grid) -> _Panel:
