@@ -16,8 +16,8 @@ from rap_jax.reproduce.values import as_number
 
 TITLE = "What the choice of the epoch is worth"
 ABOUT = (
-    "PGD accuracy on validation of the last third of the epochs of a run's last stage, when the learning rate is small "
-    "and training has come to rest; kept is the best epoch of the whole stage, of which the table shows the test set."
+    "PGD accuracy on validation of the last third of the epochs of a run's last stage, when the learning rate is "
+    "small; kept is the epoch of the whole stage that was best on validation, and the table shows its test set."
 )
 HEADER = ("Cell", "Seed", "Epochs", "Kept", "Their mean", "Lowest to highest", "Last")
 # Fewer say nothing of how epochs differ.
