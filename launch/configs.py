@@ -13,6 +13,7 @@ from rap_jax.config import (
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
+    ProcessConfig,
     PruneConfig,
     RunConfig,
     Stage,
@@ -76,8 +77,15 @@ def output_from_flags(values: flags.FlagValues = FLAGS) -> OutputConfig:
 
 def compute_from_flags(values: flags.FlagValues = FLAGS) -> ComputeConfig:
     """How the run computes."""
-    given: dict[str, Any] = {name: values[name].value for name in ComputeConfig.__dataclass_fields__}
+    names = (name for name in ComputeConfig.__dataclass_fields__ if name in values)  # not all commands have all
+    given: dict[str, Any] = {name: values[name].value for name in names}
     return ComputeConfig(**given)
+
+
+def processes_from_flags(values: flags.FlagValues = FLAGS) -> ProcessConfig:
+    """Which processes compute as one."""
+    given: dict[str, Any] = {name: values[name].value for name in ProcessConfig.__dataclass_fields__}
+    return ProcessConfig(**given)
 
 
 def _train(get: Get) -> TrainConfig:

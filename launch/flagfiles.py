@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.flags import GROUPS
+from launch.flags import GROUPS, PROCESSES
 
 FLAGS = flags.FLAGS
 _HERE = Path(__file__).parent
@@ -65,6 +65,6 @@ def _find(value: str, beside: Path) -> Path:
 
 
 def serialize_flags(values: flags.FlagValues = FLAGS) -> str:
-    """All flags of a run, one per line: a flagfile that gives the same run."""
-    own = (values[name] for names in GROUPS.values() for name in names)
+    """The flags of a run, one per line: a flagfile that gives the same run, by one process or by several."""
+    own = (values[name] for title, names in GROUPS.items() if title != PROCESSES for name in names)
     return "".join(f"{flag.serialize()}\n" for flag in own if flag.value is not None)

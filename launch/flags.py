@@ -19,6 +19,7 @@ from rap_jax.config import (
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
+    ProcessConfig,
     PruneConfig,
     Stage,
     StartConfig,
@@ -28,6 +29,7 @@ from rap_jax.models import IMPLEMENTATIONS, INITIALIZERS, NETWORKS
 
 FLAGS = flags.FLAGS
 COMPILATION_CACHE = "~/.cache/rap_jax/compiled"
+PROCESSES = "Several processes that compute as one"
 # Title of each group of flags -> their names, for --help and for run.flags; filled by `define_flags`.
 GROUPS: dict[str, list[str]] = {}
 
@@ -38,6 +40,7 @@ def define_flags() -> None:
         return
     for title, define in (
         ("Run", _define_run_flags),
+        (PROCESSES, _define_process_flags),
         ("Data", _define_training_data_flags),
         ("Network and where its weights come from", _define_model_flags),
         ("Attacks: in training, to select the kept model, in the report", _define_attack_flags),
@@ -68,6 +71,8 @@ def _define_run_flags() -> None:
     flags.DEFINE_string("name", "run", "Name of the run; part of the folder's name when --out_dir is not given.")
     flags.DEFINE_string("out_dir", None, "Folder of the run. Default: runs/NAME_DATASET_seedSEED. If it holds the "
                         "same run, that run goes on; if it holds another, it is refused.")  # fmt: skip
+    flags.DEFINE_bool("dry_run", False, "Print steps, memory of a device and what the devices send each other, and "
+                      "train nothing.")  # fmt: skip
     flags.DEFINE_integer("seed", 0, "Seed of everything random: split, weights, order, attacks.")
     flags.DEFINE_integer("batch_size", 128, "Images per training step, over all devices.")
     flags.DEFINE_integer("eval_batch_size", 500, "Images per evaluation step, over all devices; rounded up to "
@@ -79,6 +84,7 @@ def _define_run_flags() -> None:
     flags.DEFINE_bool("measure_cost", output.measure_cost, "Count and measure at the end what the network costs, "
                       "dense, pruned and without what counts for nothing: a table in report.md.")  # fmt: skip
     define_compute_flags()
+    _define_sharing_flags()
 
 
 def define_compute_flags(values: flags.FlagValues = FLAGS) -> None:
@@ -91,6 +97,26 @@ def define_compute_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_enum("implementation", compute.implementation, IMPLEMENTATIONS, "How convolutions and pooling are "
                       "computed: in a form for the CPU, by XLA's own operations, or auto, by the device. Changes "
                       "results by rounding alone.", values)  # fmt: skip
+
+
+def _define_process_flags() -> None:
+    one = ProcessConfig()
+    flags.DEFINE_bool("distributed", one.distributed, "This is one of several processes that compute as one, which "
+                      "Slurm, Open MPI, GKE or Cloud TPU has started: they are found by themselves.")  # fmt: skip
+    flags.DEFINE_string("coordinator_address", one.coordinator_address, "Where there is no such cluster: HOST:PORT of "
+                        "process 0, the same for all; empty for one process.")  # fmt: skip
+    flags.DEFINE_integer("num_processes", one.num_processes, "How many there are, with --coordinator_address.")
+    flags.DEFINE_integer("process_id", one.process_id, "Which of them this one is, from 0.")
+
+
+def _define_sharing_flags() -> None:
+    compute = ComputeConfig()
+    flags.DEFINE_integer("num_model_shards", compute.num_model_shards, "Devices that share weights, z, u and the "
+                         "state of the optimizer, each with a piece of the large arrays (FSDP): a divisor of all "
+                         "devices.")  # fmt: skip
+    flags.DEFINE_bool("stream_data", compute.stream_data, "Training images stay on disk and are read ahead by "
+                      "Grain, by each process those of its devices; for prepared data that memory cannot hold. The "
+                      "batches are the same.")  # fmt: skip
 
 
 def define_data_flags(values: flags.FlagValues = FLAGS) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from launch.compilation import enable_compilation_cache
-from launch.configs import compute_from_flags, config_from_flags, output_from_flags
+from launch.configs import compute_from_flags, config_from_flags, output_from_flags, processes_from_flags
 from launch.flagfiles import expand_flagfiles, serialize_flags
 from launch.flags import define_flags
 from launch.help import HELP, help_text
@@ -18,8 +18,10 @@ from rap_jax.config import RunConfig
 from rap_jax.data import Dataset, load_dataset
 from rap_jax.describe import describe_devices
 from rap_jax.devices import start_cpu_devices
+from rap_jax.forecast import forecast, format_forecast
 from rap_jax.interrupt import Interrupted
 from rap_jax.pipeline import run as run_pipeline
+from rap_jax.processes import first_before_others, is_first, start_processes
 from rap_jax.report import format_table
 from rap_jax.state import make_mesh
 
@@ -35,12 +37,21 @@ def main(arguments: list[str]) -> None:
             raise ValueError(f"Unexpected argument {arguments[1]!r}; flags are written --name=value.")
         config = config_from_flags()
         compute, output = compute_from_flags(), output_from_flags()
-        start_cpu_devices(compute.num_cpu_devices, batch_size=config.batch_size)
+        processes = processes_from_flags()
+        # Several processes are the split: one device of each, so that no two share a process and wait for each other.
+        num_devices = compute.num_cpu_devices or int(processes.several)
+        start_cpu_devices(num_devices, batch_size=config.batch_size)
+        start_processes(processes)
         enable_compilation_cache(FLAGS.compilation_cache_dir)
-        dataset = load_dataset(config.data, seed=config.seed)
+        dataset = first_before_others(lambda: load_dataset(config.data, seed=config.seed, streamed=compute.stream_data))
         out_dir = _out_dir(config, dataset)
         command = shlex.join(["python", "-m", "launch.main", *sys.argv[1:]])
-        print(describe_devices(config, compute, make_mesh()), file=sys.stderr, flush=True)
+        if is_first():
+            print(describe_devices(config, compute, make_mesh()), file=sys.stderr, flush=True)
+        if FLAGS.dry_run:
+            mesh = make_mesh(num_model_shards=compute.num_model_shards)
+            print(format_forecast(forecast(config, dataset, mesh, compute)), end="")
+            return
         results = run_pipeline(
             config, dataset, out_dir, output=output, compute=compute, command=command, flags=serialize_flags()
         )
@@ -51,7 +62,8 @@ def main(arguments: list[str]) -> None:
     except Interrupted as stopped:
         print(f"\nThe run was {stopped}. Run the same command to go on.", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
-    print(format_table(results))
+    if is_first():
+        print(format_table(results))
 
 
 def _out_dir(config: RunConfig, dataset: Dataset) -> Path:

@@ -27,15 +27,17 @@ class Batch(NamedTuple):
 
 
 def make_batch(
-    key: jax.Array, split: DeviceSplit, indices: jax.Array, config: TrainConfig, *, num_classes: int
+    key: jax.Array, split: DeviceSplit, indices: jax.Array | None, config: TrainConfig, *, num_classes: int
 ) -> Batch:
     """Gathers the examples [N] that `indices` names, changes their images at random and mixes them, as `config` says.
+
+    Without indices the split is the batch.
 
     A pure function of its arguments; without augmentation and mixup the key is not used.
     """
     augment_key, mixup_key = jax.random.split(key)
-    images = to_unit(augment(augment_key, split.images[indices], config.augment))
-    batch = Batch(images, split.labels[indices])
+    chosen = split if indices is None else DeviceSplit(split.images[indices], split.labels[indices])
+    batch = Batch(to_unit(augment(augment_key, chosen.images, config.augment)), chosen.labels)
     return mixup(mixup_key, batch, config.mixup_alpha, num_classes=num_classes) if config.mixup_alpha > 0 else batch
 
 

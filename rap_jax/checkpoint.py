@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from rap_jax.digest import digest, layout, named_leaves, seal
+from rap_jax.processes import from_first, largest
 
 DAMAGED = "damaged"
 CHECKSUMS = "files.sha256"
@@ -76,9 +77,16 @@ def open_checkpoints(
     return ocp.CheckpointManager(path, options=options, item_names=("state", "meta"))
 
 
-def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Returns the template for `restore_latest`: `tree` (arrays, or what `jax.eval_shape` gives) with `sharding`."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def abstract_like(tree: Any, sharding: Any) -> Any:
+    """Returns the template for `restore_latest`: `tree` (arrays, or what `jax.eval_shape` gives) with `sharding`.
+
+    Args:
+      sharding: one for all leaves, or a tree of them like `tree`.
+    """
+    like = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    if isinstance(sharding, jax.sharding.Sharding):
+        return jax.tree.map(lambda x: like(x, sharding), tree)
+    return jax.tree.map(like, tree, sharding)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, Any]) -> bool:
@@ -99,7 +107,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
     Raises:
       ValueError: `meta` cannot be written as JSON, or `state` has a leaf that is no array.
     """
-    if step in manager.all_steps():
+    if step in _steps(manager):
         return False
     try:
         record = {"meta": json.loads(json.dumps(meta)), "layout": layout(state), "sha256": digest(state)}
@@ -108,10 +116,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
     meta_args = ocp.args.JsonSave({**record, "seal": seal(record)})
     manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=meta_args), force=True)
     manager.wait_until_finished()
-    folder = Path(manager.directory) / str(step)
-    temporary = folder / f"{CHECKSUMS}.tmp"
-    temporary.write_text("\n".join(_checksums(folder)) + "\n")
-    os.replace(temporary, folder / CHECKSUMS)
+    from_first(lambda: _write_checksums(Path(manager.directory) / str(step)))
     return True
 
 
@@ -133,7 +138,7 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> Resto
     _check_shardings(abstract_state)
     damaged: list[int] = []
     manager.reload()
-    for step in sorted(manager.all_steps(), reverse=True):
+    for step in sorted(_steps(manager), reverse=True):
         reason, restored = _restore(manager, step, abstract_state)
         if restored is not None:
             _move_away(manager, damaged)
@@ -148,11 +153,16 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> Resto
     return None
 
 
+def _steps(manager: ocp.CheckpointManager) -> list[int]:
+    """The steps that are there, as the first process sees them."""
+    return from_first(lambda: [int(step) for step in manager.all_steps()])
+
+
 def _restore(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[str, Restored | None]:
     """Returns the checkpoint, or the reason why it is damaged."""
     folder = Path(manager.directory) / str(step)
-    whole = (folder / CHECKSUMS).exists()  # a process killed right after Orbax was done leaves none
-    if whole and (reason := _compare_checksums(folder)):
+    whole, reason = from_first(lambda: _compare_checksums(folder))
+    if reason:
         return reason, None
     record, reason = _attempt(lambda: manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
     if record is None:
@@ -173,13 +183,19 @@ def _restore(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:
-    """Returns what `read` gives, or None and the error in one short line; memory that runs out is not damage."""
+    """Returns what `read` gives, or None and the error in one short line; memory that runs out is not damage.
+
+    What one process cannot read, none has read.
+    """
+    found, reason = None, ""
     try:
-        return read(), ""
+        found = read()
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
-        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:160].rstrip('. ')}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160].rstrip('. ')}"
+    (failed,) = largest(int(bool(reason)))
+    return (None, reason or "another process cannot read it") if failed else (found, "")
 
 
 def _checksums(folder: Path) -> list[str]:
@@ -187,25 +203,37 @@ def _checksums(folder: Path) -> list[str]:
     return [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}" for path in files]
 
 
-def _compare_checksums(folder: Path) -> str:
-    """Returns what is wrong with the files of a checkpoint, or "" if they are as they were written.
+def _write_checksums(folder: Path) -> None:
+    temporary = folder / f"{CHECKSUMS}.tmp"
+    temporary.write_text("\n".join(_checksums(folder)) + "\n")
+    os.replace(temporary, folder / CHECKSUMS)
 
-    This comes before Orbax reads anything, because TensorStore prints pages of tracebacks for a damaged file.
+
+def _compare_checksums(folder: Path) -> tuple[bool, str]:
+    """Returns whether there are checksums, and what is wrong with the files, or "" if they are as they were written.
+
+    A process killed right after Orbax was done leaves no checksums. This comes before Orbax reads anything, because
+    TensorStore prints pages of tracebacks for a damaged file.
     """
+    if not (folder / CHECKSUMS).exists():
+        return False, ""
     found = _checksums(folder)
     changed = [line for line in (folder / CHECKSUMS).read_text("latin-1").splitlines() if line not in found]
-    return f"{changed[0][66:]} is missing or was changed" if changed else ""
+    return True, f"{changed[0][66:]} is missing or was changed" if changed else ""
 
 
 def _move_away(manager: ocp.CheckpointManager, steps: list[int]) -> None:
     """Moves damaged steps to `damaged/`, so that their numbers are free again and nothing is lost."""
-    directory = Path(manager.directory)
+    from_first(lambda: _move(Path(manager.directory), steps))
+    manager.reload()
+
+
+def _move(directory: Path, steps: list[int]) -> None:
     for step in steps:
         (directory / DAMAGED).mkdir(exist_ok=True)
         target = tempfile.mkdtemp(prefix=f"{step}-", dir=directory / DAMAGED)
         os.replace(directory / str(step), target)
         logging.warning("Checkpoint %d was moved to %s; going on from the one before.", step, target)
-    manager.reload()
 
 
 def _check_shardings(template: Any) -> None:

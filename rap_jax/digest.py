@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def digest(tree: Any) -> str:
@@ -15,8 +16,15 @@ def digest(tree: Any) -> str:
     total = hashlib.sha256(json.dumps(layout(tree), sort_keys=True).encode())
     for _, leaf in sorted(named_leaves(tree), key=lambda named: named[0]):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        total.update(np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
+        total.update(np.ascontiguousarray(_whole(jax.random.key_data(leaf) if is_key else leaf)).tobytes())
     return total.hexdigest()
+
+
+def _whole(leaf: Any) -> Any:
+    """The array on every process, if it is split over several."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return leaf
+    return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))  # type: ignore[attr-defined]
 
 
 def layout(tree: Any) -> dict[str, str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from rap_jax.config import Stage
+from rap_jax.processes import from_first, is_first
 
 _CONFIG = "config.json"
 
@@ -42,13 +43,14 @@ class RunFolder:
     """An open run folder; make one with `open_run_folder`. Its lock ends with a `with` block around it."""
 
     path: Path
-    lock: IO[str]
+    lock: IO[str] | None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.lock.close()
+        if self.lock is not None:
+            self.lock.close()
 
     def checkpoints(self, stage: Stage) -> Path:
         """Folder of a stage's checkpoints."""
@@ -56,13 +58,15 @@ class RunFolder:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""
+        if not is_first():
+            return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def forget_metrics_after(self, stage: Stage, step: int) -> None:
         """Drops the lines that a resumed run will write again: the later steps of `stage`."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
+        if not is_first() or not path.exists():
             return
         kept = [record for record in read_jsonl(path) if record["stage"] != stage or record["step"] <= step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -73,25 +77,33 @@ class RunFolder:
         Raises:
           ValueError: the file is damaged or incomplete; names it.
         """
-        path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            value = json.loads(path.read_text())
-            if not isinstance(value, dict):
-                raise ValueError(f"it holds {value!r:.40} and no object")
-            if missing := [key for key in keys if key not in value]:
-                raise ValueError(f"it has no {', '.join(missing)}")
-        except ValueError as error:
-            again = "restore it, or choose another --out_dir" if name == _CONFIG else "delete it to have it made again"
-            raise ValueError(f"{path} is damaged ({error}); {again}.") from error
-        return value
+        return from_first(lambda: _read_json(self.path, name, keys))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes `value` to file `name`, atomically."""
-        path = self.path / name
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, json.dumps(value, indent=2) + "\n")
+        self.write(name, json.dumps(value, indent=2) + "\n")
+
+    def write(self, name: str, content: str) -> None:
+        """Writes file `name`, atomically; of several processes the first one does."""
+        if is_first():
+            (self.path / name).parent.mkdir(exist_ok=True)
+            write_atomically(self.path / name, content)
+
+
+def _read_json(folder: Path, name: str, keys: tuple[str, ...] = ()) -> dict[str, Any] | None:
+    path = folder / name
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds {value!r:.40} and no object")
+        if missing := [key for key in keys if key not in value]:
+            raise ValueError(f"it has no {', '.join(missing)}")
+    except ValueError as error:
+        again = "restore it, or choose another --out_dir" if name == _CONFIG else "delete it to have it made again"
+        raise ValueError(f"{path} is damaged ({error}); {again}.") from error
+    return value
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -106,7 +118,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def open_run_folder(path: Path, config: Mapping[str, Any]) -> RunFolder:
-    """Makes the folder, or opens it to go on, and locks it against a second process.
+    """Makes the folder, or opens it to go on, and locks it against a second run.
+
+    Of several processes that compute as one the first has the lock and writes for all of them.
 
     Args:
       path: the folder; its parents are made.
@@ -117,6 +131,13 @@ def open_run_folder(path: Path, config: Mapping[str, Any]) -> RunFolder:
         with another config (the difference is shown), or it holds other files and no run.
     """
     path = path.expanduser().resolve()
+    opened: list[RunFolder] = []
+    # The one that has the lock keeps it even if JSON cannot say so.
+    from_first(lambda: opened.append(_open(path, config)))
+    return opened[0] if opened else RunFolder(path, None)
+
+
+def _open(path: Path, config: Mapping[str, Any]) -> RunFolder:
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")
@@ -164,7 +185,7 @@ def is_in_use(path: Path) -> bool:
 
 
 def _claim(folder: RunFolder, config: dict[str, Any]) -> None:
-    before = folder.read_json(_CONFIG)
+    before = _read_json(folder.path, _CONFIG)  # by the one process that opens the folder
     if before is None:
         strangers = [p.name for p in folder.path.iterdir() if not p.name.startswith(".") and p.name != "run.flags"]
         if strangers:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from rap_jax.processes import largest
+
 
 class Interrupted(Exception):  # noqa: N818  not an error: the run goes on with the next call
     """The run stopped because it was asked to; its state is saved.
@@ -26,9 +28,10 @@ class Interrupt:
         self.requested: int | None = None
 
     def stop_if_requested(self, where: str) -> None:
-        """Raises `Interrupted` if a signal has come."""
-        if self.requested is not None:
-            raise Interrupted(self.requested, where)
+        """Raises `Interrupted` if a signal has come, to any process; called by all of them, at the same point."""
+        (number,) = largest(self.requested or 0)
+        if number:
+            raise Interrupted(number, where)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ The order of the chain, and why:
     5. keep_masked        last, so that no momentum, decay or step can move a pruned weight off zero
 """
 
+from collections.abc import Callable
+
 import chex
 import optax
 
@@ -87,12 +89,21 @@ def make_optimizer(
     return optax.with_extra_args_support(optax.chain(*links))
 
 
-def make_penalty(params: chex.ArrayTree, config: PruneConfig, specs: Specs) -> optax.GradientTransformationExtraArgs:
-    """`add_admm_penalty` with the config's rho, for the weights that have a spec and no others."""
+def make_penalty(
+    params: chex.ArrayTree,
+    config: PruneConfig,
+    specs: Specs,
+    gather: Callable[[chex.ArrayTree], chex.ArrayTree] = lambda tree: tree,
+) -> optax.GradientTransformationExtraArgs:
+    """`add_admm_penalty` with the config's rho, for the weights that have a spec and no others.
+
+    Args:
+      gather: makes weights whole that lie in pieces: a projection compares all of a layer.
+    """
     rho: optax.Schedule = lambda count: config.rho * config.rho_growth**count
     penalty = add_admm_penalty(
         rho,
-        lambda weights: specs_lib.project_tree(specs, weights),
+        lambda weights: specs_lib.project_tree(specs, gather(weights)),
         rho_rule=config.rho_rule,
         rescale_dual=config.rescale_dual,
         dual_keeps_graph=config.dual_keeps_graph,

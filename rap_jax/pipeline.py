@@ -28,13 +28,15 @@ from rap_jax.data import Dataset
 from rap_jax.describe import describe, identity
 from rap_jax.digest import digest
 from rap_jax.evaluate import make_evaluator
-from rap_jax.folder import open_run_folder, write_atomically
+from rap_jax.folder import open_run_folder
+from rap_jax.input import make_input
 from rap_jax.interrupt import catch_signals
 from rap_jax.judge import Judge
 from rap_jax.keys import stream_key
 from rap_jax.length import stage_length
 from rap_jax.masking import both
 from rap_jax.models import create_model
+from rap_jax.processes import is_first, num_processes
 from rap_jax.report import write_report
 from rap_jax.saved_network import save_network
 from rap_jax.small_stage import run_small_stage
@@ -72,7 +74,7 @@ def run(
       ValueError: bad settings, a folder that does not fit, NaN, damaged checkpoints; says what to do.
       Interrupted: a signal came; the state is saved.
     """
-    mesh = make_mesh(devices)
+    mesh = make_mesh(devices, num_model_shards=compute.num_model_shards)
     _check_devices(config, mesh.size)
     model = create_model(
         config.model,
@@ -86,7 +88,7 @@ def run(
     _check_crop(config, model.input_shape)
     with open_run_folder(out_dir, identity(config, dataset, start)) as folder:
         if flags:
-            write_atomically(folder.path / "run.flags", flags)
+            folder.write("run.flags", flags)
         if folder.read_json("results.json", _RESULT_KEYS) is None:
             about = describe(config, dataset, start, mesh) | {"command": command, "run_dir": str(out_dir)}
             with catch_signals() as interrupt:
@@ -97,7 +99,7 @@ def run(
                     model=model,
                     compute=compute,
                     mesh=mesh,
-                    train=put(dataset.train),
+                    train=make_input(dataset.train, mesh),
                     validation=put(dataset.validation),
                     select=make_evaluator(model, config.select_attack, mesh, batch_size=config.eval_batch_size),
                     specs=specs,
@@ -106,7 +108,7 @@ def run(
                 )
                 found = _train_and_test(setup, start, put(dataset.test))
             folder.write_json("results.json", about | found)
-        if not (folder.path / "report.md").exists():
+        if is_first() and not (folder.path / "report.md").exists():
             write_report(folder.path)
         results = folder.read_json("results.json")
     assert results is not None
@@ -155,7 +157,7 @@ def _train_and_test(setup: Setup, start: Start, test_split: DeviceSplit) -> dict
         "sparsity": count_sparsity(final.params),
         "seconds": seconds | {"total": sum(seconds.values())},
     }
-    return found | ({"cost": _cost(setup, final)} if setup.output.measure_cost else {})
+    return found | ({"cost": _cost(setup, final)} if setup.output.measure_cost and is_first() else {})
 
 
 def _test(setup: Setup, judge: Judge, final: Weights) -> dict[str, Any]:
@@ -172,8 +174,9 @@ def _test(setup: Setup, judge: Judge, final: Weights) -> dict[str, Any]:
 
 
 def _cost(setup: Setup, final: Weights) -> dict[str, Any]:
-    """On the first device alone. A signal stops it; all else is saved by then."""
-    stop = lambda: setup.interrupt.stop_if_requested("while measuring what the network costs")
+    """On the first device alone. A signal stops it, unless other processes wait for it; all else is saved by then."""
+    where = "while measuring what the network costs"
+    stop = lambda: None if num_processes() > 1 else setup.interrupt.stop_if_requested(where)
     return measure_cost(setup.model, jax.device_get(final), device=setup.mesh.devices.flat[0], between=stop)
 
 

@@ -1,5 +1,6 @@
 """What a user sees while a stage runs: a bar on a terminal, a plain line every few seconds elsewhere."""
 
+import io
 import sys
 import time
 from types import TracebackType
@@ -7,7 +8,10 @@ from typing import Self, TextIO
 
 import tqdm
 
+from rap_jax.processes import is_first
+
 _SECONDS_BETWEEN_LINES = 10.0
+_NOWHERE = io.StringIO()  # of several processes one speaks
 
 
 class Progress:
@@ -22,7 +26,7 @@ class Progress:
     """
 
     def __init__(self, label: str, total: int, *, start: int = 0, unit: str = "step", stream: TextIO | None = None):
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = stream or (sys.stderr if is_first() else _NOWHERE)
         self._label, self._total, self._start, self._unit = label, total, start, unit
         self._began = self._last_line = time.monotonic()
         terminal = self._stream.isatty()

@@ -7,7 +7,7 @@ batches and attacks follow from the seed and the step alone.
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -21,18 +21,20 @@ from rap_jax import checkpoint
 from rap_jax import specs as specs_lib
 from rap_jax.admm import find_admm_state, residuals
 from rap_jax.config import ComputeConfig, OutputConfig, RunConfig, Stage
-from rap_jax.data import epoch_order
 from rap_jax.evaluate import Accuracy, Evaluator
 from rap_jax.folder import RunFolder
 from rap_jax.free import first_perturbation
-from rap_jax.interrupt import Interrupt
+from rap_jax.input import Given, Order, TrainInput
+from rap_jax.interrupt import Interrupt, Interrupted
 from rap_jax.keys import stream_key
 from rap_jax.length import Length, stage_length
 from rap_jax.models import Model
 from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penalty
+from rap_jax.processes import largest
 from rap_jax.progress import Progress
+from rap_jax.shards import gather, state_home
 from rap_jax.specs import Specs
-from rap_jax.state import DeviceSplit, Kept, StageState, Weights, home, init_stage_state
+from rap_jax.state import DeviceSplit, Kept, StageState, Weights, home, init_stage_state, put
 from rap_jax.train import StepKeys, StepMetrics, TrainStep, make_train_step
 
 
@@ -44,7 +46,7 @@ class Setup(NamedTuple):
     compute: ComputeConfig
     model: Model
     mesh: Mesh
-    train: DeviceSplit
+    train: TrainInput
     validation: DeviceSplit
     select: Evaluator
     specs: Specs
@@ -80,8 +82,8 @@ def run_stage(stage: Stage, setup: Setup, start: Weights, masks: chex.ArrayTree 
     run.manager.close()
     train, kept = run.state
     if stage == "admm":
-        return Outcome(Weights(train.params, train.batch_stats), run.step, run.seconds)
-    return Outcome(Weights(kept.params, kept.batch_stats), int(kept.step), run.seconds)
+        return Outcome(run.whole(Weights(train.params, train.batch_stats)), run.step, run.seconds)
+    return Outcome(run.whole(Weights(kept.params, kept.batch_stats)), int(kept.step), run.seconds)
 
 
 def stage_learning_rate(config: RunConfig, stage: Stage, length: Length) -> optax.Schedule:
@@ -93,15 +95,23 @@ def stage_learning_rate(config: RunConfig, stage: Stage, length: Length) -> opta
     )
 
 
+def stage_optimizer(
+    stage: Stage, config: RunConfig, length: Length, params: chex.ArrayTree, specs: Specs, mesh: Mesh
+) -> Callable[[chex.ArrayTree | None], optax.GradientTransformationExtraArgs]:
+    """Masks, or None -> the optimizer chain of a stage. Of the params the names and shapes count."""
+    settings, learning_rate = config.stage(stage).optimizer, stage_learning_rate(config, stage, length)
+    whole = functools.partial(gather, mesh=mesh)
+    penalty = make_penalty(params, config.prune, specs, whole) if stage == "admm" else None
+    return lambda masks: make_optimizer(settings, learning_rate, penalty=penalty, masks=masks)
+
+
 class _Run:
     """The moving parts of a stage under way: its state, the clock, and where it writes."""
 
     def __init__(self, stage: Stage, setup: Setup, start: Weights, masks: chex.ArrayTree | None, length: Length):
         self.stage, self.setup, self.length = stage, setup, length
         learning_rate = stage_learning_rate(setup.config, stage, length)
-        penalty = make_penalty(start.params, setup.config.prune, setup.specs) if stage == "admm" else None
-        settings = setup.config.stage(stage).optimizer
-        make_tx = lambda masks: make_optimizer(settings, learning_rate, penalty=penalty, masks=masks)
+        make_tx = stage_optimizer(stage, setup.config, length, start.params, setup.specs, setup.mesh)
         self.train_step: TrainStep = make_train_step(
             setup.model, make_tx(masks), setup.config.train, learning_rate, setup.mesh, ramp_steps=length.ramp
         )
@@ -112,16 +122,21 @@ class _Run:
         init = lambda weights, masks: init_stage_state(
             weights, make_tx(masks), first_perturbation(setup.config.train, batch_shape)
         )
-        self.state: StageState = jax.jit(init, out_shardings=home(setup.mesh))(start, masks)
-        project_fn = functools.partial(specs_lib.project_tree, setup.specs)
+        self.places = state_home(jax.eval_shape(init, start, masks), setup.mesh)
+        self.state: StageState = jax.jit(init, out_shardings=self.places)(start, masks)
+        project_fn = lambda weights: specs_lib.project_tree(setup.specs, gather(weights, setup.mesh))
         self.residuals = jax.jit(lambda admm_state, weights: residuals(admm_state, weights, project_fn))
         self.step, self.seconds = 0, 0.0
         self.manager = checkpoint.open_checkpoints(setup.folder.checkpoints(stage))
         self._clock = self._saved = time.monotonic()
 
+    def whole(self, weights: Weights) -> Weights:
+        """As they are handed over: at `home`, in one piece."""
+        return jax.device_put(weights, home(self.setup.mesh))
+
     def restore(self) -> None:
         """Goes to the last good checkpoint, if there is one."""
-        abstract = checkpoint.abstract_like(self.state, home(self.setup.mesh))
+        abstract = checkpoint.abstract_like(self.state, self.places)
         restored = checkpoint.restore_latest(self.manager, abstract)
         if restored is not None:
             self.state, self.step = restored.state, restored.step
@@ -137,30 +152,25 @@ class _Run:
         with Progress(label, self.length.stage, start=self.step) as progress:
             if self.step:
                 progress.line(f"{self.stage}: going on from the checkpoint of step {self.step}")
-            for indices in self._batches():
-                metrics = self._advance(indices)
+            for given in self._batches():
+                metrics = self._advance(given)
                 self._log_step(metrics)
                 if self.step % self.length.epoch == 0:
                     progress.line(self._validate())
                 progress.update(self.step, f"loss {metrics.loss:.3f}  accuracy {metrics.accuracy:.1%}")
                 self._save_if_due()
 
-    def _batches(self) -> Iterator[np.ndarray]:
-        """Indices of the batch of each step from this one on; every pass over the training split has its own order."""
-        num_examples, size = len(self.setup.train.labels), self.setup.config.batch_size
-        per_pass = num_examples // size
-        key = stream_key(self.setup.config.seed, "order", self.stage)
-        latest = -1
-        for step in range(self.step, self.length.stage):
-            number, position = divmod(step // self.setup.config.train.updates_per_batch, per_pass)
-            if number != latest:
-                order, latest = np.asarray(epoch_order(key, number, num_examples)), number
-            yield order[position * size : (position + 1) * size]
+    def _batches(self) -> Iterator[Given]:
+        """What each step from this one on is given."""
+        config, train = self.setup.config, self.setup.train
+        key = stream_key(config.seed, "order", self.stage)
+        order = Order(key, len(train.labels), config.batch_size, config.train.updates_per_batch)
+        return train.batches(order, range(self.step, self.length.stage))
 
-    def _advance(self, indices: np.ndarray) -> StepMetrics:
+    def _advance(self, given: Given) -> StepMetrics:
         """One step; waits for it, since two programs in flight on CPU devices can block each other for ever."""
         dual_step = self._is_dual_step(self.step)
-        train, metrics = self.train_step(self.state.train, self.setup.train, indices, self.keys, dual_step)
+        train, metrics = self.train_step(self.state.train, *given, self.keys, dual_step)
         self.state = self.state._replace(train=train)
         self.step += 1
         metrics = jax.device_get(metrics)
@@ -223,18 +233,20 @@ class _Run:
     def _keep(self, accuracy: Accuracy) -> None:
         params, batch_stats = self.state.train.params, self.state.train.batch_stats
         # Copies, because the next step donates the arrays of the state.
-        kept = jax.tree.map(jnp.copy, (params, batch_stats))
-        score, step = jnp.float32(accuracy.score), jnp.int32(self.step)
-        self.state = self.state._replace(kept=Kept(*kept, *jax.device_put((score, step), home(self.setup.mesh))))
+        kept = Weights(*jax.tree.map(jnp.copy, (params, batch_stats)))
+        chosen = (np.float32(accuracy.score), np.int32(self.step))
+        score, step = (put(np.asarray(number), home(self.setup.mesh)) for number in chosen)
+        self.state = self.state._replace(kept=Kept(kept.params, kept.batch_stats, score, step))
 
     def _save_if_due(self) -> None:
         """Saves when it is time, at the end, and before stopping on a signal."""
         now = time.monotonic()
-        due = now - self._saved >= self.setup.output.checkpoint_every_seconds
-        stop = self.setup.interrupt.requested is not None
-        if due or stop or self.step == self.length.stage:
+        late = now - self._saved >= self.setup.output.checkpoint_every_seconds
+        # Clocks differ, and a signal may reach one process alone: all of them save, or none.
+        due, signal_number = largest(int(late), self.setup.interrupt.requested or 0)
+        if due or signal_number or self.step == self.length.stage:
             self.seconds += now - self._clock
             self._clock = self._saved = now
             checkpoint.save(self.manager, self.step, self.state, {"seconds": self.seconds})
-        if stop:
-            self.setup.interrupt.stop_if_requested(f"in {self.stage} after step {self.step} of {self.length.stage}")
+        if signal_number:
+            raise Interrupted(signal_number, f"in {self.stage} after step {self.step} of {self.length.stage}")

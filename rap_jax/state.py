@@ -1,7 +1,8 @@
 """What training carries from step to step, and how it lies on the devices.
 
-One mesh axis, `data`: the state is replicated, a batch is split over the devices. That is all the sharding there is;
-XLA inserts the sums over devices, because losses and BatchNorm statistics are means over the global batch.
+One mesh axis, `data`: the state is replicated, a batch is split over the devices, and XLA inserts the sums over
+devices, because losses and BatchNorm statistics are means over the global batch. With a second axis, `model`, large
+arrays of the state lie in pieces (see `shards`).
 
 Several devices of a CPU are its cores, and there no program may need such a sum: XLA lets the devices wait for each
 other in threads that other work can hold up, and ends the process when one has waited too long (seen once in half an
@@ -19,7 +20,10 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from rap_jax.config import require
+
 DATA_AXIS = "data"
+MODEL_AXIS = "model"
 
 
 class Weights(NamedTuple):
@@ -77,13 +81,22 @@ def init_stage_state(
     )
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices along one axis, `data`.
+def make_mesh(devices: list[jax.Device] | None = None, *, num_model_shards: int = 1) -> Mesh:
+    """All devices along one axis, `data`; with several shards along a second one, `model`, as well (see `shards`).
 
-    The axis is of type Auto: under explicit types a gather or a sort of a sharded array is an error.
+    The axes are of type Auto: under explicit types a gather or a sort of a sharded array is an error.
+
+    Raises:
+      ValueError: the devices cannot be divided so.
     """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    expected = f"a divisor of the {len(devices)} devices"
+    require(len(devices) % num_model_shards == 0, "num_model_shards", num_model_shards, expected)
+    sizes = {DATA_AXIS: len(devices) // num_model_shards}
+    if num_model_shards > 1:
+        sizes[MODEL_AXIS] = num_model_shards
+    shape, names = tuple(sizes.values()), tuple(sizes)
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -92,13 +105,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split_over_data(mesh: Mesh) -> NamedSharding:
-    """The first axis is split over the devices."""
-    return NamedSharding(mesh, P(DATA_AXIS))
+    """The first axis is split over the devices, all of them: also over those that share the state."""
+    return NamedSharding(mesh, P(mesh.axis_names if MODEL_AXIS in mesh.axis_names else DATA_AXIS))
 
 
 def avoids_collectives(mesh: Mesh) -> bool:
-    """Whether no program may make the devices wait for each other: on several devices of a CPU, see above."""
-    return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    """Whether no program may make the devices wait for each other: on several devices of one CPU, see above.
+
+    With several processes, or with state in pieces, it cannot be avoided.
+    """
+    on_one_cpu = mesh.devices.flat[0].platform == "cpu" and not mesh.is_multi_process
+    return mesh.size > 1 and on_one_cpu and MODEL_AXIS not in mesh.axis_names
 
 
 def home(mesh: Mesh) -> Sharding:
@@ -115,4 +132,23 @@ class DeviceSplit(NamedTuple):
 
 def put_split(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> DeviceSplit:
     """Copies a split to `home`, once; batches are then gathered on the device."""
-    return DeviceSplit(*jax.device_put((images, labels), home(mesh)))
+    return DeviceSplit(put(images, home(mesh)), put(labels, home(mesh)))
+
+
+def put(array: np.ndarray, sharding: Sharding) -> jax.Array:
+    """Copies an array that all processes have; each puts its part on its devices.
+
+    `jax.device_put` would first send the whole of it around to compare.
+    """
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def put_key(key: jax.Array, mesh: Mesh) -> jax.Array:
+    """A random key on every device. Those of other processes take no key, but its data."""
+    data = jax.device_put(jax.random.key_data(key), replicated(mesh))
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+
+
+def fetch(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
+    """NumPy arrays of all of `tree`, also where a part of it lies on devices of other processes."""
+    return jax.device_get(jax.device_put(tree, replicated(mesh)) if mesh.is_multi_process else tree)

@@ -83,6 +83,7 @@ class StepParts:
 
     Attributes:
       ramp_steps: steps over which the attack's radius and step size grow linearly to their full size.
+      gather: makes params whole that lie in pieces, for the passes through the network.
     """
 
     model: Model
@@ -90,14 +91,15 @@ class StepParts:
     config: TrainConfig
     learning_rate: optax.Schedule
     ramp_steps: int = 0
+    gather: Callable[[chex.ArrayTree], chex.ArrayTree] = lambda tree: tree
 
-    def prepare(self, step: jax.Array, split: DeviceSplit, indices: jax.Array, keys: StepKeys) -> Task:
-        """The batch of the examples [N] that `indices` names, and what the attack on it needs."""
+    def prepare(self, step: jax.Array, split: DeviceSplit, indices: jax.Array | None, keys: StepKeys) -> Task:
+        """The batch of the examples [N] that `indices` names, all of the split for None, and what an attack needs."""
         attack_key = jax.random.fold_in(keys.attack, step)
         # By the number of the batch: every update on it sees the same crops and mixtures.
         batch_key = jax.random.fold_in(keys.batch, step // self.config.updates_per_batch)
-        attack_keys = jax.vmap(jax.random.fold_in, (None, 0))(attack_key, jnp.arange(len(indices)))
         batch = make_batch(batch_key, split, indices, self.config, num_classes=self.model.num_classes)
+        attack_keys = jax.vmap(jax.random.fold_in, (None, 0))(attack_key, jnp.arange(len(batch.images)))
         scale = jnp.minimum(1.0, (step + 1) / self.ramp_steps) if self.ramp_steps else jnp.ones(())
         return Task(batch, attack_keys, scale)
 
@@ -117,7 +119,7 @@ class StepParts:
         loss_fn = _loss(self.model, state.batch_stats, task.batch, self.config.label_smoothing)
         # Free training is free because the pass that gives the weight gradient gives the image gradient as well.
         gradients_fn = jax.value_and_grad(loss_fn, (0, 1) if free else (0,), has_aux=True)
-        (loss, (accuracy, batch_stats)), (gradients, *rising) = gradients_fn(state.params, images)
+        (loss, (accuracy, batch_stats)), (gradients, *rising) = gradients_fn(self.gather(state.params), images)
         if attack is not None and free:
             perturbation = move_perturbation(perturbation, rising[0], attack, scale)
         updates, opt_state = self.tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
@@ -133,11 +135,11 @@ class StepParts:
         return TrainState(state.step + 1, params, batch_stats, opt_state, perturbation), metrics
 
     def step(
-        self, state: TrainState, split: DeviceSplit, indices: jax.Array, keys: StepKeys, dual_step: jax.Array
+        self, state: TrainState, split: DeviceSplit, indices: jax.Array | None, keys: StepKeys, dual_step: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         """The whole step."""
         task = self.prepare(state.step, split, indices, keys)
-        images = self.attack(Weights(state.params, state.batch_stats), task)
+        images = self.attack(Weights(self.gather(state.params), state.batch_stats), task)
         return self.update(state, task.with_images(images), dual_step)
 
 

@@ -6,6 +6,7 @@ whole batch, so that no device ever waits for another inside a program (`state` 
 to rounding. Natural and free training have no attack to split, so they run on the first device.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +20,14 @@ from rap_jax.batch import Batch
 from rap_jax.config import TrainConfig
 from rap_jax.models import Model, in_dtype
 from rap_jax.parts import map_parts
+from rap_jax.shards import gather, state_home
 from rap_jax.state import (
     DeviceSplit,
     TrainState,
     Weights,
     avoids_collectives,
     make_mesh,
+    put,
     replicated,
     split_over_data,
 )
@@ -32,7 +35,7 @@ from rap_jax.step import StepKeys as StepKeys
 from rap_jax.step import StepMetrics as StepMetrics
 from rap_jax.step import StepParts, Task
 
-TrainStep = Callable[[TrainState, DeviceSplit, np.ndarray, StepKeys, bool], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[[TrainState, DeviceSplit, np.ndarray | None, StepKeys, bool], tuple[TrainState, StepMetrics]]
 
 
 def make_train_step(
@@ -46,28 +49,43 @@ def make_train_step(
 ) -> TrainStep:
     """Builds `step(state, split, indices, keys, dual_step) -> (state, metrics)`, compiled once per stage.
 
+    Without indices the split is the batch.
+
     State and split lie at `home` of the mesh. The state is donated: it lives on in the returned one. The network
     computes in the config's `compute_dtype`.
 
     Args:
       ramp_steps: see `StepParts`.
     """
-    parts = StepParts(in_dtype(model, config.compute_dtype), tx, config, learning_rate, ramp_steps)
-    return step_in_programs(parts, mesh) if avoids_collectives(mesh) else step_as_program(parts, mesh)
+    whole = functools.partial(gather, mesh=mesh)
+    parts = StepParts(in_dtype(model, config.compute_dtype), tx, config, learning_rate, ramp_steps, whole)
+    if avoids_collectives(mesh):
+        return step_in_programs(parts, mesh)
+    program, share = step_as_program(parts, mesh), split_over_data(mesh)
+
+    def train_step(
+        state: TrainState, split: DeviceSplit, indices: np.ndarray | None, keys: StepKeys, dual_step: bool
+    ) -> tuple[TrainState, StepMetrics]:
+        return program(state, split, None if indices is None else put(indices, share), keys, dual_step)
+
+    return train_step
 
 
-def step_as_program(parts: StepParts, mesh: Mesh) -> TrainStep:
-    """One program: the state is replicated over the mesh, the batch is split over it.
+def step_as_program(parts: StepParts, mesh: Mesh) -> jax.stages.Wrapped:
+    """One program: the state lies at its `state_home`, the batch is split over the mesh.
 
     The loss is a mean over the global batch, so XLA sums gradients over the devices by itself.
     """
-    whole = replicated(mesh)
-    return jax.jit(
-        parts.step,
-        in_shardings=(whole, whole, split_over_data(mesh), whole, whole),
-        out_shardings=whole,
-        donate_argnums=0,
-    )
+    whole, share = replicated(mesh), split_over_data(mesh)
+
+    def step(
+        state: TrainState, split: DeviceSplit, indices: jax.Array | None, keys: StepKeys, dual_step: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        indices = None if indices is None else jax.lax.with_sharding_constraint(indices, share)
+        found, metrics = parts.step(state, split, indices, keys, dual_step)
+        return jax.lax.with_sharding_constraint(found, state_home(found, mesh, whole=whole)), gather(metrics, mesh)
+
+    return jax.jit(step, in_shardings=(None, None, None, whole, whole), donate_argnums=0)
 
 
 def step_in_programs(parts: StepParts, mesh: Mesh) -> TrainStep:
@@ -76,7 +94,7 @@ def step_in_programs(parts: StepParts, mesh: Mesh) -> TrainStep:
     attack, place = attack_program(parts, mesh), attack_shardings(batch_mesh(parts.config, mesh))
 
     def train_step(
-        state: TrainState, split: DeviceSplit, indices: np.ndarray, keys: StepKeys, dual_step: bool
+        state: TrainState, split: DeviceSplit, indices: np.ndarray | None, keys: StepKeys, dual_step: bool
     ) -> tuple[TrainState, StepMetrics]:
         task = prepare(state.step, split, indices, keys)
         if parts.config.attacks_first:

@@ -20,7 +20,7 @@ from rap_jax.data import to_unit
 from rap_jax.losses import cross_entropy
 from rap_jax.models import Model
 from rap_jax.parts import map_parts
-from rap_jax.state import DeviceSplit, Weights, replicated, split_over_data
+from rap_jax.state import DeviceSplit, Weights, fetch, put, put_key, replicated, split_over_data
 
 
 class Examples(NamedTuple):
@@ -115,8 +115,7 @@ class Judge:
 
     def open(self, weights: Weights, split: DeviceSplit, key: jax.Array) -> Case:
         """Puts weights and key, which may lie on any of the devices, where the programs want them."""
-        weights, key = jax.device_put((weights, key), replicated(self._mesh))
-        return Case(weights, split, key)
+        return Case(jax.device_put(weights, replicated(self._mesh)), split, put_key(key, self._mesh))
 
     def clean(self, case: Case, numbers: np.ndarray) -> np.ndarray:
         """Whether clean images are right; a `ValueError` if their logits are NaN or infinite."""
@@ -140,8 +139,10 @@ class Judge:
 
     def _run(self, program: Program, case: Case, numbers: np.ndarray, restarts: np.ndarray) -> Verdicts:
         images, labels = _gather(case.split, numbers)
-        examples = Examples(*jax.device_put((images, labels, numbers, restarts), split_over_data(self._mesh)))
-        return jax.device_get(program(case.weights, case.key, examples))
+        share = split_over_data(self._mesh)
+        images, labels = jax.device_put((images, labels), share)
+        examples = Examples(images, labels, put(numbers, share), put(restarts, share))
+        return fetch(program(case.weights, case.key, examples), self._mesh)
 
 
 @jax.jit

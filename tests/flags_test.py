@@ -34,7 +34,7 @@ CHANGED: dict[str, Any] = {
     "compute_dtype": "bfloat16",
     "initializer": "uniform", "batch_size": 64, "eval_batch_size": 50, "steps_per_epoch": 11, "log_every_steps": 3,
     "checkpoint_every_seconds": 1.5, "measure_cost": False, "num_cpu_devices": 3, "implementation": "xla",
-    "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,
+    "num_model_shards": 2, "stream_data": True, "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,
     "train_step_size": 0.5, "train_num_steps": 7, "train_num_restarts": 2, "select_step_size": 0.6,
     "select_num_steps": 8, "select_num_restarts": 3, "report_step_size": 0.7, "report_num_steps": 9,
     "report_num_restarts": 4, "structure": "column", "sparsity": "conv1:0.25,fc*:0.25", "rho": 3.0,
@@ -54,6 +54,8 @@ CHANGED |= {
 }  # fmt: skip
 # Not with the restarts, the attack settings, the start above; free_replays is read by --train_attack=free alone.
 ALONE: dict[str, Any] = {"random_start": False, "train_attack": "none", "start_weights": "initial", "free_replays": 7}
+# No part of what a run is, nor of its flagfile.
+ALONE |= {"distributed": True, "coordinator_address": "host:1", "num_processes": 2, "process_id": 1, "dry_run": True}
 PARSED: dict[str, Any] = {"sparsity": (("conv1", 0.25), ("fc*", 0.25)), "image_size": (20, 30)}
 PARSED |= {f"{stage}_step_epochs": (5.0 + number, 9.5) for number, stage in enumerate(STAGES)}
 
@@ -115,7 +117,7 @@ def test_every_setting_comes_from_its_flag_and_no_other() -> None:
     assert config_of("--random_start=false").report_attack.random_start is False
     output = output_from_flags(parse(*as_arguments(CHANGED)))
     assert output == OutputConfig(log_every_steps=3, checkpoint_every_seconds=1.5, measure_cost=False)
-    assert compute_from_flags(parse(*as_arguments(CHANGED))) == ComputeConfig(num_cpu_devices=3, implementation="xla")
+    assert compute_from_flags(parse(*as_arguments(CHANGED))) == ComputeConfig(3, 2, True, "xla")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ LEVELS = [
         "digest",
         "wording",
         "devices",
+        "processes",
         "parts",
         "captured",
         "fingerprint",
@@ -29,11 +30,11 @@ LEVELS = [
     },
     {"specs", "admm", "masking", "layers", "compaction"},
     {"sparsity", "optimizer", "state", "checkpoint", "data", "models"},
-    {"batch", "saved_network", "length", "free", "step", "survivors", "verdict", "cut", "cost"},
+    {"batch", "saved_network", "shards", "input", "length", "free", "step", "survivors", "verdict", "cut", "cost"},
     {"train", "evaluate", "start", "diagnostics"},
     {"auto_attack"},
     {"stage", "small_stage", "plots", "report", "describe", "judge"},
-    {"pipeline", "robustness", "export", "reproduce"},
+    {"pipeline", "forecast", "robustness", "export", "reproduce"},
 ]
 LIBRARY = {  # usable with any JAX model: nothing of this package but each other
     "attacks": {"attacks", "losses"},

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -140,6 +141,15 @@ def start_command(out_dir: Path, cache: Path, *arguments: str, num_devices: int 
     return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def start_processes(out_dir: Path, cache: Path, number: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """The same, computed by so many processes as one, each with one device."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    given = (f"--coordinator_address={address}", f"--num_processes={number}", *arguments)
+    return [start_command(out_dir, cache, *given, f"--process_id={n}", num_devices=1) for n in range(number)]
+
+
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -159,7 +169,7 @@ def without_time_and_place(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    command.load_dataset = lambda config, seed: tiny_dataset()
+    command.load_dataset = lambda config, seed, streamed: tiny_dataset()
     sys.argv[1:1] = FLAGS
     command.run()
 

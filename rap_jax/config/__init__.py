@@ -10,6 +10,7 @@ compute     ComputeConfig: how a run computes, not what it is
 data        DataConfig, AugmentConfig
 model       ModelConfig
 optimizer   OptimizerConfig, StageConfig
+processes   ProcessConfig: which processes compute as one
 prune       PruneConfig
 run         TrainConfig, StartConfig, RunConfig, OutputConfig
 """
@@ -25,6 +26,7 @@ from rap_jax.config.data import DataConfig as DataConfig
 from rap_jax.config.model import ModelConfig as ModelConfig
 from rap_jax.config.optimizer import OptimizerConfig as OptimizerConfig
 from rap_jax.config.optimizer import StageConfig as StageConfig
+from rap_jax.config.processes import ProcessConfig as ProcessConfig
 from rap_jax.config.prune import STRUCTURES as STRUCTURES
 from rap_jax.config.prune import PruneConfig as PruneConfig
 from rap_jax.config.run import STAGES as STAGES

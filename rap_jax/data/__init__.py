@@ -11,6 +11,7 @@ prepared.py            the prepared copy: made, read, verified
 mnist_5k.py            5,000 real images for runs without a network
 cifar10_unverified.py  files in the layout of CIFAR-10 that are not the official ones
 image_folder.py        a user's own images, one sub-folder per class
+streamed.py            images that stay on disk, read ahead by Grain
 load.py                `load_dataset`: all of the above in the right order
 order.py               seeded epochs, padded batches, bytes to [0, 1]
 augment.py             random crops and mirror images

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rap_jax.config import require
+from rap_jax.data.streamed import StreamedImages
 
 
 class Split(NamedTuple):
     """Images with their labels, on the host.
 
     Attributes:
-      images: uint8 in 0..255, [N, H, W, C].
+      images: uint8 in 0..255, [N, H, W, C]; `StreamedImages` stands in for training images that stay on disk.
       labels: int32 in 0..num_classes-1, [N].
     """
 
@@ -99,9 +100,10 @@ def content_hash(train: Split, test: Split) -> str:
     """SHA-256, in hex, of the shapes and values of both splits; the order of the examples counts."""
     digest = hashlib.sha256()
     for array in (*train, *test):
-        little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        digest.update(f"{little_endian.dtype.str}{little_endian.shape}".encode())
-        digest.update(little_endian.data)
+        dtype = array.dtype.newbyteorder("<")
+        digest.update(f"{dtype.str}{array.shape}".encode())
+        for part in array.chunks() if isinstance(array, StreamedImages) else (array,):
+            digest.update(np.ascontiguousarray(part, dtype=dtype).data)
     return digest.hexdigest()
 
 

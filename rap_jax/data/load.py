@@ -10,6 +10,7 @@ from rap_jax.config import DataConfig, require
 from rap_jax.data.cifar10_unverified import load_cifar10_unverified
 from rap_jax.data.dataset import Dataset, TrainTest, content_hash, hold_out
 from rap_jax.data.mnist_5k import load_mnist_5k
+from rap_jax.data.streamed import StreamedImages
 
 # Data sets that TFDS prepares from raw files: where the builder is. Imported by name, and only if it is asked for: to
 # import TFDS takes time that other runs can save.
@@ -29,7 +30,7 @@ _FOLDER = "folder:"
 _FALLBACK_WARNING = "%s is NOT used: %s (%s images) takes its place. %s"
 
 
-def load_dataset(config: DataConfig, *, seed: int) -> Dataset:
+def load_dataset(config: DataConfig, *, seed: int, streamed: bool = False) -> Dataset:
     """Reads a data set, prepares it first if that has not been done, and holds out the validation split.
 
     Of `mnist`, `fashion_mnist`, `cifar10` and `svhn` the prepared copy in `data_dir` is read. If there is none it is
@@ -41,6 +42,7 @@ def load_dataset(config: DataConfig, *, seed: int) -> Dataset:
     Args:
       config: what to load, and from where.
       seed: of the validation split, 0 or more, unless `config` names another. It changes nothing else.
+      streamed: the training images stay on disk (see `streamed.py`); of prepared data only.
 
     Returns:
       Three splits of uint8 images, [N, H, W, C], named after the data that is really there.
@@ -50,11 +52,13 @@ def load_dataset(config: DataConfig, *, seed: int) -> Dataset:
         data set that does not exist. The message says what to do.
     """
     _require_known(config)
-    name, (train, test, class_names) = _load_or_fall_back(config)
+    name, (train, test, class_names) = _load_or_fall_back(config, streamed)
     digest = content_hash(train, test)
     fraction = config.validation_fraction
     seed = seed if config.validation_seed is None else config.validation_seed
     train, validation = hold_out(train, fraction, seed)
+    if isinstance(validation.images, StreamedImages):  # it is evaluated as a whole, and small
+        validation = validation._replace(images=validation.images.read_all())
     return Dataset(name, train, validation, test, len(class_names), digest, class_names, fraction, seed)
 
 
@@ -66,14 +70,15 @@ def _require_known(config: DataConfig) -> None:
     require(fallback is None or fallback in _PACKAGED, "fallback_dataset", fallback, f"None or {', '.join(_PACKAGED)}")
 
 
-def _load_or_fall_back(config: DataConfig) -> tuple[str, TrainTest]:
+def _load_or_fall_back(config: DataConfig, streamed: bool) -> tuple[str, TrainTest]:
     if config.dataset not in _PREPARED:
+        require(not streamed, "stream_data", streamed, f"False with dataset {config.dataset}, which is not prepared")
         return _load_unprepared(config)
     from rap_jax.data.prepared import DownloadError
 
     fallback = config.fallback_dataset
     try:
-        return config.dataset, _load_prepared(config)
+        return config.dataset, _load_prepared(config, streamed)
     except DownloadError as error:
         if fallback is None or _SAMPLE_OF.get(fallback) != config.dataset:
             raise
@@ -96,7 +101,7 @@ def _load_unprepared(config: DataConfig) -> tuple[str, TrainTest]:
     return folder_name(path), load_image_folder(path, config.image_size)
 
 
-def _load_prepared(config: DataConfig) -> TrainTest:
+def _load_prepared(config: DataConfig, streamed: bool) -> TrainTest:
     from rap_jax.data.prepared import prepare, prepared_path, read_prepared
 
     builder_class = pkgutil.resolve_name(_PREPARED[config.dataset])
@@ -105,4 +110,4 @@ def _load_prepared(config: DataConfig) -> TrainTest:
         builder_class.find_raw(config.raw_data_dir)  # Who names a folder is told that it is wrong, used or not.
     if not prepared_path(builder_class, data_dir).exists():
         prepare(builder_class, data_dir, config.raw_data_dir)
-    return read_prepared(builder_class, data_dir)
+    return read_prepared(builder_class, data_dir, streamed=streamed)

@@ -8,12 +8,14 @@ import io
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rap_jax.data.array_builder import ArrayBuilder
 from rap_jax.data.dataset import Split, TrainTest, content_hash, make_split
 from rap_jax.data.network import why_unreachable
+from rap_jax.data.streamed import CHUNK, StreamedImages
 
 
 class DownloadError(ValueError):
@@ -47,8 +49,11 @@ def prepare(builder_class: type[ArrayBuilder], data_dir: Path, raw_data_dir: str
         _prepare(builder)
 
 
-def read_prepared(builder_class: type[ArrayBuilder], data_dir: Path) -> TrainTest:
+def read_prepared(builder_class: type[ArrayBuilder], data_dir: Path, *, streamed: bool = False) -> TrainTest:
     """Reads the prepared copy and refuses it unless its content is the official one.
+
+    Args:
+      streamed: the training images stay on disk; they are looked through once, part after part.
 
     Returns:
       The training and the test data, in the order of the official files, and the names of the classes.
@@ -60,7 +65,8 @@ def read_prepared(builder_class: type[ArrayBuilder], data_dir: Path) -> TrainTes
     advice = f"Delete the folder {path} and run again, so that it is prepared anew."
     try:
         builder = builder_class(data_dir=data_dir)
-        train, test = (_read_split(builder, split) for split in ("train", "test"))
+        train = (_stream_split if streamed else _read_split)(builder, "train")
+        test = _read_split(builder, "test")
         expected = builder.expected_hash
     except Exception as error:  # A damaged copy raises RuntimeError, KeyError, ParseError and more.
         raise ValueError(f"The prepared data in {path} cannot be read ({error}). {advice}") from error
@@ -76,6 +82,16 @@ def _read_split(builder: ArrayBuilder, split: str) -> Split:
     examples = source.__getitems__(list(range(len(source))))
     images = np.stack([example["image"] for example in examples])
     return make_split(images, np.array([example["label"] for example in examples]))
+
+
+def _stream_split(builder: ArrayBuilder, split: str) -> Split:
+    source = builder.as_data_source(split=split)
+    labels = list[int]()
+    for start in range(0, len(source), CHUNK):
+        examples = source.__getitems__(list(range(start, min(start + CHUNK, len(source)))))
+        labels += [int(example["label"]) for example in examples]
+    images: Any = StreamedImages(source, np.arange(len(source)), builder.SHAPE)
+    return Split(images, np.array(labels, np.int32))
 
 
 def _require_writable(data_dir: Path) -> None:

@@ -1,0 +1,112 @@
+"""Several processes that compute as one end with the weights of one process; they agree, stop and go on together."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from rap_jax.config import ProcessConfig
+from rap_jax.saved_network import load_network
+
+SECONDS = 300
+WIDE = "--width=4"  # wide enough that some arrays are cut into pieces
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A run by one process with one device."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    finish([tiny.start_command(folder, cache, WIDE, num_devices=1)])
+    return folder
+
+
+def finish(processes: Sequence[subprocess.Popen[str]], expected: int = 0) -> list[str]:
+    """What they wrote to stderr, once all have ended."""
+    ended = [process.communicate(timeout=SECONDS) for process in processes]
+    assert [process.returncode for process in processes] == [expected] * len(processes), ended
+    return [error for _, error in ended]
+
+
+def assert_same(folder: Path, alone: Path) -> None:
+    weights = [load_network(run).weights for run in (folder, alone)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), *weights)
+    kinds = ("train", "validation", "admm")
+    lines = [[line for line in tiny.metrics_of(run) if line["kind"] in kinds] for run in (folder, alone)]
+    assert len(lines[0]) == len(lines[1]) > 0
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours.keys() == theirs.keys()
+        numbers: list[list[Any]] = [
+            [line[key] for key in ours if not isinstance(line[key], str)] for line in (ours, theirs)
+        ]
+        np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 4])
+def test_processes_end_with_the_weights_of_one(tmp_path: Path, cache: Path, alone: Path, number: int) -> None:
+    finish(tiny.start_processes(tmp_path / "run", cache, number, WIDE))
+    assert_same(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_state_in_pieces_over_processes(tmp_path: Path, cache: Path, alone: Path) -> None:
+    finish(tiny.start_processes(tmp_path / "run", cache, 2, WIDE, "--num_model_shards=2"))
+    assert_same(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path: Path, cache: Path, alone: Path) -> None:
+    folder = tmp_path / "run"
+    processes = tiny.start_processes(folder, cache, 2, WIDE)
+    wait_for(lambda: any(line["stage"] == "admm" for line in tiny.metrics_of(folder)))
+    processes[1].send_signal(signal.SIGTERM)
+    said = finish(processes, 128 + signal.SIGTERM)
+    assert "stopped by SIGTERM in admm after step" in said[0]
+    finish([tiny.start_command(folder, cache, WIDE, num_devices=1)])
+    assert_same(folder, alone)
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_folder_is_refused_in_all_processes(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "run"
+    first = tiny.start_command(folder, cache, WIDE, num_devices=1)
+    wait_for(lambda: bool(tiny.metrics_of(folder)))
+    said = finish(tiny.start_processes(folder, cache, 2, WIDE), 1)
+    assert all("is in use by another process" in text for text in said)
+    first.terminate()
+    first.communicate(timeout=SECONDS)
+
+
+def wait_for(condition: Any) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not come so far"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"coordinator_address": "host"}, "coordinator_address is 'host'; expected HOST:PORT"),
+        ({"coordinator_address": "host:0", "num_processes": 2}, "expected HOST:PORT"),
+        ({"coordinator_address": "host:1"}, "num_processes is 1; expected 2 or more processes"),
+        ({"num_processes": 2}, "num_processes is 2; expected 1 without --coordinator_address"),
+        ({"coordinator_address": "host:1", "num_processes": 2, "process_id": 2}, "process_id is 2; expected a number"),
+        ({"coordinator_address": "host:1", "distributed": True}, "expected none with --distributed"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProcessConfig(**settings)
