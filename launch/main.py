@@ -6,6 +6,7 @@ Called again with the same flags it goes on where it stopped.
 import shlex
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from absl import app, flags, logging
 
@@ -46,11 +47,10 @@ def main(arguments: list[str]) -> None:
         dataset = first_before_others(lambda: load_dataset(config.data, seed=config.seed, streamed=compute.stream_data))
         out_dir = _out_dir(config, dataset)
         command = shlex.join(["python", "-m", "launch.main", *sys.argv[1:]])
-        if is_first():
-            print(describe_devices(config, compute, make_mesh()), file=sys.stderr, flush=True)
+        mesh = make_mesh(num_model_shards=compute.num_model_shards)
+        _say(describe_devices(config, compute, mesh), sys.stderr)
         if FLAGS.dry_run:
-            mesh = make_mesh(num_model_shards=compute.num_model_shards)
-            print(format_forecast(forecast(config, dataset, mesh, compute)), end="")
+            _say(format_forecast(forecast(config, dataset, mesh, compute)))
             return
         results = run_pipeline(
             config, dataset, out_dir, output=output, compute=compute, command=command, flags=serialize_flags()
@@ -62,8 +62,13 @@ def main(arguments: list[str]) -> None:
     except Interrupted as stopped:
         print(f"\nThe run was {stopped}. Run the same command to go on.", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
+    _say(format_table(results))
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    """Of several processes the first one speaks."""
     if is_first():
-        print(format_table(results))
+        print(text, file=stream, flush=True)
 
 
 def _out_dir(config: RunConfig, dataset: Dataset) -> Path:

@@ -5,18 +5,18 @@ writing. What it does not notice is a flipped bit (it has no checksum of the dat
 casts). So each step carries the sha256 of its arrays with their shapes and dtypes, and one of each of its files
 (`sha256sum -c files.sha256` works by hand too); restoring compares all of them:
 
-    manager = open_checkpoints("/tmp/run/checkpoints")
+    manager = open_checkpoints("run/checkpoints")
     template = abstract_like(jax.eval_shape(init_fn, key), sharding)
     restored = restore_latest(manager, template)
     state = restored.state if restored else init_fn(key)
     save(manager, step, state, {"stage": "admm"})
 
 A damaged step is moved to `damaged/` beside the good ones and the step before it is used. A template that does not
-fit is the caller's mistake and never counts as damage. The state is a pytree of arrays that this process can read in
-full (one process, any number of devices); it may be saved on 8 devices and restored on 1, and the reverse.
+fit is the caller's mistake and never counts as damage. The state is a pytree of arrays, whole or in pieces, on the
+devices of one process or of several that save and restore together; it may be saved on 8 devices and restored on 1, and
+the reverse.
 """
 
-import hashlib
 import json
 import logging as python_logging
 import os
@@ -29,11 +29,11 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from rap_jax.checksums import compare_checksums, write_checksums
 from rap_jax.digest import digest, layout, named_leaves, seal
 from rap_jax.processes import from_first, largest
 
 DAMAGED = "damaged"
-CHECKSUMS = "files.sha256"
 OTHER_SETTINGS = "Use the settings that the checkpoint was saved with, or another folder."
 
 
@@ -116,7 +116,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
     meta_args = ocp.args.JsonSave({**record, "seal": seal(record)})
     manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=meta_args), force=True)
     manager.wait_until_finished()
-    from_first(lambda: _write_checksums(Path(manager.directory) / str(step)))
+    from_first(lambda: write_checksums(Path(manager.directory) / str(step)))
     return True
 
 
@@ -161,7 +161,9 @@ def _steps(manager: ocp.CheckpointManager) -> list[int]:
 def _restore(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[str, Restored | None]:
     """Returns the checkpoint, or the reason why it is damaged."""
     folder = Path(manager.directory) / str(step)
-    whole, reason = from_first(lambda: _compare_checksums(folder))
+    # Before Orbax reads anything: of a damaged file TensorStore prints pages of tracebacks. A process killed
+    # right after Orbax was done leaves no checksums.
+    whole, reason = from_first(lambda: compare_checksums(folder))
     if reason:
         return reason, None
     record, reason = _attempt(lambda: manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
@@ -196,30 +198,6 @@ def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160].rstrip('. ')}"
     (failed,) = largest(int(bool(reason)))
     return (None, reason or "another process cannot read it") if failed else (found, "")
-
-
-def _checksums(folder: Path) -> list[str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS)
-    return [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}" for path in files]
-
-
-def _write_checksums(folder: Path) -> None:
-    temporary = folder / f"{CHECKSUMS}.tmp"
-    temporary.write_text("\n".join(_checksums(folder)) + "\n")
-    os.replace(temporary, folder / CHECKSUMS)
-
-
-def _compare_checksums(folder: Path) -> tuple[bool, str]:
-    """Returns whether there are checksums, and what is wrong with the files, or "" if they are as they were written.
-
-    A process killed right after Orbax was done leaves no checksums. This comes before Orbax reads anything, because
-    TensorStore prints pages of tracebacks for a damaged file.
-    """
-    if not (folder / CHECKSUMS).exists():
-        return False, ""
-    found = _checksums(folder)
-    changed = [line for line in (folder / CHECKSUMS).read_text("latin-1").splitlines() if line not in found]
-    return True, f"{changed[0][66:]} is missing or was changed" if changed else ""
 
 
 def _move_away(manager: ocp.CheckpointManager, steps: list[int]) -> None:

@@ -1,6 +1,6 @@
 """What a run will take, before it is started: steps, memory of each device, and what the devices send each other.
 
-    print(format_forecast(forecast(config, dataset, mesh)))
+    print(format_forecast(forecast(config, dataset, mesh, compute)))
 
 State and data are counted from shapes and from where they lie; what a program needs beside them is asked of XLA, which
 compiles it for the devices that are there.
@@ -23,13 +23,14 @@ from rap_jax.length import stage_length
 from rap_jax.models import Model, create_model, in_dtype
 from rap_jax.shards import gather, state_home
 from rap_jax.specs import Specs
-from rap_jax.stage import stage_learning_rate, stage_optimizer
+from rap_jax.stage_optimizer import stage_learning_rate, stage_optimizer
 from rap_jax.state import (
     DeviceSplit,
     StageState,
     TrainState,
     Weights,
     avoids_collectives,
+    check_batch_size,
     init_stage_state,
     replicated,
 )
@@ -71,6 +72,7 @@ def forecast(config: RunConfig, dataset: Dataset, mesh: Mesh, compute: ComputeCo
     Raises:
       ValueError: settings that cannot work.
     """
+    check_batch_size(config.batch_size, mesh)
     model = create_model(
         config.model,
         input_shape=dataset.train.images.shape[1:],

@@ -42,9 +42,10 @@ from rap_jax.saved_network import save_network
 from rap_jax.small_stage import run_small_stage
 from rap_jax.sparsity import count_sparsity
 from rap_jax.specs import Specs
-from rap_jax.stage import Outcome, Setup, run_stage, stage_learning_rate
+from rap_jax.stage import Outcome, Setup, run_stage
+from rap_jax.stage_optimizer import stage_learning_rate
 from rap_jax.start import Start, make_start
-from rap_jax.state import DeviceSplit, Weights, make_mesh, put_split
+from rap_jax.state import DeviceSplit, Weights, check_batch_size, make_mesh, put_split
 
 _RESULT_KEYS = ("name", "dataset", "data", "seed", "model", "start", "stages", "test", "sparsity", "seconds")
 
@@ -75,7 +76,7 @@ def run(
       Interrupted: a signal came; the state is saved.
     """
     mesh = make_mesh(devices, num_model_shards=compute.num_model_shards)
-    _check_devices(config, mesh.size)
+    check_batch_size(config.batch_size, mesh)
     model = create_model(
         config.model,
         input_shape=dataset.train.images.shape[1:],
@@ -113,14 +114,6 @@ def run(
         results = folder.read_json("results.json")
     assert results is not None
     return results
-
-
-def _check_devices(config: RunConfig, num_devices: int) -> None:
-    if config.batch_size % num_devices:
-        raise ValueError(
-            f"batch_size is {config.batch_size}; expected a multiple of the {num_devices} devices, since each batch "
-            f"is split over them."
-        )
 
 
 def _check_crop(config: RunConfig, input_shape: tuple[int, ...]) -> None:

@@ -4,17 +4,15 @@ Whatever happens to the process, the same call goes on where the last checkpoint
 batches and attacks follow from the seed and the step alone.
 """
 
-import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from rap_jax import checkpoint
@@ -29,11 +27,11 @@ from rap_jax.interrupt import Interrupt, Interrupted
 from rap_jax.keys import stream_key
 from rap_jax.length import Length, stage_length
 from rap_jax.models import Model
-from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penalty
 from rap_jax.processes import largest
 from rap_jax.progress import Progress
 from rap_jax.shards import gather, state_home
 from rap_jax.specs import Specs
+from rap_jax.stage_optimizer import stage_learning_rate, stage_optimizer
 from rap_jax.state import DeviceSplit, Kept, StageState, Weights, home, init_stage_state, put
 from rap_jax.train import StepKeys, StepMetrics, TrainStep, make_train_step
 
@@ -84,25 +82,6 @@ def run_stage(stage: Stage, setup: Setup, start: Weights, masks: chex.ArrayTree 
     if stage == "admm":
         return Outcome(run.whole(Weights(train.params, train.batch_stats)), run.step, run.seconds)
     return Outcome(run.whole(Weights(kept.params, kept.batch_stats)), int(kept.step), run.seconds)
-
-
-def stage_learning_rate(config: RunConfig, stage: Stage, length: Length) -> optax.Schedule:
-    """The learning rate over the steps of a stage."""
-    reset_every = length.dual if config.prune.reset_learning_rate else 0
-    settings = config.stage(stage).optimizer
-    return learning_rate_schedule(
-        settings, steps_per_epoch=length.epoch, num_steps=length.stage, reset_every=reset_every
-    )
-
-
-def stage_optimizer(
-    stage: Stage, config: RunConfig, length: Length, params: chex.ArrayTree, specs: Specs, mesh: Mesh
-) -> Callable[[chex.ArrayTree | None], optax.GradientTransformationExtraArgs]:
-    """Masks, or None -> the optimizer chain of a stage. Of the params the names and shapes count."""
-    settings, learning_rate = config.stage(stage).optimizer, stage_learning_rate(config, stage, length)
-    whole = functools.partial(gather, mesh=mesh)
-    penalty = make_penalty(params, config.prune, specs, whole) if stage == "admm" else None
-    return lambda masks: make_optimizer(settings, learning_rate, penalty=penalty, masks=masks)
 
 
 class _Run:

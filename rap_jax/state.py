@@ -99,6 +99,12 @@ def make_mesh(devices: list[jax.Device] | None = None, *, num_model_shards: int 
     return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Refuses a batch that cannot be split over the devices."""
+    expected = f"a multiple of the {mesh.size} devices, since each batch is split over them"
+    require(batch_size % mesh.size == 0, "batch_size", batch_size, expected)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, P())

@@ -18,6 +18,7 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rap_jax import checkpoint
+from rap_jax.checksums import CHECKSUMS
 
 
 class State(NamedTuple):
@@ -155,7 +156,7 @@ def test_damage_falls_back_to_the_step_before(tmp_path: Path, warnings: list[str
 
 def test_digest_decides_when_the_file_checksums_were_not_written(tmp_path: Path, warnings: list[str]) -> None:
     folder = saved_folder(tmp_path)
-    (folder / "2" / checkpoint.CHECKSUMS).unlink()
+    (folder / "2" / CHECKSUMS).unlink()
     assert restored_step(folder) == 2
     (folder / "2" / "state" / "array_metadatas" / "process_0").unlink()  # Orbax restores other values, silently
     assert restored_step(folder) == 1
@@ -164,7 +165,7 @@ def test_digest_decides_when_the_file_checksums_were_not_written(tmp_path: Path,
 
 def test_changed_meta_is_damage_even_if_it_parses(tmp_path: Path, warnings: list[str]) -> None:
     folder = saved_folder(tmp_path)
-    (folder / "2" / checkpoint.CHECKSUMS).unlink()
+    (folder / "2" / CHECKSUMS).unlink()
     metadata = folder / "2" / "meta" / "metadata"
     metadata.write_text(metadata.read_text().replace("float32[8,4]", "float32[8,5]"))
     assert restored_step(folder) == 1

@@ -1,7 +1,6 @@
 """Batches from disk are those of a split on the devices, whatever the step that a run goes on from."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import tiny
 from rap_jax.config import ComputeConfig
 from rap_jax.data import Split, content_hash, hold_out
 from rap_jax.data.streamed import StreamedImages
-from rap_jax.input import Given, Order, ResidentInput, StreamedInput, make_input
+from rap_jax.input import Given, Order, ResidentInput, StreamedInput, _Rows, make_input
 from rap_jax.state import make_mesh
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -21,22 +20,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
 LABELS = np.arange(50, dtype=np.int32) % 10
 
 
-class Records:
-    """Of an array in memory; notes what is read."""
-
-    def __init__(self, images: np.ndarray):
-        self.images, self.was_read = images, list[int]()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        self.was_read += numbers
-        return [{"image": self.images[number], "label": number % 10} for number in numbers]
-
-
 def streamed(images: np.ndarray = IMAGES) -> StreamedImages:
-    return StreamedImages(Records(images), np.arange(len(images)), images.shape[1:])
+    return StreamedImages(tiny.Records(images), np.arange(len(images)), images.shape[1:])
 
 
 def on_disk(split: Split) -> Split:
@@ -72,7 +57,7 @@ def test_every_pass_has_its_own_order_and_every_image_once() -> None:
 
 
 def test_a_streamed_split_is_chosen_from_without_reading() -> None:
-    records = Records(IMAGES)
+    records = tiny.Records(IMAGES)
     images: Any = StreamedImages(records, np.arange(50), (4, 4, 1))
     train, validation = hold_out(Split(images, LABELS), 0.2, 0)
     assert records.was_read == [] and train.images.shape == (40, 4, 4, 1)
@@ -102,9 +87,15 @@ def test_without_grain_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_that_streams_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = tiny.tiny_dataset()
     resident = tiny.run_and_watch(tmp_path / "resident")
-    from_disk = dataset.__class__(**{**vars(dataset), "train": on_disk(dataset.train)})
-    monkeypatch.setattr(tiny, "tiny_dataset", lambda: from_disk)
+    monkeypatch.setattr(tiny, "tiny_dataset", lambda: tiny.on_disk(dataset))
     stream = tiny.run_and_watch(tmp_path / "stream", compute=ComputeConfig(stream_data=True))
     for stage, outcome in resident.outcomes.items():
         compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
         jax.tree.map(compare, outcome.weights, stream.outcomes[stage].weights)
+
+
+def test_a_process_reads_the_rows_of_its_own_devices_and_no_others() -> None:
+    order, steps = Order(jax.random.key(3), 50, 16), range(2, 6)
+    rows = _Rows(order, steps, 4, 8)
+    assert len(rows) == 16
+    assert [rows[place] for place in range(16)] == [n for step in steps for n in order.batch(step)[4:8]]

@@ -54,8 +54,15 @@ def assert_same(folder: Path, alone: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_end_with_the_weights_of_one(tmp_path: Path, cache: Path, alone: Path) -> None:
-    finish(tiny.start_processes(tmp_path / "run", cache, 2, WIDE))
+@pytest.mark.parametrize("number", [2, 4])
+def test_processes_end_with_the_weights_of_one(tmp_path: Path, cache: Path, alone: Path, number: int) -> None:
+    finish(tiny.start_processes(tmp_path / "run", cache, number, WIDE))
+    assert_same(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_state_in_pieces_and_data_from_disk_over_processes(tmp_path: Path, cache: Path, alone: Path) -> None:
+    finish(tiny.start_processes(tmp_path / "run", cache, 2, WIDE, "--num_model_shards=2", "--stream_data"))
     assert_same(tmp_path / "run", alone)
 
 
@@ -69,6 +76,28 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path: Path, cache
     assert "stopped by SIGTERM in admm after step" in said[0]
     finish([tiny.start_command(folder, cache, WIDE, num_devices=1)])
     assert_same(folder, alone)
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_folder_is_refused_in_all_processes(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "run"
+    first = tiny.start_command(folder, cache, WIDE, num_devices=1)
+    wait_for(lambda: bool(tiny.metrics_of(folder)))
+    said = finish(tiny.start_processes(folder, cache, 2, WIDE), 1)
+    assert all("is in use by another process" in text for text in said)
+    first.terminate()
+    first.communicate(timeout=SECONDS)
+
+
+@pytest.mark.slow
+def test_a_forecast_is_printed_by_one_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+    processes = tiny.start_processes(tmp_path / "run", cache, 2, "--dry_run")
+    said = [process.communicate(timeout=SECONDS) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    (retrain,) = (line.split() for line in said[0][0].splitlines() if line.startswith("| retrain"))
+    assert retrain[3:6:2] == ["9", "24"], "steps, and images of a device"
+    assert "retrain" not in said[1][0]
+    assert not (tmp_path / "run").exists()
 
 
 def wait_for(condition: Any) -> None:

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from rap_jax import pipeline
 from rap_jax import stage as stage_lib
 from rap_jax.config import STAGES, OutputConfig, RunConfig, Stage
 from rap_jax.data import Dataset, Split, content_hash
+from rap_jax.data.streamed import StreamedImages
 from rap_jax.stage import Outcome
 from rap_jax.state import Weights
 
@@ -67,6 +68,27 @@ def tiny_dataset() -> Dataset:
 
     train, validation, test = split(240), split(40), split(60)
     return Dataset("tiny", train, validation, test, 10, content_hash(train, test))
+
+
+class Records:
+    """Examples by number, as from a file; notes what is read."""
+
+    def __init__(self, images: np.ndarray):
+        self.images, self.was_read = images, list[int]()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        self.was_read += numbers
+        return [{"image": self.images[number]} for number in numbers]
+
+
+def on_disk(dataset: Dataset) -> Dataset:
+    """The same, whose training images are read one by one."""
+    split = dataset.train
+    images: Any = StreamedImages(Records(split.images), np.arange(len(split.labels)), split.images.shape[1:])
+    return dataclasses.replace(dataset, train=Split(images, split.labels))
 
 
 @contextlib.contextmanager
@@ -169,7 +191,7 @@ def without_time_and_place(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    command.load_dataset = lambda config, seed, streamed: tiny_dataset()
+    command.load_dataset = lambda config, seed, streamed: on_disk(tiny_dataset()) if streamed else tiny_dataset()
     sys.argv[1:1] = FLAGS
     command.run()
 
