@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
+from rap_jax.checked_json import read_checked, write_checked
 from rap_jax.config import Stage
 from rap_jax.processes import from_first, is_first
 
@@ -75,13 +76,13 @@ class RunFolder:
         """The JSON object in file `name`, which must have `keys`, or None if there is no such file.
 
         Raises:
-          ValueError: the file is damaged or incomplete; names it.
+          ValueError: the file is damaged, incomplete, or changed since it was written; names it.
         """
         return from_first(lambda: _read_json(self.path, name, keys))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """Writes `value` to file `name`, atomically."""
-        self.write(name, json.dumps(value, indent=2) + "\n")
+        """Writes `value` to file `name`, atomically, and a checksum with it."""
+        self.write(name, write_checked(value))
 
     def write(self, name: str, content: str) -> None:
         """Writes file `name`, atomically; of several processes the first one does."""
@@ -95,9 +96,7 @@ def _read_json(folder: Path, name: str, keys: tuple[str, ...] = ()) -> dict[str,
     if not path.exists():
         return None
     try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds {value!r:.40} and no object")
+        value = read_checked(path.read_text())
         if missing := [key for key in keys if key not in value]:
             raise ValueError(f"it has no {', '.join(missing)}")
     except ValueError as error:
@@ -193,7 +192,7 @@ def _claim(folder: RunFolder, config: dict[str, Any]) -> None:
                 f"Run folder {folder.path} holds {', '.join(sorted(strangers)[:3])} but no config.json, so it is not "
                 f"a run of this program; choose an empty or new folder with --out_dir."
             )
-        folder.write_json(_CONFIG, config)
+        folder.write(_CONFIG, json.dumps(config, indent=2) + "\n")  # any change of it shows as another setting
     elif before != config:
         raise ValueError(
             f"Run folder {folder.path} holds a run with other settings:\n{difference(before, config)}\n"

@@ -14,6 +14,7 @@ from typing import Any
 from absl import logging
 
 from rap_jax import plots
+from rap_jax.checked_json import read_checked
 from rap_jax.config import STAGES
 from rap_jax.cost import cost_table
 from rap_jax.folder import write_atomically
@@ -73,11 +74,11 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
 
 def _read_results(path: Path) -> Results:
     try:
-        results = json.loads(path.read_text())
+        results = read_checked(path.read_text())
     except (OSError, ValueError) as error:
         hint = "expected the JSON that a run writes at its end; finish the run or give another folder"
         raise ValueError(f"{path} cannot be read ({error}); {hint}.") from error
-    missing = [key for key in ("dataset", "model", "stages") if not isinstance(results, dict) or key not in results]
+    missing = [key for key in ("dataset", "model", "stages") if key not in results]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}; expected the results of a run of rap_jax.")
     return results

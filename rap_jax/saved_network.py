@@ -4,7 +4,6 @@ saved = load_network("runs/lenet_mnist_mnist_seed0")
 logits, _ = saved.model.apply(*saved.weights, images, False)
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import jax
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from rap_jax import checkpoint
+from rap_jax.checked_json import read_checked
 from rap_jax.config import ModelConfig
 from rap_jax.models import Model, create_model
 from rap_jax.state import Weights
@@ -81,7 +81,7 @@ def load_network(run_dir: str | Path, sharding: Sharding | None = None) -> Saved
 
 def _read_results(folder: Path) -> dict[str, Any]:
     try:
-        results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+        results = read_checked((folder / "results.json").read_text())
         shape, _ = results["data"]["image_shape"], results["data"]["num_classes"]
         if len(shape) != 3 or not {"model", "dataset", "config"} <= results.keys():
             raise ValueError("it is incomplete")

@@ -18,7 +18,9 @@ import tiny
 from train_test import FORMS, IMAGES, LABELS, LEARNING_RATE, LINEAR, PARAMS
 
 from rap_jax.config import AttackConfig, AugmentConfig, TrainConfig, free_attack
+from rap_jax.data import Split
 from rap_jax.free import first_perturbation
+from rap_jax.input import ResidentInput
 from rap_jax.models import Model
 from rap_jax.stage import _Run
 from rap_jax.state import DeviceSplit, TrainState, make_mesh, replicated
@@ -114,9 +116,10 @@ def batches(replays: int, step: int, num_steps: int) -> list[np.ndarray]:
     """The batches of a stage from `step` on: 4 of them in a pass over 35 images."""
     train = FREE if replays else TrainConfig(None)
     config = SimpleNamespace(batch_size=8, seed=5, train=dataclasses.replace(train, free_replays=replays))
-    setup = SimpleNamespace(config=config, train=SimpleNamespace(labels=np.zeros(35)))
+    split = Split(np.zeros((35, 2, 2, 1), np.uint8), np.zeros(35, np.int32))
+    setup = SimpleNamespace(config=config, train=ResidentInput(split, make_mesh(jax.devices()[:1])))
     run: Any = SimpleNamespace(stage="admm", setup=setup, step=step, length=SimpleNamespace(stage=num_steps))
-    return list(_Run._batches(run))
+    return [given.indices for given in _Run._batches(run)]
 
 
 def test_each_batch_comes_as_often_as_it_is_replayed() -> None:

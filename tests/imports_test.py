@@ -19,6 +19,7 @@ LEVELS = [
         "interrupt",
         "digest",
         "checksums",
+        "checked_json",
         "wording",
         "devices",
         "processes",

@@ -14,6 +14,7 @@ from tiny import Watched
 
 from rap_jax import pipeline
 from rap_jax import stage as stage_lib
+from rap_jax.checked_json import read_checked
 from rap_jax.config import (
     STAGES,
     AugmentConfig,
@@ -51,7 +52,7 @@ def check_accuracy(found: dict[str, Any], num_examples: int) -> None:
 
 def test_results_have_everything(finished: Watched) -> None:
     results = finished.results
-    assert results == json.loads((finished.folder / "results.json").read_text())
+    assert results == read_checked((finished.folder / "results.json").read_text())
     assert (results["dataset"], results["seed"], results["name"]) == ("tiny", 1, "tiny")
     assert results["data"] == json.loads(json.dumps(tiny.tiny_dataset().describe()))
     assert results["data"]["num_images"] == {"train": 240, "validation": 40, "test": 60}

@@ -1,7 +1,6 @@
 """Runs that begin with another run's weights: gone on with, pruned further, or their initialisation inherited."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from absl import logging
 from tiny import Watched
 
 from rap_jax import pipeline
+from rap_jax.checked_json import read_checked, write_checked
 from rap_jax.config import STAGES, ModelConfig, PruneConfig, RunConfig, StageConfig, StartConfig
 from rap_jax.losses import cross_entropy
 from rap_jax.models import create_model
@@ -242,9 +242,9 @@ def test_images_that_taught_the_other_run_must_not_judge_this_one(
     pruned: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(pruned.folder, tmp_path / "copy"))
-    results = json.loads((copy / "results.json").read_text())
+    results = read_checked((copy / "results.json").read_text())
     results["data"] |= {"validation_seed": 1, "validation_fraction": 0.1}
-    (copy / "results.json").write_text(json.dumps(results))
+    (copy / "results.json").write_text(write_checked(results))
     config = config_from(pruned, start=StartConfig(str(copy)), retrain=SHORT)
     other_split = dataclasses.replace(tiny.tiny_dataset(), validation_seed=9, validation_fraction=0.1)
     with pytest.raises(ValueError, match=r"Give --validation_seed=1 --validation_fraction=0\.1"):

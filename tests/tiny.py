@@ -186,7 +186,8 @@ def digests_of(folder: Path) -> dict[str, str]:
 def without_time_and_place(results: dict[str, Any]) -> dict[str, Any]:
     """What must be the same whenever, wherever and however often interrupted a run was."""
     stages = {name: {k: v for k, v in stage.items() if "seconds" not in k} for name, stage in results["stages"].items()}
-    kept = {k: v for k, v in results.items() if k not in ("seconds", "command", "run_dir", "device", "cost")}
+    others = {"seconds", "command", "run_dir", "device", "cost", "checksum"}
+    kept = {k: v for k, v in results.items() if k not in others}
     return kept | {"stages": stages}
 
 

@@ -3,11 +3,11 @@
 The same nested dict in every format, ready for JSON; all of it from what the run has written, or counted.
 """
 
-import json
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from rap_jax.checked_json import read_checked
 from rap_jax.digest import digest
 from rap_jax.environment import versions
 from rap_jax.export.subject import Subject
@@ -106,7 +106,7 @@ def _accuracy(subject: Subject) -> dict[str, Any]:
 def _evaluation(subject: Subject) -> dict[str, Any] | None:
     """In short what RUN/evaluation/results.json holds, if it is there and of this network."""
     try:
-        found = json.loads((subject.folder / "evaluation" / "results.json").read_text())
+        found = read_checked((subject.folder / "evaluation" / "results.json").read_text())
         same = found["network"].get("sha256") in (None, digest(subject.whole))
         kept = {key: found.get(key) for key in ("clean", *_ATTACKS)}
         about = {"attack": found["config"], "findings": found["findings"], "versions": found.get("versions")}

@@ -9,10 +9,11 @@ results.json, which both commands write last.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
+
+from rap_jax.checked_json import read_checked
 
 Module = Literal["launch.main", "launch.evaluate"]
 _FOLDERS: dict[Module, str] = {"launch.main": "runs", "launch.evaluate": "evaluations"}
@@ -62,16 +63,13 @@ class Job:
         """
         path = out / self.place / "results.json"
         try:
-            found = json.loads(path.read_text())
+            return read_checked(path.read_text())
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror}); make it readable and call again.") from error
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); delete it to have it made again.") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"{path} holds {found!r:.40} and no object; delete it to have it made again.")
-        return found
 
 
 def in_order(jobs: Iterable[Job]) -> list[Job]:

@@ -4,7 +4,6 @@
 `examples.npz` of an evaluation and writes `report.md`, `robustness.png` and `examples.png` beside them.
 """
 
-import json
 import os
 import textwrap
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rap_jax.checked_json import read_checked
 from rap_jax.folder import write_atomically
 from rap_jax.robustness.plots import examples_png, robustness_png
 from rap_jax.robustness.sample import Sample
@@ -47,7 +47,7 @@ def write_robustness_report(folder: str | os.PathLike[str], sample: Sample) -> P
       The path of `report.md`.
     """
     path = Path(folder)
-    results: Results = json.loads((path / "results.json").read_text())
+    results = read_checked((path / "results.json").read_text())
     with np.load(path / "examples.npz") as file:
         examples = {name: file[name] for name in file.files}
     title = f"{_short(results['name'])}, {results['data']['name']}"
