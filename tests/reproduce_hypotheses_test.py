@@ -6,8 +6,9 @@ from pathlib import Path
 import fake_results as fake
 import pytest
 
+from rap_jax.reproduce.claim import Page
 from rap_jax.reproduce.collect import collect
-from rap_jax.reproduce.hypotheses import Page, hypothesis
+from rap_jax.reproduce.hypotheses import hypothesis
 from rap_jax.reproduce.job import Job
 from rap_jax.reproduce.scale import scale_of
 from rap_jax.reproduce.tables import build_table
@@ -73,6 +74,29 @@ def test_one_seed_shows_nothing(tmp_path: Path) -> None:
     seen = section(page_of(tmp_path, "scratch", pruning_gains(0.05), num_seeds=1), "What we see")
     assert "with one seed of either that may be chance" in seen
     assert "overlap" not in seen
+
+
+def left(out: Path, pgd: Pgd, **more: int) -> str:
+    return section(page_of(out, "scratch", pgd, **more), "What is left of it")
+
+
+def test_what_is_left_of_the_claim(tmp_path: Path) -> None:
+    ramp = "None of 4 networks from scratch collapses if the radius rises"
+    gain = (
+        "At w=1 pruning gives, over training from scratch for as many epochs, {} points under PGD ({} of 1 differences"
+    )
+    text = left(tmp_path / "more", pruning_gains(0.05))
+    assert ramp in text and gain.format("+5.00", 1) in text and "and +5.00 points under AutoAttack (1 of 1" in text
+    assert gain.format("-3.00", 1) in left(tmp_path / "less", pruning_gains(-0.03))
+    assert gain.format("+0.50", 0) in left(tmp_path / "overlap", pruning_gains(0.005))
+    assert gain.format("+5.00", 0) in left(tmp_path / "one", pruning_gains(0.05), num_seeds=1)
+    text = left(tmp_path / "stuck", lambda job: STUCK[1] if "_scratch_w1" in job.name else 0.8)
+    assert text.startswith("2 of 4 networks from scratch collapse although the radius rises at first.")
+
+
+def test_of_nothing_nothing_is_left(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "scratch", pruning_gains(0.05), without="_scratch_w")
+    assert section(page, "What is left of it").startswith("Nothing can be said yet")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, quiet
+from rap_jax.reproduce.claim import COLLAPSED
 from rap_jax.reproduce.collect import Measured, Value
 from rap_jax.reproduce.grid import Grid, all_values, as_grid
-from rap_jax.reproduce.hypotheses import COLLAPSED
 from rap_jax.reproduce.pictures import Picture
 
 # Okabe-Ito, as in `rap_jax.picture`, and a mark for each, so that the lines differ in grey as well.

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rap_jax.reproduce import epochs as late_epochs
+from rap_jax.reproduce.claim import Page
 from rap_jax.reproduce.collect import Measured, MeasuredCell, Value
 from rap_jax.reproduce.elements import Html, element, image, joined, table
 from rap_jax.reproduce.epochs import LateEpochs
 from rap_jax.reproduce.grid import Grid, as_grid
-from rap_jax.reproduce.hypotheses import Page, hypothesis
+from rap_jax.reproduce.hypotheses import hypothesis
 from rap_jax.reproduce.page import page
 from rap_jax.reproduce.pictures import Picture, galleries
 from rap_jax.reproduce.provenance import missing, numbered, numbers, sources

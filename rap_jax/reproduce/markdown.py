@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rap_jax.reproduce import epochs as late_epochs
+from rap_jax.reproduce.claim import Page
 from rap_jax.reproduce.collect import Measured
 from rap_jax.reproduce.epochs import LateEpochs
 from rap_jax.reproduce.grid import Grid, as_grid
-from rap_jax.reproduce.hypotheses import Page, hypothesis
+from rap_jax.reproduce.hypotheses import hypothesis
 from rap_jax.reproduce.pictures import Picture
 from rap_jax.reproduce.provenance import missing, numbered, numbers, sources
 from rap_jax.reproduce.settings import differences, in_words
