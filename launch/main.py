@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+import jax
 from absl import app, flags, logging
 
 from launch.compilation import enable_compilation_cache
@@ -22,7 +23,7 @@ from rap_jax.devices import start_cpu_devices
 from rap_jax.forecast import forecast, format_forecast
 from rap_jax.interrupt import Interrupted
 from rap_jax.pipeline import run as run_pipeline
-from rap_jax.processes import first_before_others, is_first, start_processes
+from rap_jax.processes import first_before_others, is_first, leave_the_others, num_processes, start_processes
 from rap_jax.report import format_table
 from rap_jax.state import make_mesh
 
@@ -55,8 +56,14 @@ def main(arguments: list[str]) -> None:
         results = run_pipeline(
             config, dataset, out_dir, output=output, compute=compute, command=command, flags=serialize_flags()
         )
-    except (ValueError, OSError) as error:  # OSError: a full disk, a folder that went away
+    except ValueError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # a full disk, a folder that went away
+        sys.exit(f"error: {error}. Mend that, and run the same command to go on.")
+    except jax.errors.JaxRuntimeError as error:
+        if num_processes() == 1:
+            raise
+        leave_the_others(error)
     except KeyboardInterrupt:  # before the run listens for signals, or a second time
         sys.exit("\nStopped at once. Run the same command to go on from the last checkpoint.")
     except Interrupted as stopped:

@@ -105,7 +105,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
       True if a checkpoint was written, False if `step` was there already.
 
     Raises:
-      ValueError: `meta` cannot be written as JSON, or `state` has a leaf that is no array.
+      ValueError: `meta` cannot be written as JSON, `state` has a leaf that is no array, or the disk is full.
     """
     if step in _steps(manager):
         return False
@@ -114,9 +114,15 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
     except TypeError as error:
         raise ValueError(f"meta of checkpoint {step} is {meta!r}; expected what JSON can hold ({error}).") from error
     meta_args = ocp.args.JsonSave({**record, "seal": seal(record)})
-    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=meta_args), force=True)
-    manager.wait_until_finished()
-    from_first(lambda: write_checksums(Path(manager.directory) / str(step)))
+    try:
+        manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=meta_args), force=True)
+        manager.wait_until_finished()
+        from_first(lambda: write_checksums(Path(manager.directory) / str(step)))
+    except (OSError, ValueError) as error:  # ValueError: what TensorStore says of a full disk
+        raise ValueError(
+            f"Checkpoint {step} cannot be written to {manager.directory} (...{' '.join(str(error).split())[-120:]}). "
+            "The one before it is kept. Make room, or make the folder writable, and run the same command to go on."
+        ) from error
     return True
 
 
@@ -230,7 +236,12 @@ def _check_layout(folder: Path, *, saved: dict[str, str], expected: dict[str, st
 
 
 def _is_not_chatter(record: python_logging.LogRecord) -> bool:
-    """Drops what Orbax logs below a warning (some 40 lines a save), and its warning that read-only means read-only."""
+    """Drops what Orbax logs below a warning (some 40 lines a save), and what it says of what is as it should be.
+
+    That is its warning that read-only means read-only, and the traceback of an error that it raises as well.
+    """
     if not record.pathname.startswith(os.path.dirname(ocp.__file__)):
         return True
+    if record.pathname.endswith("futures/future.py"):
+        return False
     return record.levelno >= python_logging.WARNING and not str(record.msg).startswith("Given directory is read only")

@@ -9,6 +9,7 @@ results.json     the result of the run, written once at the end
 report.md, *.png
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -30,13 +31,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     # Several machines may write the same report at the same time.
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _named(path):
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of the disk name the file, which those of a write do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; what was saved before is whole", str(path)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +72,8 @@ class RunFolder:
         """Appends one line to metrics.jsonl."""
         if not is_first():
             return
-        with (self.path / "metrics.jsonl").open("a") as file:
+        path = self.path / "metrics.jsonl"
+        with _named(path), path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def forget_metrics_after(self, stage: Stage, step: int) -> None:

@@ -6,8 +6,10 @@ inside a sum for ever. With one process all of this costs nothing.
 """
 
 import json
+import os
+import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -94,6 +96,17 @@ def first_before_others(function: Callable[[], T]) -> T:
 
     from_first(first)
     return mine[0] if is_first() else function()
+
+
+def leave_the_others(error: Exception) -> NoReturn:
+    """Says that a computation over several processes failed, as when one of them has died, and ends this one."""
+    print(
+        f"error: process {jax.process_index()} of {num_processes()} lost the others ({_line(error)}). One of them has "
+        "ended or cannot be reached. What was saved stays: start all processes again with the same command to go on.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)  # an ordinary end would wait minutes for the one that is gone
 
 
 def largest(*numbers: int) -> tuple[int, ...]:

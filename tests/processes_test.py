@@ -79,6 +79,23 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path: Path, cache
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_is_killed_all_end_and_go_on_together(tmp_path: Path, cache: Path, alone: Path, killed: int) -> None:
+    folder = tmp_path / "run"
+    processes = tiny.start_processes(folder, cache, 2, WIDE)
+    wait_for(lambda: any(line["stage"] == "admm" for line in tiny.metrics_of(folder)))
+    processes[killed].kill()
+    other = processes[1 - killed]
+    _, said = other.communicate(timeout=SECONDS)
+    processes[killed].communicate(timeout=SECONDS)
+    assert other.returncode not in (0, None)
+    # JAX may end a process by itself, with words of its own, once the first one is gone.
+    assert "lost the others" in said or (killed == 0 and "another task died" in said), said
+    finish(tiny.start_processes(folder, cache, 2, WIDE))
+    assert_same(folder, alone)
+
+
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused_in_all_processes(tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "run"
     first = tiny.start_command(folder, cache, WIDE, num_devices=1)

@@ -1,0 +1,48 @@
+"""A disk that is full, as a limit on the size of files: the error names the file, and with room the run goes on."""
+
+import resource
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    process = tiny.start_command(folder, folder.parent / "compiled", num_devices=1)
+    said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    return folder
+
+
+# In the middle of an array of a checkpoint, in a small file of it, and in what is written after training.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("most_bytes", "expected"),
+    [
+        (20_000, ("error: Checkpoint ", "/checkpoints/admm (...", "The one before it is kept. Make room")),
+        (1_500, ("error: ", "cannot be written to", "run the same command to go on")),
+        (300, ("metrics.jsonl", "File too large; what was saved before is whole", "run the same command to go on")),
+    ],
+)
+def test_a_full_disk_loses_nothing(tmp_path: Path, whole: Path, most_bytes: int, expected: tuple[str, ...]) -> None:
+    folder, cache = tmp_path / "run", whole.parent / "compiled"
+    process = tiny.start_command(folder, cache, num_devices=1)
+    end = time.monotonic() + SECONDS
+    while not any(line["stage"] == "admm" for line in tiny.metrics_of(folder)):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert all(words in said for words in expected), said
+    assert said.splitlines()[-1].startswith("error: "), said
+    again = tiny.start_command(folder, cache, num_devices=1)
+    assert again.wait(timeout=SECONDS) == 0, again.communicate()
+    again.communicate()
+    assert tiny.digests_of(folder) == tiny.digests_of(whole)
+    assert tiny.metrics_of(folder) == tiny.metrics_of(whole)
