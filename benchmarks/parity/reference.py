@@ -79,7 +79,7 @@ class Reference(NamedTuple):
 
 def read(path: FilePath) -> Reference:
     """Reads the file."""
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         return Reference({name: file[name] for name in file.files})
 
 

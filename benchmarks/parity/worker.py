@@ -24,7 +24,7 @@ def main(run: str, path: str, epsilon: str, cache: str) -> None:
     """Answers the requests of `speed`. Devices and the cache of compiled programs are those of the commands."""
     start_cpu_devices(0, batch_size=_BATCH_SIZE)
     enable_compilation_cache(cache)
-    saved, arrays, radius = load_network(run), np.load(path), float(epsilon)
+    saved, arrays, radius = load_network(run), np.load(path, allow_pickle=False), float(epsilon)
     images, labels = arrays["images"], arrays["labels"]
     logits_fn = lambda images: saved.model.apply(*saved.weights, images, False)[0]
 

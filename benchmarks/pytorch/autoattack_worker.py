@@ -18,7 +18,7 @@ _STATE = "state/"
 def main(path: str, epsilon: str) -> None:
     """Answers the requests of `benchmarks.parity.speed`."""
     torch.set_num_threads(num_cores())
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     state = {name.removeprefix(_STATE): value for name, value in arrays.items() if name.startswith(_STATE)}
     network, images, labels = lenet_of(state), arrays["images"], arrays["labels"]

@@ -34,7 +34,7 @@ class Job:
         self.settings = settings
         self.network = create_network("lenet_mnist", settings.width)
         self.sparsity = dict.fromkeys(_PRUNED, settings.sparsity)
-        arrays = np.load(data)
+        arrays = np.load(data, allow_pickle=False)
         # uint8 [N, H, W, C] -> float32 [N, C, H, W] in [0, 1]
         self.images = {s: torch.from_numpy(arrays[f"{s}_images"]).permute(0, 3, 1, 2) / 255 for s in _SPLITS}
         self.labels = {s: torch.from_numpy(arrays[f"{s}_labels"]).long() for s in _SPLITS}

@@ -93,7 +93,7 @@ def load(path: Path, images: np.ndarray, clean_margin: np.ndarray, identity: dic
       ValueError: the file is damaged, or is that of another evaluation or network.
     """
     try:
-        with path.open("rb") as file, np.load(file) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
         about = json.loads(str(arrays.pop("about")))
         record = Record(**arrays)._replace(adversarial=images.copy())

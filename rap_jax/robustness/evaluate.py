@@ -171,7 +171,7 @@ def _clean(setup: Setup, predictor: Predictor) -> Predictions:
 
 def _read_margins(path: Path) -> np.ndarray:
     try:
-        with path.open("rb") as file, np.load(file) as found:  # numpy leaves a damaged file open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:  # numpy leaves a damaged file open
             return found["margin"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error!r}); delete it to have it made again.") from error

@@ -48,7 +48,7 @@ def write_robustness_report(folder: str | os.PathLike[str], sample: Sample) -> P
     """
     path = Path(folder)
     results = read_checked((path / "results.json").read_text())
-    with np.load(path / "examples.npz") as file:
+    with np.load(path / "examples.npz", allow_pickle=False) as file:
         examples = {name: file[name] for name in file.files}
     title = f"{_short(results['name'])}, {results['data']['name']}"
     norm, epsilon = results["config"]["norm"], results["config"]["epsilon"]

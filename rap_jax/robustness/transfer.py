@@ -95,7 +95,7 @@ def load(path: Path) -> tuple[Transferred, float]:
       ValueError: the file is damaged.
     """
     try:
-        with path.open("rb") as file, np.load(file) as found:  # numpy leaves a damaged file open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:  # numpy leaves a damaged file open
             return Transferred(*(found[name] for name in Transferred._fields)), float(found["seconds"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error!r}); delete it to have it made again.") from error
