@@ -47,7 +47,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}; what was saved before is whole", str(path)) from error
+        raise OSError(error.errno, f"{error.strerror or error}; what was saved before is whole", str(path)) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """A whole evaluation: its files agree with each other and with the network, it goes on after a kill."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from tiny_run import CONFIG, EPSILON, PARTS, mislabelled, tiny_function
 
 from rap_jax.attacks.stepwise import run_attack
 from rap_jax.attacks.stepwise_pgd import Pgd
+from rap_jax.checked_json import read_checked
 from rap_jax.data import Split
 from rap_jax.diagnostics.evaluation import check_confirmed, check_data, check_worst_case
 from rap_jax.interrupt import Interrupted
@@ -81,7 +81,7 @@ def test_the_folder_has_everything(done: Done) -> None:
     names = {path.name for path in done.folder.iterdir() if not path.name.startswith(".")}
     pictures = {"robustness.png", "examples.png"}
     assert names == {"config.json", "clean.npz", "parts", "results.json", "examples.npz", "report.md"} | pictures
-    assert done.results == json.loads((done.folder / "results.json").read_text())
+    assert done.results == read_checked((done.folder / "results.json").read_text())
     assert done.results["versions"]["jax"] == jax.__version__ and done.results["device"] == "2 x cpu (cpu)"
     assert done.results["data"]["name"] == "tiny" and done.results["data"]["split"] == "test"
     assert done.results["images"] == "first 40 test images of tiny"
