@@ -18,6 +18,7 @@ from jax import lax
 from benchmarks.flops import forward_flops
 from rap_jax import pipeline, report
 from rap_jax import stage as stage_lib
+from rap_jax.checked_json import read_checked, write_checked
 from rap_jax.config import ModelConfig, OutputConfig
 from rap_jax.cost import (
     Form,
@@ -218,7 +219,7 @@ def test_a_run_measures_it_last_and_a_signal_loses_nothing(tmp_path: Path, monke
     assert pruned["parameters"] == results["model"]["num_params"]
     assert pruned["nonzero_parameters"] <= pruned["parameters"] - results["sparsity"]["overall"]["zeros"]
     assert "| Time at batch 64, ms" in (tmp_path / "run" / "report.md").read_text()
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+    assert read_checked((tmp_path / "run" / "results.json").read_text()) == results
     load_network(tmp_path / "run")
 
 
@@ -236,5 +237,7 @@ def test_the_test_result_of_another_network_does_not_count(tmp_path: Path) -> No
     run = lambda: pipeline.run(SHORT, tiny.tiny_dataset(), tmp_path / "run", output=tiny.AS_USUAL)
     results, path = run(), tmp_path / "run" / "stages" / "test.json"
     (tmp_path / "run" / "results.json").unlink()
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"network": "another", "test": {"robust_accuracy": 1.0}}))
+    path.write_text(
+        write_checked(read_checked(path.read_text()) | {"network": "another", "test": {"robust_accuracy": 1.0}})
+    )
     assert run()["test"] == results["test"]
