@@ -101,8 +101,9 @@ def first_before_others(function: Callable[[], T]) -> T:
 def leave_the_others(error: Exception) -> NoReturn:
     """Says that a computation over several processes failed, as when one of them has died, and ends this one."""
     print(
-        f"error: process {jax.process_index()} of {num_processes()} lost the others ({_line(error)}). One of them has "
-        "ended or cannot be reached. What was saved stays: start all processes again with the same command to go on.",
+        f"error: process {jax.process_index()} of {num_processes()} failed in what all of them compute "
+        f"({_line(error)}). Unless that names another cause, one of them has ended or cannot be reached. "
+        "What was saved stays: start all processes again with the same command to go on.",
         file=sys.stderr,
         flush=True,
     )

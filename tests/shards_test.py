@@ -95,11 +95,9 @@ def test_a_run_ends_with_the_same_weights(
     admm = [where.spec for where in jax.tree.leaves(places[1].train)]
     assert admm.count(P(None, "model")) == arrays_of_fc1, "weights, z, u and the moments"
     for stage, outcome in whole.outcomes.items():
-        far = [
-            np.abs(a - b) > 1e-5
-            for a, b in zip(*map(jax.tree.leaves, (outcome.weights, pieces.outcomes[stage].weights)), strict=True)
-        ]
-        assert sum(each.sum() for each in far) <= (0 if optimizer == "sgd" else 3)
+        apart = jax.tree.map(lambda a, b: np.abs(a - b).ravel(), outcome.weights, pieces.outcomes[stage].weights)
+        numbers = np.concatenate(jax.tree.leaves(apart))
+        assert np.sum(numbers > 1e-5) <= (0 if optimizer == "sgd" else 3) and numbers.max() < 1e-4
         assert outcome.step == pieces.outcomes[stage].step
     losses = [[line["loss"] for line in tiny.metrics_of(run.folder) if "loss" in line] for run in (whole, pieces)]
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)

@@ -38,14 +38,21 @@ class Page(NamedTuple):
 
 def compared(ours: Value, other: Value, our_name: str, other_name: str) -> str:
     """Which of two has more under PGD, and whether the seeds allow to say so."""
-    assert ours.mean is not None and other.mean is not None and ours.spread and other.spread
+    assert ours.mean is not None and other.mean is not None
     more = ours.mean - other.mean
     first, second = (our_name, other_name) if more >= 0 else (other_name, our_name)
     text = f"{first} has {abs(more):.2f} points more under PGD than {second}"
     if min(len(ours.by_seed), len(other.by_seed)) < 2:
         return f"{text}; with one seed of either that may be chance."
-    apart = ours.spread[0] > other.spread[1] or other.spread[0] > ours.spread[1]
-    return f"{text}, and the ranges of the seeds {'do not overlap' if apart else 'overlap, so it may be chance'}."
+    words = "do not overlap" if is_apart(ours, other) else "overlap, so it may be chance"
+    return f"{text}, and the ranges of the seeds {words}."
+
+
+def is_apart(value: Value, other: Value) -> bool:
+    """Whether both have several seeds, and all of one lie above all of the other."""
+    assert value.spread and other.spread
+    apart = value.spread[0] > other.spread[1] or other.spread[0] > value.spread[1]
+    return apart and min(len(value.by_seed), len(other.by_seed)) > 1
 
 
 def as_accuracies(natural: Value, pgd: Value) -> str:

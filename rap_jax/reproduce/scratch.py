@@ -13,6 +13,7 @@ from rap_jax.reproduce.claim import (
     as_collapse,
     as_pair,
     compared,
+    is_apart,
 )
 from rap_jax.reproduce.collect import Measured, Value
 from rap_jax.reproduce.grid import Grid, as_grid
@@ -135,15 +136,8 @@ def _gain(grid: Grid, row: str, label: str) -> str:
         return ""
     more = sorted((value.mean or 0) - (scratch.mean or 0) for value in pruned)
     points = " to ".join(dict.fromkeys(f"{each:+.2f}" for each in (more[0], more[-1])))
-    shown = sum(_is_apart(value, scratch) for value in pruned)
+    shown = sum(is_apart(value, scratch) for value in pruned)
     return f"{points} points under {label} ({shown} of {len(pruned)} differences larger than the spread of the seeds)"
-
-
-def _is_apart(value: Value, other: Value) -> bool:
-    """Whether both have several seeds, and all of one lie above all of the other."""
-    assert value.spread and other.spread
-    apart = value.spread[0] > other.spread[1] or other.spread[0] > value.spread[1]
-    return apart and min(len(value.by_seed), len(other.by_seed)) > 1
 
 
 def _done(grid: Grid, row: str, column: str, label: str) -> Value | None:
