@@ -11,12 +11,19 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from normed_net import add_normed_net
 
 from rap_jax.config import ProcessConfig
 from rap_jax.saved_network import load_network
 
 SECONDS = 300
 WIDE = "--width=4"  # wide enough that some arrays are cut into pieces
+# Without what makes much of rounding: steps of a sign, in the attack and for a gradient that is nearly zero in Adam.
+NORMED = (
+    *("--model=normed_net", "--sparsity=conv2:0.5", "--norm=l2", "--epsilon=1"),
+    *("--train_step_size=0.5", "--select_step_size=0.5", "--report_step_size=0.5"),
+    *(f"--{stage}_optimizer=sgd" for stage in tiny.STAGES),
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +71,41 @@ def test_processes_end_with_the_weights_of_one(tmp_path: Path, cache: Path, alon
 def test_state_in_pieces_and_data_from_disk_over_processes(tmp_path: Path, cache: Path, alone: Path) -> None:
     finish(tiny.start_processes(tmp_path / "run", cache, 2, WIDE, "--num_model_shards=2", "--stream_data"))
     assert_same(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [(), ("--attack_batch_norm=batch",)])
+def test_statistics_of_batch_norm_are_those_of_the_whole_batch(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[str, ...]
+) -> None:
+    add_normed_net(monkeypatch)
+    finish([tiny.start_command(tmp_path / "alone", cache, *NORMED, *form, num_devices=1)])
+    finish(tiny.start_processes(tmp_path / "run", cache, 2, *NORMED, *form))
+    assert jax.tree.leaves(load_network(tmp_path / "run").weights.batch_stats)
+    assert_same(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_two_processes_with_several_devices_each(tmp_path: Path, cache: Path, alone: Path) -> None:
+    finish(tiny.start_processes(tmp_path / "run", cache, 2, WIDE, "--num_cpu_devices=4", "--num_model_shards=2"))
+    assert_same(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_more_processes_each_time(tmp_path: Path, cache: Path, alone: Path) -> None:
+    folder = tmp_path / "run"
+    for number, stage, shards in ((1, "pretrain", 1), (2, "admm", 2), (4, "", 2)):
+        given = (WIDE, f"--num_model_shards={shards}")
+        processes = (
+            tiny.start_processes(folder, cache, number, *given)
+            if number > 1
+            else [tiny.start_command(folder, cache, *given, num_devices=1)]
+        )
+        if stage:
+            wait_for(lambda stage=stage: any(line["stage"] == stage for line in tiny.metrics_of(folder)))
+            processes[0].send_signal(signal.SIGTERM)
+        finish(processes, 128 + signal.SIGTERM if stage else 0)
+    assert_same(folder, alone)
 
 
 @pytest.mark.slow

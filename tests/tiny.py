@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
+from normed_net import NormedNet
 
 from launch import main as command
 from launch.configs import config_from_flags
@@ -26,6 +27,7 @@ from rap_jax import stage as stage_lib
 from rap_jax.config import STAGES, OutputConfig, RunConfig, Stage
 from rap_jax.data import Dataset, Split, content_hash
 from rap_jax.data.streamed import StreamedImages
+from rap_jax.models import create
 from rap_jax.stage import Outcome
 from rap_jax.state import Weights
 
@@ -192,6 +194,8 @@ def without_time_and_place(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    create._NETWORKS["normed_net"] = NormedNet
+    flags.FLAGS["model"].parser.enum_values.append("normed_net")
     command.load_dataset = lambda config, seed, streamed: on_disk(tiny_dataset()) if streamed else tiny_dataset()
     sys.argv[1:1] = FLAGS
     command.run()
