@@ -106,7 +106,9 @@ def _define_process_flags() -> None:
     flags.DEFINE_string("coordinator_address", one.coordinator_address, "Where there is no such cluster: HOST:PORT of "
                         "process 0, the same for all; empty for one process.")  # fmt: skip
     flags.DEFINE_integer("num_processes", one.num_processes, "How many there are, with --coordinator_address.")
-    flags.DEFINE_integer("process_id", one.process_id, "Which of them this one is, from 0.")
+    flags.DEFINE_integer("process_id", one.process_id, "Which of them this one is, from 0, with --coordinator_address.")
+    flags.DEFINE_integer("initialization_timeout", one.initialization_timeout, "Seconds to wait until all of them have "
+                         "come.")  # fmt: skip
 
 
 def _define_sharing_flags() -> None:

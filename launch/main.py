@@ -25,7 +25,7 @@ from rap_jax.interrupt import Interrupted
 from rap_jax.pipeline import run as run_pipeline
 from rap_jax.processes import first_before_others, is_first, leave_the_others, num_processes, start_processes
 from rap_jax.report import format_table
-from rap_jax.state import make_mesh
+from rap_jax.state import check_batch_size, make_mesh
 
 FLAGS = flags.FLAGS
 define_flags()
@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> None:
         out_dir = _out_dir(config, dataset)
         command = shlex.join(["python", "-m", "launch.main", *sys.argv[1:]])
         mesh = make_mesh(num_model_shards=compute.num_model_shards)
+        check_batch_size(config.batch_size, mesh)
         _say(describe_devices(config, compute, mesh), sys.stderr)
         if FLAGS.dry_run:
             _say(format_forecast(forecast(config, dataset, mesh, compute)))

@@ -154,7 +154,7 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> Resto
     if damaged:
         raise ValueError(
             f"Every checkpoint in {manager.directory} is damaged (steps {sorted(damaged)}); expected one that can be "
-            "read. Restore the folder from a backup, or move it away to start afresh."
+            "read. Restore the folder from a backup, or move it away: this stage then begins again."
         )
     return None
 

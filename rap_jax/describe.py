@@ -15,14 +15,18 @@ from rap_jax.train import batch_mesh
 
 
 def identity(config: RunConfig, dataset: Dataset, start: Start) -> dict[str, Any]:
-    """What must be the same for a run to be gone on with: the config, and data and weights by content, not by place."""
+    """What must be the same for a run to be gone on with: the settings, and the weights it begins with by content."""
+    return settings_of(config, dataset) | {"start": start.about}
+
+
+def settings_of(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    """The config, with the data by content and not by place."""
     settings = dataclasses.asdict(config)
     for place in ("data_dir", "raw_data_dir", "fallback_dataset", "dataset"):
         del settings["data"][place]
     settings["data"] |= {"name": dataset.name, "sha256": dataset.sha256}
     if dataset.name.startswith("folder_"):  # its name is that of a place
         del settings["data"]["name"]
-    settings["start"] = start.about
     return settings
 
 

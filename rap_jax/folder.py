@@ -21,6 +21,7 @@ from typing import IO, Any, Self
 
 from rap_jax.checked_json import read_checked, write_checked
 from rap_jax.config import Stage
+from rap_jax.difference import difference
 from rap_jax.processes import from_first, is_first
 
 _CONFIG = "config.json"
@@ -210,18 +211,3 @@ def _claim(folder: RunFolder, config: dict[str, Any]) -> None:
             f"Run folder {folder.path} holds a run with other settings:\n{difference(before, config)}\n"
             f"Give the same flags to go on with that run, or another --out_dir to start a new one."
         )
-
-
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """One line per setting that differs: `  prune.rho: 0.01 in the folder, 0.02 now`."""
-    old, new = dict(_flatten(before)), dict(_flatten(now))
-    pairs = {name: (old.get(name, "absent"), new.get(name, "absent")) for name in {**old, **new}}
-    return "\n".join(f"  {name}: {a} in the folder, {b} now" for name, (a, b) in pairs.items() if a != b)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -13,6 +13,7 @@ does what is missing; a finished run returns its results and reads the test set 
 is measured last.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from rap_jax.config import STAGES, ComputeConfig, OutputConfig, RunConfig, Stage
 from rap_jax.cost import measure_cost
 from rap_jax.cut import cut, masks_of_cut
 from rap_jax.data import Dataset
-from rap_jax.describe import describe, identity
+from rap_jax.describe import describe, identity, settings_of
 from rap_jax.digest import digest
 from rap_jax.evaluate import make_evaluator
 from rap_jax.folder import open_run_folder
@@ -36,7 +37,7 @@ from rap_jax.keys import stream_key
 from rap_jax.length import stage_length
 from rap_jax.masking import both
 from rap_jax.models import create_model
-from rap_jax.processes import is_first, num_processes
+from rap_jax.processes import is_first, num_processes, require_same
 from rap_jax.report import write_report
 from rap_jax.saved_network import save_network
 from rap_jax.small_stage import run_small_stage
@@ -72,9 +73,13 @@ def run(
       devices: those to run on, or None for all; a run may go on with another number of them.
 
     Raises:
-      ValueError: bad settings, a folder that does not fit, NaN, damaged checkpoints; says what to do.
+      ValueError: bad settings, others than in another process of the run, a folder that does not fit, NaN, damaged
+        checkpoints; says what to do.
       Interrupted: a signal came; the state is saved.
     """
+    ways = {name: value for name, value in dataclasses.asdict(compute).items() if name != "num_cpu_devices"}
+    others = {"output": dataclasses.asdict(output), "compute": ways, "out_dir": str(out_dir)}
+    require_same(settings_of(config, dataset) | others)
     mesh = make_mesh(devices, num_model_shards=compute.num_model_shards)
     check_batch_size(config.batch_size, mesh)
     model = create_model(

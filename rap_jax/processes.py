@@ -5,10 +5,12 @@ is asked of one of them or of all, so that they take the same way; one that took
 inside a sum for ever. With one process all of this costs nothing.
 """
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -16,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rap_jax.config import ProcessConfig
+from rap_jax.difference import difference
 
 T = TypeVar("T")
 
@@ -23,26 +26,78 @@ T = TypeVar("T")
 def start_processes(config: ProcessConfig) -> None:
     """Connects this process to the others; to be called before anything uses JAX. One process does nothing.
 
+    If not all have come in time, it says so and ends this process: JAX would abort it a moment later.
+
     Raises:
-      ValueError: no cluster is found, the coordinator cannot be reached, or not all processes come.
+      ValueError: no cluster is found, or the coordinator cannot be reached.
     """
     if not config.several:
         return
-    address = config.coordinator_address
+    address, seconds = config.coordinator_address, config.initialization_timeout
+    total = config.num_processes if address else None
+    where = f"the {total} processes at {address}" if address else "the processes of this cluster"
+    me = "This process" if config.process_id is None else f"Process {config.process_id}"
+    late = f"{me} has waited {seconds} seconds for {where}, and not all have come; {_hint(address)}."
+    print(f"{me} waits for {where}, {seconds} seconds at most.", file=sys.stderr, flush=True)
     try:
-        if address:
-            jax.distributed.initialize(address, num_processes=config.num_processes, process_id=config.process_id)
-        else:
-            jax.distributed.initialize()
+        with _time_limit(seconds, late):
+            # JAX's own limit is later, since its words are those of an abort.
+            jax.distributed.initialize(address or None, total, config.process_id, initialization_timeout=seconds + 30)
     except (RuntimeError, ValueError) as error:
-        where = f"the {config.num_processes} processes at {address}" if address else "the processes of this cluster"
-        hint = (
-            "start all of them with the same --coordinator_address, which has to be free on the host of process 0"
-            if address
-            else "Slurm, Open MPI, GKE or Cloud TPU is expected; elsewhere give --coordinator_address, "
-            "--num_processes and --process_id"
-        )
-        raise ValueError(f"Process {config.process_id} cannot join {where} ({_line(error)}); {hint}.") from error
+        raise ValueError(f"{me} cannot join {where} ({_line(error)}); {_hint(address)}.") from error
+
+
+def _hint(address: str) -> str:
+    if address:
+        return "start all of them with the same --coordinator_address, which has to be free on the host of process 0"
+    return (
+        "Slurm, Open MPI, GKE or Cloud TPU is expected; elsewhere give --coordinator_address, --num_processes and "
+        "--process_id"
+    )
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process with an error unless the block is left in time."""
+
+    def end() -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread is inside of a call that cannot be interrupted
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def require_same(settings: Mapping[str, Any]) -> None:
+    """Refuses processes that were started with different settings; called by all, at the same point.
+
+    Their sums would be of different things: a wrong result, or one that waits for ever.
+
+    Args:
+      settings: what must be the same, nested; what JSON can hold.
+
+    Raises:
+      ValueError: in every process, if one differs from process 0; there with the settings that do.
+    """
+    if num_processes() == 1:
+        return
+    mine = json.loads(json.dumps(settings))
+    first = from_first(lambda: mine)
+    answers = multihost_utils.process_allgather(np.asarray(mine != first, np.int32))
+    others = [str(number) for number, differs in enumerate(np.ravel(answers)) if differs]
+    if not others:
+        return
+    names = {"of_before": "in process 0", "of_now": f"in process {jax.process_index()}"}
+    lines = difference(first, mine, **names) or f"  process {', '.join(others)} says which"
+    raise ValueError(
+        f"Process {', '.join(others)} of {num_processes()} was started with other settings than process 0:\n{lines}\n"
+        "Nothing was computed. Start all processes with the same flags."
+    )
 
 
 def num_processes() -> int:

@@ -55,7 +55,14 @@ CHANGED |= {
 # Not with the restarts, the attack settings, the start above; free_replays is read by --train_attack=free alone.
 ALONE: dict[str, Any] = {"random_start": False, "train_attack": "none", "start_weights": "initial", "free_replays": 7}
 # No part of what a run is, nor of its flagfile.
-ALONE |= {"distributed": True, "coordinator_address": "host:1", "num_processes": 2, "process_id": 1, "dry_run": True}
+ALONE |= {
+    "distributed": True,
+    "coordinator_address": "host:1",
+    "num_processes": 2,
+    "process_id": 1,
+    "initialization_timeout": 9,
+    "dry_run": True,
+}
 PARSED: dict[str, Any] = {"sparsity": (("conv1", 0.25), ("fc*", 0.25)), "image_size": (20, 30)}
 PARSED |= {f"{stage}_step_epochs": (5.0 + number, 9.5) for number, stage in enumerate(STAGES)}
 

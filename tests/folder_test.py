@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rap_jax import folder as folder_lib
-from rap_jax.folder import RunFolder, difference, open_run_folder, read_jsonl, write_atomically
+from rap_jax.difference import difference
+from rap_jax.folder import RunFolder, open_run_folder, read_jsonl, write_atomically
 
 CONFIG = {"seed": 0, "prune": {"rho": 0.01, "sparsity": (("conv*", 0.5),)}, "data": {"sha256": "ab"}}
 

@@ -20,6 +20,7 @@ LEVELS = [
         "digest",
         "checksums",
         "checked_json",
+        "difference",
         "wording",
         "devices",
         "processes",

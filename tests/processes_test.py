@@ -58,6 +58,8 @@ def assert_same(folder: Path, alone: Path) -> None:
             [line[key] for key in ours if not isinstance(line[key], str)] for line in (ours, theirs)
         ]
         np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-5)
+        if "loss" in ours:
+            assert abs(ours["loss"] - theirs["loss"]) <= 1e-5
 
 
 @pytest.mark.slow
@@ -149,6 +151,30 @@ def test_a_second_run_in_the_folder_is_refused_in_all_processes(tmp_path: Path, 
 
 
 @pytest.mark.slow
+def test_other_settings_in_one_of_them_are_refused(tmp_path: Path, cache: Path) -> None:
+    common = (f"--coordinator_address={tiny.free_address()}", "--num_processes=2")
+    own_flags = ("--process_id=0",), ("--process_id=1", "--admm_learning_rate=0.03")
+    said = finish([tiny.start_command(tmp_path / "run", cache, *common, *own, num_devices=1) for own in own_flags], 1)
+    for text in said:
+        assert "Process 1 of 2 was started with other settings than process 0" in text
+    assert "  process 1 says which" in said[0]
+    assert "  admm.optimizer.learning_rate: 0.02 in process 0, 0.03 in process 1" in said[1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_one_that_waits_in_vain_says_so(tmp_path: Path, cache: Path) -> None:
+    address = tiny.free_address()
+    for number in (0, 1):
+        given = (f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}")
+        alone = tiny.start_command(tmp_path / "run", cache, *given, "--initialization_timeout=5", num_devices=1)
+        (said,) = finish([alone], 1)
+        assert f"Process {number} waits for the 2 processes at {address}, 5 seconds at most." in said
+        assert f"error: Process {number} has waited 5 seconds" in said.splitlines()[-1] and "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_a_forecast_is_printed_by_one_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     processes = tiny.start_processes(tmp_path / "run", cache, 2, "--dry_run")
     said = [process.communicate(timeout=SECONDS) for process in processes]
@@ -174,6 +200,9 @@ def wait_for(condition: Any) -> None:
         ({"coordinator_address": "host:1"}, "num_processes is 1; expected 2 or more processes"),
         ({"num_processes": 2}, "num_processes is 2; expected 1 without --coordinator_address"),
         ({"coordinator_address": "host:1", "num_processes": 2, "process_id": 2}, "process_id is 2; expected a number"),
+        ({"coordinator_address": "host:1", "num_processes": 2}, "process_id is None; expected a number from 0 to 1"),
+        ({"process_id": 0}, "process_id is 0; expected none without --coordinator_address"),
+        ({"initialization_timeout": 0}, "initialization_timeout is 0; expected 1 second or more"),
         ({"coordinator_address": "host:1", "distributed": True}, "expected none with --distributed"),
     ],
 )

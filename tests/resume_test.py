@@ -136,6 +136,16 @@ def test_signal_during_an_evaluation_stops_the_run(
     assert not (folder / "results.json").exists() and not list((folder / "stages").iterdir())
 
 
+def test_a_stage_begins_again_without_its_checkpoints(tmp_path: Path, whole: Watched) -> None:
+    folder = tmp_path / "run"
+    copy_unfinished(whole, folder, ["admm", "retrain"])
+    for stage in ("admm", "retrain"):
+        shutil.rmtree(folder / "checkpoints" / stage)
+    watched = tiny.run_and_watch(folder)
+    assert watched.began == {"pretrain": tiny.STEPS, "admm": 0, "retrain": 0}
+    assert_ended_alike(folder, whole, same_order=False)
+
+
 def test_damaged_checkpoints_give_way_to_those_before(tmp_path: Path, whole: Watched) -> None:
     folder = tmp_path / "run"
     copy_unfinished(whole, folder)

@@ -165,12 +165,16 @@ def start_command(out_dir: Path, cache: Path, *arguments: str, num_devices: int 
     return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def start_processes(out_dir: Path, cache: Path, number: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """The same, computed by so many processes as one, each with one device."""
+def free_address() -> str:
+    """HOST:PORT that nothing listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    given = (f"--coordinator_address={address}", f"--num_processes={number}", *arguments)
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start_processes(out_dir: Path, cache: Path, number: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """The same, computed by so many processes as one, each with one device."""
+    given = (f"--coordinator_address={free_address()}", f"--num_processes={number}", *arguments)
     return [start_command(out_dir, cache, *given, f"--process_id={n}", num_devices=1) for n in range(number)]
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from rap_jax.auto_attack.slots import Found
-from rap_jax.folder import difference, write_atomically
+from rap_jax.difference import difference
+from rap_jax.folder import write_atomically
 
 ROBUST, CLEAN = -1, 0
 # Two runs of one network on other devices differ by rounding; two networks differ by more.

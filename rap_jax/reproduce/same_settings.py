@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rap_jax.folder import difference
+from rap_jax.difference import difference
 from rap_jax.reproduce.job import Job
 from rap_jax.reproduce.portions import Settings
 
