@@ -49,7 +49,10 @@ def start_processes(config: ProcessConfig) -> None:
 
 def _hint(address: str) -> str:
     if address:
-        return "start all of them with the same --coordinator_address, which has to be free on the host of process 0"
+        return (
+            "start all of them with the same --coordinator_address, which has to be free on the host of process 0, and "
+            "each with a --process_id of its own"
+        )
     return (
         "Slurm, Open MPI, GKE or Cloud TPU is expected; elsewhere give --coordinator_address, --num_processes and "
         "--process_id"
