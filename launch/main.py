@@ -23,7 +23,14 @@ from rap_jax.devices import start_cpu_devices
 from rap_jax.forecast import forecast, format_forecast
 from rap_jax.interrupt import Interrupted
 from rap_jax.pipeline import run as run_pipeline
-from rap_jax.processes import first_before_others, is_first, leave_the_others, num_processes, start_processes
+from rap_jax.processes import (
+    first_before_others,
+    is_first,
+    leave_the_others,
+    num_processes,
+    require_same,
+    start_processes,
+)
 from rap_jax.report import format_table
 from rap_jax.state import check_batch_size, make_mesh
 
@@ -44,6 +51,7 @@ def main(arguments: list[str]) -> None:
         num_devices = compute.num_cpu_devices or int(processes.several)
         start_cpu_devices(num_devices, batch_size=config.batch_size)
         start_processes(processes)
+        require_same({"dry_run": FLAGS.dry_run})
         enable_compilation_cache(FLAGS.compilation_cache_dir)
         dataset = first_before_others(lambda: load_dataset(config.data, seed=config.seed, streamed=compute.stream_data))
         out_dir = _out_dir(config, dataset)

@@ -47,13 +47,8 @@ KEYS = StepKeys(jax.random.key(1), jax.random.key(2))
 ATTACK = AttackConfig(epsilon=0.1, step_size=0.05, num_steps=2)
 
 
-@pytest.fixture(autouse=True)
-def little_optimisation() -> Any:
-    """Compiles in a tenth of the time; what XLA splits over the devices is settled before it optimises."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+# What XLA splits over the devices is settled before it optimises.
+pytestmark = pytest.mark.usefixtures("little_optimisation")
 
 
 def make_parts(network: str = "lenet_mnist", attack: AttackConfig | None = ATTACK, **settings: Any) -> StepParts:

@@ -151,14 +151,21 @@ def test_a_second_run_in_the_folder_is_refused_in_all_processes(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_other_settings_in_one_of_them_are_refused(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("--admm_learning_rate=0.03", "admm.optimizer.learning_rate: 0.02 in process 0, 0.03 in process 1"),
+        ("--dry_run", "dry_run: False in process 0, True in process 1"),
+    ],
+)
+def test_other_settings_in_one_of_them_are_refused(tmp_path: Path, cache: Path, flag: str, line: str) -> None:
     common = (f"--coordinator_address={tiny.free_address()}", "--num_processes=2")
-    own_flags = ("--process_id=0",), ("--process_id=1", "--admm_learning_rate=0.03")
+    own_flags = ("--process_id=0",), ("--process_id=1", flag)
     said = finish([tiny.start_command(tmp_path / "run", cache, *common, *own, num_devices=1) for own in own_flags], 1)
     for text in said:
         assert "Process 1 of 2 was started with other settings than process 0" in text
     assert "  process 1 says which" in said[0]
-    assert "  admm.optimizer.learning_rate: 0.02 in process 0, 0.03 in process 1" in said[1]
+    assert f"\n  {line}\n" in said[1]
     assert not (tmp_path / "run").exists()
 
 

@@ -36,9 +36,8 @@ class ProcessConfig:
             require(in_range, "process_id", number, f"a number from 0 to {total - 1}, for each process its own")
         else:
             require(number is None, "process_id", number, "none without --coordinator_address")
-        require(
-            self.initialization_timeout > 0, "initialization_timeout", self.initialization_timeout, "1 second or more"
-        )
+        seconds = self.initialization_timeout
+        require(seconds > 0, "initialization_timeout", seconds, "1 second or more")
 
     @property
     def several(self) -> bool:

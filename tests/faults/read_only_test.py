@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 import tiny
 
@@ -18,13 +17,8 @@ from rap_jax.robustness.network import open_network
 NOBODY = 65534
 
 
-@pytest.fixture(autouse=True)
-def little_optimisation() -> Iterator[None]:
-    """Without a cache of programs, which could not be written either."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+# The cache of programs could not be written either.
+pytestmark = pytest.mark.usefixtures("little_optimisation")
 
 
 @pytest.fixture
@@ -49,7 +43,7 @@ def give_up_rights() -> None:
 
 
 @contextlib.contextmanager
-def ordinary_user() -> Iterator[None]:
+def rights_restored() -> Iterator[None]:
     try:
         yield
     finally:
@@ -58,7 +52,7 @@ def ordinary_user() -> Iterator[None]:
 
 def test_a_new_run_says_so_before_anything_is_trained(shared: Path) -> None:
     allow(shared, False)
-    with ordinary_user(), pytest.raises(ValueError, match=r"/run cannot be written \(Permission denied\); choose"):
+    with rights_restored(), pytest.raises(ValueError, match=r"/run cannot be written \(Permission denied\); choose"):
         give_up_rights()
         tiny.run_and_watch(shared / "run")
     assert not list(shared.iterdir())
@@ -76,11 +70,11 @@ def test_from_some_moment_on(shared: Path, monkeypatch: pytest.MonkeyPatch) -> N
             give_up_rights()
 
     monkeypatch.setattr(RunFolder, "log", log_and_lock)
-    with ordinary_user(), pytest.raises((ValueError, OSError)) as raised:
+    with rights_restored(), pytest.raises((ValueError, OSError)) as raised:
         tiny.run_and_watch(folder)
     assert str(folder) in str(raised.value) and "Permission denied" in str(raised.value), raised.value
     monkeypatch.undo()
-    with ordinary_user(), pytest.raises(ValueError, match="Permission denied"):
+    with rights_restored(), pytest.raises(ValueError, match="Permission denied"):
         give_up_rights()
         tiny.run_and_watch(folder)
     allow(folder, True)
@@ -96,7 +90,7 @@ def test_a_finished_run_is_read_where_nothing_can_be_written(shared: Path) -> No
     watched = tiny.run_and_watch(shared / "run")
     before = sorted(shared.rglob("*"))
     allow(shared, False)
-    with ordinary_user():
+    with rights_restored():
         give_up_rights()
         network = open_network(str(shared / "run"))
     assert network.run == watched.results
