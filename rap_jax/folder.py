@@ -3,7 +3,7 @@
 run.flags        the flags, can be given back as --flagfile (written by the command)
 config.json      what decides the numbers; a run with another config is refused
 checkpoints/     one sub-folder per stage
-metrics.jsonl    one JSON object per line, appended while training
+metrics.jsonl    one JSON object per line, appended while training (see metrics.py)
 stages/          one result per finished stage, and that of the test
 results.json     the result of the run, written once at the end
 report.md, *.png
@@ -22,6 +22,7 @@ from typing import IO, Any, Self
 from rap_jax.checked_json import read_checked, write_checked
 from rap_jax.config import Stage
 from rap_jax.difference import difference
+from rap_jax.metrics import as_text, read_lines
 from rap_jax.processes import from_first, is_first
 
 _CONFIG = "config.json"
@@ -75,15 +76,15 @@ class RunFolder:
             return
         path = self.path / "metrics.jsonl"
         with _named(path), path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(as_text(record))
 
     def forget_metrics_after(self, stage: Stage, step: int) -> None:
         """Drops the lines that a resumed run will write again: the later steps of `stage`."""
         path = self.path / "metrics.jsonl"
         if not is_first() or not path.exists():
             return
-        kept = [record for record in read_jsonl(path) if record["stage"] != stage or record["step"] <= step]
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        kept = [line for line in read_lines(path) if line["stage"] != stage or line["step"] <= step]
+        write_atomically(path, "".join(as_text(line) for line in kept))
 
     def read_json(self, name: str, keys: tuple[str, ...] = ()) -> dict[str, Any] | None:
         """The JSON object in file `name`, which must have `keys`, or None if there is no such file.
@@ -116,17 +117,6 @@ def _read_json(folder: Path, name: str, keys: tuple[str, ...] = ()) -> dict[str,
         again = "restore it, or choose another --out_dir" if name == _CONFIG else "delete it to have it made again"
         raise ValueError(f"{path} is damaged ({error}); {again}.") from error
     return value
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file; what a kill cut short, or is no record of a step, is passed over."""
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and {"stage", "step"} <= record.keys():
-            yield record
 
 
 def open_run_folder(path: Path, config: Mapping[str, Any]) -> RunFolder:

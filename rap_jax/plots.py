@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rap_jax.config import STAGES
+from rap_jax.metrics import Line
 from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, quiet
 
 PRUNED = "#D9D9D9"
 SHADES = ("#FFFFFF", "#F3F3F3")
-Metrics = list[dict[str, Any]]
 
 
 class _Span(NamedTuple):
@@ -29,7 +29,7 @@ class _Span(NamedTuple):
     end: float
 
 
-def training_png(metrics: Metrics, title: str) -> bytes | None:
+def training_png(metrics: list[Line], title: str) -> bytes | None:
     """Draws accuracy and loss over the epochs of the whole run, stages shaded, the kept checkpoints marked.
 
     A validation marked `selected` was the best of its stage so far; the last one of a stage is the one that was kept.
@@ -61,7 +61,7 @@ def training_png(metrics: Metrics, title: str) -> bytes | None:
     return as_png(figure)
 
 
-def admm_png(metrics: Metrics, title: str) -> bytes | None:
+def admm_png(metrics: list[Line], title: str) -> bytes | None:
     """Draws distance to the sparse set, primal residual and rho of every pruned layer over the ADMM stage."""
     lines = _of_kind(metrics, "admm")
     if not lines:
@@ -122,11 +122,11 @@ def sparsity_png(sparsity: dict[str, Any], title: str) -> bytes | None:
     return as_png(figure)
 
 
-def _of_kind(metrics: Metrics, kind: str) -> Metrics:
+def _of_kind(metrics: list[Line], kind: str) -> list[Line]:
     return [line for line in metrics if line["kind"] == kind]
 
 
-def _spans(lines: Metrics) -> list[_Span]:
+def _spans(lines: list[Line]) -> list[_Span]:
     """Puts the stages that have lines one after the other; each line counts its epochs from its stage's start."""
     spans: list[_Span] = []
     for stage in STAGES:
@@ -137,15 +137,15 @@ def _spans(lines: Metrics) -> list[_Span]:
     return spans
 
 
-def _epochs(lines: Metrics, span: _Span) -> list[float]:
+def _epochs(lines: list[Line], span: _Span) -> list[float]:
     return [span.start + line["epoch"] for line in lines]
 
 
-def _values(lines: Metrics, name: str) -> np.ndarray:
+def _values(lines: list[Line], name: str) -> np.ndarray:
     return np.array([line[name] for line in lines], dtype=float)
 
 
-def _draw_training(axes: Axes, lines: Metrics, span: _Span, name: str) -> None:
+def _draw_training(axes: Axes, lines: list[Line], span: _Span, name: str) -> None:
     """Draws the noisy values of single batches faintly and their running mean over a 30th of the stage on top."""
     epochs, values = _epochs(lines, span), _values(lines, name)
     width = max(1, len(values) // 30)

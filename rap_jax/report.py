@@ -5,19 +5,17 @@ run folder and writes `report.md`, `training.png`, `admm.png` and `sparsity.png`
 run that was stopped does not have. Every table, picture and file names the data set that was really used.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from absl import logging
 
 from rap_jax import plots
 from rap_jax.checked_json import read_checked
 from rap_jax.config import STAGES
 from rap_jax.cost import cost_table
 from rap_jax.folder import write_atomically
+from rap_jax.metrics import read_metrics
 from rap_jax.wording import as_attack, as_interval, as_pair, as_percent, as_seconds, as_table, as_training
 
 Results = dict[str, Any]
@@ -57,7 +55,8 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
       ValueError: `results.json` is missing or cannot be read.
     """
     folder = Path(run_dir).expanduser()
-    results, metrics = _read_results(folder / "results.json"), _read_metrics(folder / "metrics.jsonl")
+    results, path = _read_results(folder / "results.json"), folder / "metrics.jsonl"
+    metrics = read_metrics(path) if path.exists() else []
     title = _title(results)
     pictures = {
         "training": plots.training_png(metrics, title),
@@ -82,25 +81,6 @@ def _read_results(path: Path) -> Results:
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}; expected the results of a run of rap_jax.")
     return results
-
-
-def _read_metrics(path: Path) -> plots.Metrics:
-    """Returns the metrics in the order of their steps.
-
-    A killed process may leave half a line, and a resumed one repeats the steps after its checkpoint: the half line is
-    skipped with a warning, of a repeated step the last line counts.
-    """
-    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
-    skipped = 0
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-            lines[line["kind"], line["stage"], line["step"], line.get("layer")] = line
-        except (ValueError, KeyError, TypeError):
-            skipped += 1
-    if skipped:
-        logging.warning("%s: %d lines that cannot be read were skipped.", path, skipped)
-    return sorted(lines.values(), key=lambda line: line["step"])
 
 
 def _title(results: Results) -> str:

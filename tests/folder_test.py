@@ -12,17 +12,18 @@ import pytest
 
 from rap_jax import folder as folder_lib
 from rap_jax.difference import difference
-from rap_jax.folder import RunFolder, open_run_folder, read_jsonl, write_atomically
+from rap_jax.folder import RunFolder, open_run_folder, write_atomically
+from rap_jax.metrics import read_lines
 
 CONFIG = {"seed": 0, "prune": {"rho": 0.01, "sparsity": (("conv*", 0.5),)}, "data": {"sha256": "ab"}}
 
 
 def record(stage: str, step: int, **values: Any) -> dict[str, Any]:
-    return {"kind": "train", "stage": stage, "step": step} | values
+    return {"kind": "train", "stage": stage, "step": step, "epoch": step / 5, "loss": 1.0, "accuracy": 0.5} | values
 
 
 def metrics(folder: RunFolder) -> list[tuple[str, int]]:
-    return [(line["stage"], line["step"]) for line in read_jsonl(folder.path / "metrics.jsonl")]
+    return [(line["stage"], line["step"]) for line in read_lines(folder.path / "metrics.jsonl")]
 
 
 def names(path: Path) -> list[str]:
@@ -99,8 +100,8 @@ def test_metrics_after_the_resumed_step_go(tmp_path: Path) -> None:
         folder.forget_metrics_after("admm", 2)
         assert metrics(folder) == [("pretrain", step) for step in range(5)] + [("admm", step) for step in range(3)]
         folder.log(record("admm", 3, loss=0.5))
-        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-        assert json.loads(lines[-1]) == record("admm", 3, loss=0.5) and len(lines) == 9
+        lines = list(read_lines(tmp_path / "metrics.jsonl"))
+        assert lines[-1] == record("admm", 3, loss=0.5) and len(lines) == 9
 
 
 def test_starting_a_stage_afresh_drops_all_its_metrics(tmp_path: Path) -> None:
@@ -118,12 +119,6 @@ def test_going_back_in_a_stage_keeps_later_stages(tmp_path: Path) -> None:
             folder.log(record(stage, step))
         folder.forget_metrics_after("pretrain", 5)
         assert metrics(folder) == [("pretrain", 5), ("admm", 1), ("admm", 2)]
-
-
-def test_last_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"stage": "admm", "step": 1}\n5\n{}\n{"stage": "admm", "step": 2}\n{"name": "\xc3')
-    assert [record["step"] for record in read_jsonl(path)] == [1, 2]
 
 
 def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:

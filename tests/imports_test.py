@@ -15,6 +15,7 @@ LEVELS = [
         "losses",
         "keys",
         "folder",
+        "metrics",
         "progress",
         "interrupt",
         "digest",

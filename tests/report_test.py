@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from absl import logging
 
 from rap_jax import plots, report
 
@@ -90,14 +89,6 @@ def make_run(folder: Path, results: dict[str, Any] | None = None, metrics: Lines
     (folder / "results.json").write_text(json.dumps(make_results() if results is None else results))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
-
-
-@pytest.fixture
-def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the library warns of, as the user reads it."""
-    lines: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda message, *args: lines.append(message % args))
-    return lines
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -236,16 +227,6 @@ def test_missing_kinds_leave_their_picture_out(tmp_path: Path, kinds: tuple[str,
 def test_run_without_metrics_file(tmp_path: Path) -> None:
     (make_run(tmp_path) / "metrics.jsonl").unlink()
     assert "![Sparsity" in report.write_report(tmp_path).read_text()
-
-
-def test_half_line_and_repeated_steps_of_a_resumed_run(tmp_path: Path, warnings: list[str]) -> None:
-    lines = [{"kind": "train", "stage": "pretrain", "step": step, "loss": 1.0} for step in (0, 1, 2)]
-    again = [{"kind": "train", "stage": "pretrain", "step": step, "loss": 2.0} for step in (1, 2)]
-    path = tmp_path / "metrics.jsonl"
-    texts = [json.dumps(line) for line in [*lines, *again]]
-    path.write_text("\n".join([*texts[:3], texts[0][:20], *texts[3:], "3"]))
-    assert [(line["step"], line["loss"]) for line in report._read_metrics(path)] == [(0, 1.0), (1, 2.0), (2, 2.0)]
-    assert warnings == [f"{path}: 2 lines that cannot be read were skipped."]
 
 
 def test_marked_checkpoint_is_the_last_selected_of_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:

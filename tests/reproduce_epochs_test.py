@@ -15,8 +15,8 @@ from rap_jax.reproduce.tables import build_table
 
 def validation(stage: str, step: int, robust: float, *, selected: bool = False) -> dict[str, Any]:
     return {
-        "kind": "validation", "stage": stage, "step": step, "natural_accuracy": 0.97, "robust_accuracy": robust,
-        "selected": selected,
+        "kind": "validation", "stage": stage, "step": step, "epoch": step / 10, "natural_accuracy": 0.97,
+        "robust_accuracy": robust, "selected": selected,
     }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_only_the_last_third_of_the_last_stage_counts_and_the_epoch_kept_last(tm
         "lenet_mnist_admm_w4_to_w2_seed1",
         [
             validation("pretrain", 900, 0.99, selected=True),
-            {"kind": "train", "stage": "retrain", "step": 5, "robust_accuracy": 0.1},
+            validation("retrain", 5, 0.1) | {"kind": "train", "loss": 2.0, "accuracy": 0.5},
             *(validation("retrain", 10 * n, robust, selected=n in (0, 1)) for n, robust in enumerate(retrain)),
             # A run that went on repeats a step: what it said last counts.
             validation("retrain", 60, 0.85),

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rap_jax.folder import read_jsonl
+from rap_jax.config import STAGES
+from rap_jax.metrics import read_metrics
 from rap_jax.reproduce.cells import Cell
 from rap_jax.reproduce.collect import Measured
 from rap_jax.reproduce.values import as_number
@@ -76,12 +77,10 @@ def _of_cell(cell: Cell, measured: Measured, out: Path) -> Iterator[LateEpochs]:
 
 
 def _last_stage(metrics: Path) -> tuple[float | None, list[float]]:
-    """The accuracy of the epoch that was kept, and that of every epoch; of a repeated step the last line counts."""
-    stages: dict[str, dict[int, dict[str, float]]] = {}
-    for line in read_jsonl(metrics):
-        if line.get("kind") == "validation" and "robust_accuracy" in line:
-            stages.setdefault(line["stage"], {})[line["step"]] = line
-    lines = [line for _, line in sorted(list(stages.values())[-1].items())] if stages else []
+    """The accuracy of the epoch that was kept, and that of every epoch."""
+    found = [line for line in read_metrics(metrics) if line["kind"] == "validation"]
+    stage = next((name for name in reversed(STAGES) if any(line["stage"] == name for line in found)), None)
+    lines = [line for line in found if line["stage"] == stage]
     # ADMM selects none: its last epoch is what the cut is made from.
     kept = ([line for line in lines if line.get("selected")] or lines)[-1:]
     return 100 * kept[0]["robust_accuracy"] if kept else None, [100 * line["robust_accuracy"] for line in lines]

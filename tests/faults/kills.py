@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from rap_jax.folder import read_jsonl
+from rap_jax.metrics import read_lines
 
 Start = Callable[[Path], subprocess.Popen[str]]
 _SECONDS = 300.0
@@ -65,7 +65,7 @@ def kill_again_and_again(
 def where(run: Path) -> str:
     """What a run was doing, as far as its folder shows: the last line of its metrics, and what is half written."""
     metrics = run / "metrics.jsonl"
-    lines = list(read_jsonl(metrics)) if metrics.exists() else []
+    lines = list(read_lines(metrics)) if metrics.exists() else []
     words = f"{lines[-1]['stage']} step {lines[-1]['step']} ({lines[-1]['kind']})" if lines else "before the first step"
     saving = [path.parent.name for path in run.glob("checkpoints/*/*tmp*")]
     done = [path.stem for path in sorted(run.glob("stages/*.json"))]

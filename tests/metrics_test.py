@@ -1,0 +1,74 @@
+"""metrics.jsonl: what was written is read, and what was changed since is not."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from absl import logging
+
+from rap_jax.metrics import Line, as_text, read_lines, read_metrics
+
+LINES: list[Line] = [
+    {"kind": "train", "stage": "pretrain", "step": 1, "epoch": 0.1, "loss": 2.25, "accuracy": 0.125},
+    {"kind": "validation", "stage": "pretrain", "step": 10, "epoch": 1.0, "natural_accuracy": 0.9}
+    | {"robust_accuracy": 0.1 + 0.2, "selected": True},
+    {"kind": "admm", "stage": "admm", "step": 5, "epoch": 0.5, "layer": "conv1/kernel", "distance": 1e-30}
+    | {"primal_residual": 0.5, "dual_residual": float("inf"), "rho": 0.01},
+]
+TRAIN = LINES[0]
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the library warns of, as the user reads it."""
+    lines: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda message, *args: lines.append(message % args))
+    return lines
+
+
+def write(path: Path, *texts: str) -> Path:
+    path.write_text("\n".join(texts))
+    return path
+
+
+def test_what_was_written_is_read(tmp_path: Path, warnings: list[str]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(as_text(line) for line in LINES))
+    assert list(read_lines(path)) == LINES and not warnings
+    assert read_metrics(path) == [LINES[0], LINES[2], LINES[1]], "in the order of the steps"
+
+
+def test_lines_of_earlier_versions_have_no_checksum(tmp_path: Path, warnings: list[str]) -> None:
+    path = write(tmp_path / "metrics.jsonl", *(json.dumps(line) for line in LINES))
+    assert list(read_lines(path)) == LINES and not warnings
+
+
+def test_a_half_line_is_skipped_and_of_a_repeated_step_the_last_counts(tmp_path: Path, warnings: list[str]) -> None:
+    first = [as_text(TRAIN | {"step": step, "loss": 1.0}).strip() for step in (0, 1, 2)]
+    again = [as_text(TRAIN | {"step": step, "loss": 2.0}).strip() for step in (1, 2)]
+    path = write(tmp_path / "metrics.jsonl", *first, first[0][:20], *again, "3")
+    assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(0, 1.0), (1, 2.0), (2, 2.0)]
+    assert warnings == [f"{path}: 2 lines that cannot be read were skipped."]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [*({"step": "1"}, {"epoch": None}, {"loss": "2"}, {"kind": "other"}, {"kind": []}, {"stage": "test"})]
+    + [{"kind": "admm"}, {"kind": "validation"}],
+)
+def test_what_is_no_line_of_its_kind_is_skipped(tmp_path: Path, warnings: list[str], change: Line) -> None:
+    path = write(tmp_path / "metrics.jsonl", json.dumps(TRAIN | change), json.dumps(TRAIN))
+    assert read_metrics(path) == [TRAIN] and len(warnings) == 1
+
+
+def test_no_damage_gives_a_number_that_was_not_written(tmp_path: Path, warnings: list[str]) -> None:
+    whole = "".join(as_text(line) for line in LINES).encode()
+    generator = random.Random(20191027)
+    path = tmp_path / "metrics.jsonl"
+    for _ in range(2000):
+        place, length = generator.randrange(len(whole)), generator.randrange(1, 12)
+        put_in = bytes(generator.choice(b'0123456789."abcdeklnp, {}\n\xc3') for _ in range(generator.randrange(3)))
+        path.write_bytes(whole[:place] + put_in + whole[place + length :])
+        assert all(line in LINES for line in read_lines(path)), path.read_bytes()
+    assert len(warnings) > 1000
