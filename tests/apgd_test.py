@@ -13,8 +13,6 @@ from rap_jax.attacks.apgd_state import checkpoint_periods
 from rap_jax.attacks.targets import rank_targets
 from rap_jax.losses import cross_entropy, dlr, targeted_dlr
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 N, D, K = 6, (5, 4, 1), 5
 RNG = np.random.default_rng(0)
 W1 = RNG.normal(size=(20, 16)).astype(np.float32)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 from exported_run import make_pruned_run, whole_logits_fn
 from tiny_run import make_run
 
@@ -12,7 +11,6 @@ from rap_jax.models import num_params
 from rap_jax.robustness.network import open_network
 from rap_jax.saved_network import load_network
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 IMAGES = np.random.default_rng(0).random((16, 8, 8, 1), np.float32)
 
 

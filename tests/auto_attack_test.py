@@ -20,7 +20,6 @@ from rap_jax.auto_attack.versions import NAMES, Part, parts_of
 EPSILON = 0.04
 IMAGES, LABELS = examples(50, wrong=4)
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 PARTS = (
     Part("apgd-ce", Apgd(EPSILON, num_steps=10)),
     Part("apgd-t", Apgd(EPSILON, num_steps=10, num_targets=3)),

@@ -19,9 +19,6 @@ NO_STAGE = StageConfig(0)
 NOT_PRUNED = PruneConfig(sparsity=())
 
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
 def config_with(**changes: Any) -> RunConfig:
     return dataclasses.replace(CONFIG, **({"pretrain": SHORT, "admm": NO_STAGE, "retrain": NO_STAGE} | changes))
 

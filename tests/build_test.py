@@ -23,9 +23,6 @@ CONFIG = tiny.tiny_config()
 SHORT = dataclasses.replace(CONFIG.pretrain, num_epochs=1)
 
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
 def file_and_line(heading: str) -> tuple[str, str, str]:
     """Name and content of the file that a section of BUILD.md shows, and the line that goes into the table."""
     section = BUILD.split(f"## {heading}\n")[1].split("\n## ")[0]
@@ -80,7 +77,7 @@ def test_a_new_network_on_a_new_data_set(modules: Path, tmp_path: Path, monkeypa
     prune = PruneConfig(structure="bn_filter", sparsity=(("*", 0.5),), dual_interval=1, dual_interval_unit="steps")
     stages = {"pretrain": SHORT, "admm": SHORT, "retrain": SHORT}
     config = dataclasses.replace(CONFIG, data=data, model=model, prune=prune, **stages)
-    results = pipeline.run(config, dataset, tmp_path / "run", output=tiny.EVERY_STEP)
+    results = pipeline.run(config, dataset, tmp_path / "run", output=tiny.EVERY_LINE)
     assert results["sparsity"]["layers"]["conv1/kernel"]["filters_kept"] == 4
     assert results["sparsity"]["overall"]["leftovers"] == 0
     params = load_network(tmp_path / "run").weights.params["conv1"]

@@ -15,20 +15,27 @@ from rap_jax.compaction import CompactNetwork, compact, compaction_plan, fold_ba
 from rap_jax.config import ModelConfig
 from rap_jax.losses import cross_entropy
 from rap_jax.models import NETWORKS, Model, create_model
+from rap_jax.models.implementation import Implementation
 
 SHAPES = {"lenet_mnist": (8, 12, 1), "lenet_cifar": (24, 20, 3)}
-CASES = [(name, seed) for name in NETWORKS for seed in range(1 if name == "wide_resnet28" else 2)]
+CASES = [(name, seed, "xla") for name in NETWORKS for seed in range(1 if name == "wide_resnet28" else 2)]
+CASES += [("lenet_mnist", 2, "cpu"), ("resnet18", 2, "cpu")]
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
-
-def network(name: str, width: int = 2) -> Model:
+@functools.cache
+def network(name: str, width: int = 2, implementation: Implementation = "xla") -> Model:
+    """In the form that is quick to compile, unless told otherwise."""
     shape: Any = SHAPES.get(name, (32, 32, 3))
-    return create_model(ModelConfig(name, width), input_shape=shape, num_classes=10)
+    return create_model(ModelConfig(name, width), input_shape=shape, num_classes=10, implementation=implementation)
+
+
+@functools.cache
+def shapes_of(model: Model) -> tuple[Any, Any]:
+    return jax.eval_shape(model.init, jax.random.key(0))
 
 
 def weights_for(model: Model, seed: int) -> tuple[Any, Any]:
-    params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
+    params, batch_stats = shapes_of(model)
     return random_weights(params, seed), random_weights(batch_stats, seed + 1)
 
 
@@ -78,9 +85,9 @@ def of(small: CompactNetwork) -> tuple[Model, Any, Any]:
     return small.model, small.params, small.batch_stats
 
 
-@pytest.mark.parametrize(("name", "seed"), CASES)
-def test_the_logits_stay(name: str, seed: int) -> None:
-    model = network(name)
+@pytest.mark.parametrize(("name", "seed", "implementation"), CASES)
+def test_the_logits_stay(name: str, seed: int, implementation: Implementation) -> None:
+    model = network(name, 2, implementation)
     params, batch_stats, masks = randomly_pruned(model, seed)
     before = jax.tree.map(np.copy, params)
     small = compact(model, params, batch_stats, masks)
@@ -89,11 +96,12 @@ def test_the_logits_stay(name: str, seed: int) -> None:
     chex.assert_trees_all_equal_shapes_and_dtypes((small.params, small.batch_stats), expected)
     chex.assert_trees_all_equal_shapes(small.params, small.masks)
     assert sum(leaf.size for leaf in jax.tree.leaves(small.params)) < sum(leaf.size for leaf in jax.tree.leaves(params))
-    check_same(logits(*of(small)), logits(model, params, batch_stats))
+    expected_logits = logits(model, params, batch_stats)
+    check_same(logits(*of(small)), expected_logits)
     again = compact(*of(small), small.masks)
     assert again.model.features == small.model.features
     folded = fold_batch_norm(*of(small), small.masks)
-    check_same(logits(*of(folded)), logits(model, params, batch_stats))
+    check_same(logits(*of(folded)), expected_logits)
     chex.assert_trees_all_equal_shapes(folded.params, folded.masks)
     assert not jax.tree.leaves(folded.batch_stats)
     chex.assert_trees_all_equal_shapes(folded.params, jax.eval_shape(folded.model.init, jax.random.key(0))[0])

@@ -13,8 +13,6 @@ from rap_jax.export.subject import rebuild
 from rap_jax.saved_network import save_network
 from rap_jax.state import Weights
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def test_three_quarters_of_every_layer_are_gone() -> None:
     dense, small = random_networks("lenet_mnist")

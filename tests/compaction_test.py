@@ -17,17 +17,21 @@ from rap_jax.models import NETWORKS, Model, create_model
 SHAPES = {"lenet_mnist": (8, 12, 1), "lenet_cifar": (24, 20, 3)}
 WIDTH = 2
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 @functools.cache
 def network(name: str, features: tuple[tuple[str, int], ...] = ()) -> Model:
     shape: Any = SHAPES.get(name, (32, 32, 3))
-    return create_model(ModelConfig(name, WIDTH), input_shape=shape, num_classes=10, features=dict(features))
+    changes: Any = {"implementation": "xla", "features": dict(features)}  # that implementation is quick to compile
+    return create_model(ModelConfig(name, WIDTH), input_shape=shape, num_classes=10, **changes)
+
+
+@functools.cache
+def shapes_of(model: Model) -> tuple[Any, Any]:
+    return jax.eval_shape(model.init, jax.random.key(0))
 
 
 def weights_for(model: Model) -> tuple[Any, Any]:
-    params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
+    params, batch_stats = shapes_of(model)
     return random_weights(params, 0), random_weights(batch_stats, 1)
 
 

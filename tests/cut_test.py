@@ -118,7 +118,7 @@ def test_pruning_again_counts_what_is_gone_already(kind: type, budget: str) -> N
 
 
 def test_the_cut_takes_a_norm_behind_a_sum_with_the_last_filter_of_its_channel() -> None:
-    model = create_model(ModelConfig("wide_resnet28", 1), input_shape=(8, 8, 3), num_classes=10)
+    model = create_model(ModelConfig("wide_resnet28", 1), input_shape=(8, 8, 3), num_classes=10, implementation="xla")
     params, batch_stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), jax.eval_shape(model.init, jax.random.key(0)))
     groups = model.wiring.groups
     writers = [layer for layer in groups if groups[layer] == groups["conv1"] and layer not in model.wiring.norms]

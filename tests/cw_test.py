@@ -10,8 +10,6 @@ import pytest
 from rap_jax.attacks import Nearest, cw_l2
 from rap_jax.losses import margin
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 NUM_PIXELS, NUM_CLASSES = 12, 3
 WEIGHTS = np.random.default_rng(0).normal(size=(NUM_PIXELS, NUM_CLASSES)).astype(np.float32)
 FULL: dict[str, Any] = {"num_steps": 300, "num_search_steps": 9, "learning_rate": 0.01, "initial_c": 1e-2}

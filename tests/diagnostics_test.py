@@ -16,7 +16,6 @@ from rap_jax.diagnostics import Diagnosis, check_left_out, check_square, diagnos
 
 IMAGES, LABELS = examples(60, wrong=2)
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 EPSILON = 0.05
 
 

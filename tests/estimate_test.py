@@ -252,7 +252,7 @@ def test_the_clock_leaves_out_the_first_unit_of_a_kind() -> None:
 
 
 @pytest.mark.slow
-def test_every_kind_of_work_can_be_done(compiled_quickly: None, tmp_path: Path) -> None:
+def test_every_kind_of_work_can_be_done(tmp_path: Path) -> None:
     jobs = in_order(
         [networks.auto_attacked(dataclasses.replace(SMOKE, auto_attack="standard"), networks.dense(SMOKE, MNIST, 1, 0))]
     )

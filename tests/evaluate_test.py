@@ -18,8 +18,6 @@ from rap_jax.state import DeviceSplit, make_mesh, put_split, replicated
 ATTACK = AttackConfig(epsilon=0.2, step_size=0.1, num_steps=3)
 NUM_EXAMPLES = 37
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def linear_apply(params: dict, batch_stats: dict, images: jax.Array, train: bool) -> tuple[jax.Array, dict]:
     assert not train

@@ -23,7 +23,6 @@ from rap_jax.export.int8 import set_props
 from rap_jax.export.onnx_file import METADATA_KEY, open_session
 from rap_jax.robustness.network import open_network
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 SUFFIXES = {"stablehlo": "jax", "onnx": "onnx", "npz": "npz", "safetensors": "safetensors"}
 
 

@@ -14,7 +14,6 @@ from readme_test import block_with
 from rap_jax.export import open_subject, write_file
 from rap_jax.state import Weights
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 ALONE = """
 import sys
 

@@ -16,8 +16,6 @@ from rap_jax.export.subject import rebuild
 from rap_jax.saved_network import save_network
 from rap_jax.state import Weights
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def test_filters_that_send_nothing_or_that_nobody_reads_go(tmp_path: Path) -> None:
     make_run(tmp_path / "run")

@@ -17,8 +17,6 @@ from rap_jax.export.safetensors_file import safetensors_bytes
 from rap_jax.export.stablehlo_file import stablehlo_bytes
 from rap_jax.models.pool import max_pool
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def logits_of(name: str) -> Any:
     model, weights = network(name)

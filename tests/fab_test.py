@@ -17,8 +17,6 @@ from rap_jax.attacks.fab import Fab, FabState, closest_adversarials, fab, fab_ta
 from rap_jax.attacks.norms import NORMS
 from rap_jax.attacks.stepwise import fold_in_each, keys_of_examples
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SHAPE, NUM_CLASSES, NUM_STEPS = (3, 4, 1), 5, 12
 KEY = jax.random.key(7)
 KEYS = jax.random.split(KEY, 9)

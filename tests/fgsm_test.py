@@ -7,8 +7,6 @@ import pytest
 
 from rap_jax.attacks import NORMS, fgsm
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SHAPE = (6, 5, 4, 1)
 WEIGHTS = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)  # each example has its own
 WEIGHTS[0, 0] = 0  # pixels that the loss does not see

@@ -16,8 +16,6 @@ from rap_jax.config import ModelConfig
 from rap_jax.losses import cross_entropy
 from rap_jax.models import Model, create_model
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 README = (Path(__file__).parent.parent / "README.md").read_text()
 EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10  # those of the README's code
 

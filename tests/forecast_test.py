@@ -13,8 +13,6 @@ from rap_jax.config import ComputeConfig, ModelConfig
 from rap_jax.forecast import forecast, format_forecast
 from rap_jax.state import StageState, make_mesh
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def on_device(state: StageState, device: jax.Device) -> int:
     shards = [shard for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards]

@@ -158,14 +158,13 @@ def test_there_is_nothing_to_split_over_a_cpu() -> None:
 def test_a_run_goes_on_between_two_replays(tmp_path: Path) -> None:
     """Through all stages, the last of them on the small network."""
     config = tiny.tiny_config(train=TrainConfig(free_attack("linf", 0.1), free_replays=REPLAYS))
-    with tiny.quick_compilation(tmp_path / "compiled"):
-        tiny.run_and_watch(tmp_path / "whole", config)
-        folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / "run"))
-        for name in ("results.json", "report.md", *(f"stages/{stage}.json" for stage in tiny.STAGES)):
-            (folder / name).unlink()
-        for stage in tiny.STAGES:
-            shutil.rmtree(folder / "checkpoints" / stage / str(tiny.STEPS))
-        again = tiny.run_and_watch(folder, config)
+    tiny.run_and_watch(tmp_path / "whole", config, output=tiny.EVERY_STEP)
+    folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / "run"))
+    for name in ("results.json", "report.md", *(f"stages/{stage}.json" for stage in tiny.STAGES)):
+        (folder / name).unlink()
+    for stage in tiny.STAGES:
+        shutil.rmtree(folder / "checkpoints" / stage / str(tiny.STEPS))
+    again = tiny.run_and_watch(folder, config)
     # The third update on the batch is missing.
     assert set(again.began.values()) == {tiny.STEPS - 1} and (tiny.STEPS - 1) % REPLAYS == 2
     assert tiny.digests_of(folder) == tiny.digests_of(tmp_path / "whole")

@@ -11,8 +11,6 @@ from scipy import optimize
 
 from rap_jax.attacks.hyperplane import ONTO_HYPERPLANE
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 COMPILED = {norm: jax.jit(onto) for norm, onto in ONTO_HYPERPLANE.items()}
 both_norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 

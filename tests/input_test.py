@@ -15,7 +15,6 @@ from rap_jax.data.streamed import StreamedImages
 from rap_jax.input import Given, Order, ResidentInput, StreamedInput, _Rows, make_input
 from rap_jax.state import make_mesh
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
 LABELS = np.arange(50, dtype=np.int32) % 10
 

@@ -7,8 +7,6 @@ import pytest
 from rap_jax.attacks import pgd
 from rap_jax.losses import cross_entropy, margin
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 EPSILON = 0.15
 WEIGHTS = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
 

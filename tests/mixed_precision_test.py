@@ -29,9 +29,6 @@ LABELS = np.arange(16, dtype=np.int32) % 10
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8)
 
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
 class NormedNet(nn.Module):
     """A convolution with BatchNorm, a BatchNorm by itself and a dense layer."""
 

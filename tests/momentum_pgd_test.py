@@ -11,8 +11,6 @@ import pytest
 from rap_jax.attacks import NORMS, momentum_pgd, pgd, pgd_restarts
 from rap_jax.attacks.momentum_pgd import momentum
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SHAPE = (6, 5, 4, 1)
 WEIGHTS = np.linspace(-2, 2, 20, dtype=np.float32).reshape(1, 5, 4, 1)
 SETTINGS: dict[str, Any] = {"epsilon": 0.3, "step_size": 0.1, "num_steps": 7}

@@ -30,10 +30,8 @@ COUNTS = {
 NORMED = {"kernel", "scale", "shift"}
 WITH_BATCH_NORM = ("vgg16", "resnet18", "wide_resnet28")
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
-
-def network(name: str, width: int = 1, implementation: Implementation = "auto", **changes: Any) -> Model:
+def network(name: str, width: int = 1, implementation: Implementation = "xla", **changes: Any) -> Model:
     shape: Any = changes.get("input_shape", IMAGE_SHAPES.get(name, (32, 32, 3)))
     return create_model(
         ModelConfig(name, width, changes.get("initializer", "default")),

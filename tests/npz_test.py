@@ -17,7 +17,6 @@ from rap_jax.export import open_subject, read_npz, write_file
 from rap_jax.export.npz_file import npz_bytes
 from rap_jax.export.sparse_arrays import _to_csr, _to_mask, pack, unpack
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 FEW = st.sampled_from([0.0, 0.0, 0.0, -0.0, 1.5, -2.0, float("inf")])
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=6)
 

@@ -14,8 +14,6 @@ from rap_jax.config import AttackConfig
 from rap_jax.export.onnx_file import onnx_model, open_session
 from rap_jax.export.onnx_robustness import measure, square_on_host
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def images_and_labels(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
     split = tiny.tiny_dataset().test

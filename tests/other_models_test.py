@@ -12,8 +12,6 @@ from flax import nnx
 from rap_jax.attacks import cw_l2, fgsm, momentum_pgd, pgd
 from rap_jax.losses import cross_entropy
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 NUM_PIXELS, NUM_HIDDEN, NUM_CLASSES = 20, 16, 3
 EPSILON = 0.4
 

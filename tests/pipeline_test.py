@@ -28,9 +28,6 @@ from rap_jax.evaluate import Accuracy
 CONFIG = tiny.tiny_config()
 
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     folder = tmp_path_factory.mktemp("runs") / "run"

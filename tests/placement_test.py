@@ -48,7 +48,6 @@ ATTACK = AttackConfig(epsilon=0.1, step_size=0.05, num_steps=2)
 
 
 # What XLA splits over the devices is settled before it optimises.
-pytestmark = pytest.mark.usefixtures("little_optimisation")
 
 
 def make_parts(network: str = "lenet_mnist", attack: AttackConfig | None = ATTACK, **settings: Any) -> StepParts:

@@ -17,25 +17,21 @@ from rap_jax.config import ProcessConfig
 from rap_jax.saved_network import load_network
 
 SECONDS = 300
+SELDOM = "--checkpoint_every_seconds=1000"  # at the end of a stage and after a signal, which takes less time
 WIDE = "--width=4"  # wide enough that some arrays are cut into pieces
 # Without what makes much of rounding: steps of a sign, in the attack and for a gradient that is nearly zero in Adam.
 NORMED = (
-    *("--model=normed_net", "--sparsity=conv2:0.5", "--norm=l2", "--epsilon=1"),
+    *(SELDOM, "--model=normed_net", "--sparsity=conv2:0.5", "--norm=l2", "--epsilon=1"),
     *("--train_step_size=0.5", "--select_step_size=0.5", "--report_step_size=0.5"),
     *(f"--{stage}_optimizer=sgd" for stage in tiny.STAGES),
 )
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run by one process with one device."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    finish([tiny.start_command(folder, cache, WIDE, num_devices=1)])
+    finish([tiny.start_command(folder, WIDE, SELDOM, num_devices=1)])
     return folder
 
 
@@ -64,44 +60,44 @@ def assert_same(folder: Path, alone: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 4])
-def test_processes_end_with_the_weights_of_one(tmp_path: Path, cache: Path, alone: Path, number: int) -> None:
-    finish(tiny.start_processes(tmp_path / "run", cache, number, WIDE))
+def test_processes_end_with_the_weights_of_one(tmp_path: Path, alone: Path, number: int) -> None:
+    finish(tiny.start_processes(tmp_path / "run", number, WIDE, SELDOM))
     assert_same(tmp_path / "run", alone)
 
 
 @pytest.mark.slow
-def test_state_in_pieces_and_data_from_disk_over_processes(tmp_path: Path, cache: Path, alone: Path) -> None:
-    finish(tiny.start_processes(tmp_path / "run", cache, 2, WIDE, "--num_model_shards=2", "--stream_data"))
+def test_state_in_pieces_and_data_from_disk_over_processes(tmp_path: Path, alone: Path) -> None:
+    finish(tiny.start_processes(tmp_path / "run", 2, WIDE, SELDOM, "--num_model_shards=2", "--stream_data"))
     assert_same(tmp_path / "run", alone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [(), ("--attack_batch_norm=batch",)])
 def test_statistics_of_batch_norm_are_those_of_the_whole_batch(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[str, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[str, ...]
 ) -> None:
     add_normed_net(monkeypatch)
-    finish([tiny.start_command(tmp_path / "alone", cache, *NORMED, *form, num_devices=1)])
-    finish(tiny.start_processes(tmp_path / "run", cache, 2, *NORMED, *form))
+    finish([tiny.start_command(tmp_path / "alone", *NORMED, *form, num_devices=1)])
+    finish(tiny.start_processes(tmp_path / "run", 2, *NORMED, *form))
     assert jax.tree.leaves(load_network(tmp_path / "run").weights.batch_stats)
     assert_same(tmp_path / "run", tmp_path / "alone")
 
 
 @pytest.mark.slow
-def test_two_processes_with_several_devices_each(tmp_path: Path, cache: Path, alone: Path) -> None:
-    finish(tiny.start_processes(tmp_path / "run", cache, 2, WIDE, "--num_cpu_devices=4", "--num_model_shards=2"))
+def test_two_processes_with_several_devices_each(tmp_path: Path, alone: Path) -> None:
+    finish(tiny.start_processes(tmp_path / "run", 2, WIDE, SELDOM, "--num_cpu_devices=4", "--num_model_shards=2"))
     assert_same(tmp_path / "run", alone)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_more_processes_each_time(tmp_path: Path, cache: Path, alone: Path) -> None:
+def test_a_run_goes_on_in_more_processes_each_time(tmp_path: Path, alone: Path) -> None:
     folder = tmp_path / "run"
     for number, stage, shards in ((1, "pretrain", 1), (2, "admm", 2), (4, "", 2)):
-        given = (WIDE, f"--num_model_shards={shards}")
+        given = (WIDE, SELDOM, f"--num_model_shards={shards}")
         processes = (
-            tiny.start_processes(folder, cache, number, *given)
+            tiny.start_processes(folder, number, *given)
             if number > 1
-            else [tiny.start_command(folder, cache, *given, num_devices=1)]
+            else [tiny.start_command(folder, *given, num_devices=1)]
         )
         if stage:
             wait_for(lambda stage=stage: any(line["stage"] == stage for line in tiny.metrics_of(folder)))
@@ -111,22 +107,22 @@ def test_a_run_goes_on_in_more_processes_each_time(tmp_path: Path, cache: Path, 
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path: Path, cache: Path, alone: Path) -> None:
+def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path: Path, alone: Path) -> None:
     folder = tmp_path / "run"
-    processes = tiny.start_processes(folder, cache, 2, WIDE)
+    processes = tiny.start_processes(folder, 2, WIDE, SELDOM)
     wait_for(lambda: any(line["stage"] == "admm" for line in tiny.metrics_of(folder)))
     processes[1].send_signal(signal.SIGTERM)
     said = finish(processes, 128 + signal.SIGTERM)
     assert "stopped by SIGTERM in admm after step" in said[0]
-    finish([tiny.start_command(folder, cache, WIDE, num_devices=1)])
+    finish([tiny.start_command(folder, WIDE, SELDOM, num_devices=1)])
     assert_same(folder, alone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_when_one_is_killed_all_end_and_go_on_together(tmp_path: Path, cache: Path, alone: Path, killed: int) -> None:
+def test_when_one_is_killed_all_end_and_go_on_together(tmp_path: Path, alone: Path, killed: int) -> None:
     folder = tmp_path / "run"
-    processes = tiny.start_processes(folder, cache, 2, WIDE)
+    processes = tiny.start_processes(folder, 2, WIDE)
     wait_for(lambda: any(line["stage"] == "admm" for line in tiny.metrics_of(folder)))
     processes[killed].kill()
     other = processes[1 - killed]
@@ -135,16 +131,16 @@ def test_when_one_is_killed_all_end_and_go_on_together(tmp_path: Path, cache: Pa
     assert other.returncode not in (0, None)
     # JAX may end a process by itself, with words of its own, once the first one is gone.
     assert "failed in what all of them compute" in said or (killed == 0 and "another task died" in said), said
-    finish(tiny.start_processes(folder, cache, 2, WIDE))
+    finish(tiny.start_processes(folder, 2, WIDE))
     assert_same(folder, alone)
 
 
 @pytest.mark.slow
-def test_a_second_run_in_the_folder_is_refused_in_all_processes(tmp_path: Path, cache: Path) -> None:
+def test_a_second_run_in_the_folder_is_refused_in_all_processes(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = tiny.start_command(folder, cache, WIDE, num_devices=1)
+    first = tiny.start_command(folder, WIDE, num_devices=1)
     wait_for(lambda: bool(tiny.metrics_of(folder)))
-    said = finish(tiny.start_processes(folder, cache, 2, WIDE), 1)
+    said = finish(tiny.start_processes(folder, 2, WIDE), 1)
     assert all("is in use by another process" in text for text in said)
     first.terminate()
     first.communicate(timeout=SECONDS)
@@ -158,10 +154,10 @@ def test_a_second_run_in_the_folder_is_refused_in_all_processes(tmp_path: Path, 
         ("--dry_run", "dry_run: False in process 0, True in process 1"),
     ],
 )
-def test_other_settings_in_one_of_them_are_refused(tmp_path: Path, cache: Path, flag: str, line: str) -> None:
+def test_other_settings_in_one_of_them_are_refused(tmp_path: Path, flag: str, line: str) -> None:
     common = (f"--coordinator_address={tiny.free_address()}", "--num_processes=2")
     own_flags = ("--process_id=0",), ("--process_id=1", flag)
-    said = finish([tiny.start_command(tmp_path / "run", cache, *common, *own, num_devices=1) for own in own_flags], 1)
+    said = finish([tiny.start_command(tmp_path / "run", *common, *own, num_devices=1) for own in own_flags], 1)
     for text in said:
         assert "Process 1 of 2 was started with other settings than process 0" in text
     assert "  process 1 says which" in said[0]
@@ -170,11 +166,11 @@ def test_other_settings_in_one_of_them_are_refused(tmp_path: Path, cache: Path, 
 
 
 @pytest.mark.slow
-def test_one_that_waits_in_vain_says_so(tmp_path: Path, cache: Path) -> None:
+def test_one_that_waits_in_vain_says_so(tmp_path: Path) -> None:
     address = tiny.free_address()
     for number in (0, 1):
         given = (f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}")
-        alone = tiny.start_command(tmp_path / "run", cache, *given, "--initialization_timeout=5", num_devices=1)
+        alone = tiny.start_command(tmp_path / "run", *given, "--initialization_timeout=5", num_devices=1)
         (said,) = finish([alone], 1)
         assert f"Process {number} waits for the 2 processes at {address}, 5 seconds at most." in said
         assert f"error: Process {number} has waited 5 seconds" in said.splitlines()[-1] and "Traceback" not in said
@@ -182,8 +178,8 @@ def test_one_that_waits_in_vain_says_so(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_forecast_is_printed_by_one_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
-    processes = tiny.start_processes(tmp_path / "run", cache, 2, "--dry_run")
+def test_a_forecast_is_printed_by_one_and_leaves_nothing(tmp_path: Path) -> None:
+    processes = tiny.start_processes(tmp_path / "run", 2, "--dry_run")
     said = [process.communicate(timeout=SECONDS) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     (retrain,) = (line.split() for line in said[0][0].splitlines() if line.startswith("| retrain"))

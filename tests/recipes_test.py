@@ -12,7 +12,7 @@ import tiny
 from launch.configs import config_from_flags
 from launch.flagfiles import recipes
 from rap_jax import pipeline
-from rap_jax.config import STAGES, AttackConfig, RunConfig, StageConfig
+from rap_jax.config import STAGES, AttackConfig, ComputeConfig, RunConfig, StageConfig
 from rap_jax.data import Dataset, Split
 from rap_jax.evaluate import Accuracy
 from rap_jax.length import stage_length
@@ -22,9 +22,6 @@ SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32
 # Evaluation takes as long to compile as training does: it is left out where another recipe does the same.
 EVALUATED = {"lenet_mnist", "lenet_cifar10", "resnet18_cifar10"}
 NEEDS_A_RUN = {"lenet_mnist_inherited": "lenet_mnist_paper"}
-
-
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def dataset_like(name: str) -> Dataset:
@@ -70,7 +67,9 @@ def shortened(config: RunConfig, **changes: Any) -> RunConfig:
 def run_recipe(name: str, folder: Path, **changes: Any) -> tuple[RunConfig, dict[str, Any]]:
     config = shortened(config_from_flags(tiny.parse_flags(f"--flagfile={name}")), **changes)
     dataset, devices = dataset_like(config.data.dataset), jax.devices()[:1]
-    return config, pipeline.run(config, dataset, folder, output=tiny.AS_USUAL, devices=devices)
+    # The form for the CPU takes longer to compile.
+    compute = ComputeConfig() if name in EVALUATED else ComputeConfig(implementation="xla")
+    return config, pipeline.run(config, dataset, folder, output=tiny.AS_USUAL, devices=devices, compute=compute)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,10 @@ SEED = 20191027
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.getbasetemp() / "compiled"
-    with tiny.quick_compilation(folder):
-        yield folder
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """A run that nothing interrupted."""
-    return tiny.run_and_watch(tmp_path_factory.mktemp("whole") / "run")
+    return tiny.run_and_watch(tmp_path_factory.mktemp("whole") / "run", output=tiny.EVERY_STEP)
 
 
 def copy_unfinished(whole: Watched, folder: Path, missing: Sequence[Stage] = STAGES) -> None:
@@ -76,13 +69,13 @@ def end(process: subprocess.Popen[str], number: int) -> str:
     return process.communicate(timeout=60)[1]
 
 
-def test_kills_at_random_moments_change_nothing(tmp_path: Path, cache: Path, whole: Watched) -> None:
+def test_kills_at_random_moments_change_nothing(tmp_path: Path, whole: Watched) -> None:
     generator = random.Random(SEED)
     folder = tmp_path / "run"
     for stage in STAGES:
         step, delay = generator.randint(1, tiny.STEPS - 2), generator.uniform(0, 0.1)
         print(f"seed {SEED}: SIGKILL in {stage}, {delay:.3f} s after step {step}")
-        process = tiny.start_command(folder, cache)
+        process = tiny.start_command(folder)
         wait_until(process, lambda stage=stage, step=step: has_logged(folder, stage, step))
         time.sleep(delay)
         end(process, signal.SIGKILL)
@@ -94,14 +87,14 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, cache: Path, who
     assert_ended_alike(folder, whole)
 
 
-def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path, cache: Path, whole: Watched) -> None:
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path, whole: Watched) -> None:
     folder = tmp_path / "run"
     copy_unfinished(whole, folder, ["retrain"])
     shutil.rmtree(folder / "checkpoints" / "retrain")
     lines = [json.dumps(m) for m in tiny.metrics_of(folder) if m["stage"] != "retrain"]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     # Checkpoints are seldom, so that it is the signal that saves. It comes while the first step is being compiled.
-    process = tiny.start_command(folder, cache, "--checkpoint_every_seconds=1000")
+    process = tiny.start_command(folder, "--checkpoint_every_seconds=1000")
     wait_until(process, (folder / "checkpoints" / "retrain").exists)
     errors = end(process, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in errors
@@ -109,7 +102,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path, cache: Path, whole:
     assert 1 <= saved < tiny.STEPS and tiny.metrics_of(folder)[-1]["step"] == saved
     message = f"The run was stopped by SIGTERM in retrain after step {saved} of 9. Run the same command to go on."
     assert errors.splitlines()[-1] == message
-    process = tiny.start_command(folder, cache)
+    process = tiny.start_command(folder)
     table, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert f"{whole.results['test']['robust_accuracy']:.2%}" in table

@@ -29,9 +29,6 @@ DATA = mislabelled()
 SAMPLE = take_sample(DATA, "test", 40)
 
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
 def network_of(name: str, seed: int) -> AttackedNetwork:
     return AttackedNetwork(name, tiny_function(seed), {"kind": "function", "checkpoint": name}, {"name": name})
 

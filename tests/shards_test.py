@@ -20,8 +20,6 @@ from rap_jax.state import make_mesh, split_over_data
 
 KERNELS = {"conv1": (3, 3, 16, 32), "fc1": (200, 64)}
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def spec(shape: tuple[int, ...], num_model_shards: int = 4, least_size: int = 64) -> P:
     mesh = make_mesh(num_model_shards=num_model_shards)

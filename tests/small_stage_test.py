@@ -17,9 +17,6 @@ from rap_jax.config import ModelConfig, PruneConfig, RunConfig, StageConfig, Sta
 CONFIG = tiny.tiny_config()
 
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
 @pytest.fixture
 def normed_net(monkeypatch: pytest.MonkeyPatch) -> None:
     add_normed_net(monkeypatch)
@@ -31,7 +28,7 @@ def config_of(**changes: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    return tiny.run_and_watch(tmp_path_factory.mktemp("runs") / "run")
+    return tiny.run_and_watch(tmp_path_factory.mktemp("runs") / "run", output=tiny.EVERY_STEP)
 
 
 def saved_layout(folder: Path) -> dict[str, str]:

@@ -26,9 +26,6 @@ from rap_jax.specs import masks_of
 ADAM, SGD = OptimizerConfig("adam"), OptimizerConfig("sgd")
 
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
 @pytest.fixture(autouse=True)
 def double_precision() -> Iterator[None]:
     """In float32 rounding turns a ReLU of a deep network on or off, now and then, and the two go different ways."""
@@ -82,7 +79,8 @@ CASES = [
 
 def sized(name: str, features: Mapping[str, int] = MappingProxyType({})) -> Model:
     shape = SHAPES.get(name, (8, 8, 1))
-    return create_model(ModelConfig(name, 2), input_shape=shape, num_classes=10, features=features)
+    given: Any = {"input_shape": shape, "num_classes": 10, "features": features}
+    return create_model(ModelConfig(name, 2), implementation="xla", **given)
 
 
 @pytest.mark.parametrize(("name", "spec", "config"), CASES)

@@ -17,8 +17,6 @@ from rap_jax.attacks.square_candidates import CANDIDATES, Draws, FirstDraws, dra
 from rap_jax.attacks.square_patterns import pattern, tiling, window_sides
 from rap_jax.attacks.stepwise import LogitsFn
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SHAPE = (6, 11, 13, 2)
 SHAPES = [(11, 13, 2), (28, 28, 1), (13, 7, 3), (2, 5, 1)]
 RADIUS = {"linf": 0.1, "l2": 1.0}

@@ -19,9 +19,6 @@ from rap_jax.train import StepMetrics
 CONFIG = tiny.tiny_config()
 
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
 def assert_same(actual: Any, expected: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
@@ -134,7 +131,7 @@ def test_learning_rate_is_set_back_at_each_dual_step(tmp_path: Path, monkeypatch
     prune = dataclasses.replace(CONFIG.prune, reset_learning_rate=True, dual_interval=1.0)
     falling = OptimizerConfig(learning_rate=0.01, schedule="step", step_epochs=(2 / 3,))
     config = dataclasses.replace(CONFIG, prune=prune, admm=StageConfig(3, falling))
-    pipeline.run(config, tiny.tiny_dataset(), tmp_path / "run", output=tiny.EVERY_STEP)
+    pipeline.run(config, tiny.tiny_dataset(), tmp_path / "run", output=tiny.EVERY_LINE)
     lines = [m for m in tiny.metrics_of(tmp_path / "run") if m["kind"] == "train"]
     rates = {stage: [m["learning_rate"] for m in lines if m["stage"] == stage] for stage in STAGES}
     # Epochs of 3 steps, a dual step at the first of each but the first.

@@ -12,8 +12,6 @@ from rap_jax.attacks.stepwise import run_attack
 from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.losses import cross_entropy, margin
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 IMAGES, LABELS = map(jnp.asarray, examples(30, wrong=2))
 KEYS = jax.random.split(jax.random.key(0), 30)
 

@@ -17,9 +17,6 @@ from rap_jax.saved_network import load_network
 CONFIG = tiny.tiny_config()
 
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
 def zeros_of(params: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(kernel) == 0 for name, kernel in kernels(params)}
 

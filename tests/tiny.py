@@ -1,6 +1,5 @@
 """A run that takes seconds: its data, its settings, and itself as the real command (`python tests/tiny.py FLAGS`)."""
 
-import contextlib
 import copy
 import dataclasses
 import json
@@ -8,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from jax.experimental.compilation_cache import compilation_cache
+from compiling import xla_flags
 from normed_net import NormedNet
 
 from launch import main as command
@@ -43,6 +42,7 @@ FLAGS = (
 )
 STEPS = 9
 EVERY_STEP = OutputConfig(log_every_steps=1, checkpoint_every_seconds=0.0, measure_cost=False)
+EVERY_LINE = OutputConfig(log_every_steps=1, measure_cost=False)
 AS_USUAL = OutputConfig(measure_cost=False)
 
 
@@ -93,28 +93,6 @@ def on_disk(dataset: Dataset) -> Dataset:
     return dataclasses.replace(dataset, train=Split(images, split.labels))
 
 
-@contextlib.contextmanager
-def quick_compilation(cache: Path) -> Iterator[None]:
-    """Compiles with little optimisation, and each program once for all processes that use `cache`."""
-    changes = {
-        "jax_compilation_cache_dir": str(cache),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in changes}
-    try:
-        _set(changes)
-        yield
-    finally:
-        _set(before)
-
-
-def _set(settings: dict[str, Any]) -> None:
-    compilation_cache.reset_cache()  # where none was found before, none would ever be looked for again
-    for name, value in settings.items():
-        jax.config.update(name, value)
-
-
 class Watched(NamedTuple):
     """A finished run: what it returned, and where each stage began, from which weights, and what it handed over."""
 
@@ -147,19 +125,14 @@ def run_and_watch(folder: Path, config: RunConfig | None = None, **arguments: An
         patch.setattr(stage_lib._Run, "restore", restore_and_note)
         patch.setattr(pipeline, "run_stage", watched(pipeline.run_stage))
         patch.setattr(pipeline, "run_small_stage", watched(pipeline.run_small_stage))
-        given = {"output": EVERY_STEP} | arguments
+        given = {"output": EVERY_LINE} | arguments
         results = pipeline.run(config or tiny_config(), tiny_dataset(), folder, **given)
     return Watched(folder, results, began, starts, outcomes)
 
 
-def start_command(out_dir: Path, cache: Path, *arguments: str, num_devices: int = 8) -> subprocess.Popen[str]:
+def start_command(out_dir: Path, *arguments: str, num_devices: int = 8) -> subprocess.Popen[str]:
     """The real command on the tiny data in a process of its own, that logs and saves every step."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    environment = os.environ | {"XLA_FLAGS": xla_flags(num_devices)}
     given = ["--log_every_steps=1", "--checkpoint_every_seconds=0", "--compilation_cache_dir=", *arguments]
     line = [sys.executable, __file__, f"--out_dir={out_dir}", *given]
     return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -172,10 +145,10 @@ def free_address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def start_processes(out_dir: Path, cache: Path, number: int, *arguments: str) -> list[subprocess.Popen[str]]:
+def start_processes(out_dir: Path, number: int, *arguments: str) -> list[subprocess.Popen[str]]:
     """The same, computed by so many processes as one, each with one device."""
     given = (f"--coordinator_address={free_address()}", f"--num_processes={number}", *arguments)
-    return [start_command(out_dir, cache, *given, f"--process_id={n}", num_devices=1) for n in range(number)]
+    return [start_command(out_dir, *given, f"--process_id={n}", num_devices=1) for n in range(number)]
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:

@@ -17,15 +17,6 @@ SHAPE, NUM_EXAMPLES = (8, 8, 1), 24
 ATTACK = AttackConfig(epsilon=0.2, step_size=0.05, num_steps=2, num_restarts=3)
 
 
-@pytest.fixture(autouse=True)
-def little_optimisation() -> Any:
-    """Compiles in a tenth of the time; what XLA splits over the devices is settled before it optimises."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.parametrize("network", ["lenet_mnist", "resnet18"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_no_device_waits_for_another(network: str, norm: Any) -> None:

@@ -13,7 +13,7 @@ SECONDS = 300
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    process = tiny.start_command(folder, folder.parent / "compiled", num_devices=1)
+    process = tiny.start_command(folder, num_devices=1)
     said = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said
     return folder
@@ -29,8 +29,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_full_disk_loses_nothing(tmp_path: Path, whole: Path, most_bytes: int, expected: tuple[str, ...]) -> None:
-    folder, cache = tmp_path / "run", whole.parent / "compiled"
-    process = tiny.start_command(folder, cache, num_devices=1)
+    folder = tmp_path / "run"
+    process = tiny.start_command(folder, num_devices=1)
     end = time.monotonic() + SECONDS
     while not any(line["stage"] == "admm" for line in tiny.metrics_of(folder)):
         assert time.monotonic() < end and process.poll() is None
@@ -39,8 +39,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, whole: Path, most_bytes: int,
     _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     assert all(words in said for words in expected), said
-    assert said.splitlines()[-1].startswith("error: "), said
-    again = tiny.start_command(folder, cache, num_devices=1)
+    # A thread of the checkpoint library may fail after that, with words of its own.
+    assert any(line.startswith("error: ") for line in said.splitlines()), said
+    again = tiny.start_command(folder, num_devices=1)
     assert again.wait(timeout=SECONDS) == 0, again.communicate()
     again.communicate()
     assert tiny.digests_of(folder) == tiny.digests_of(whole)

@@ -28,7 +28,7 @@ from rap_jax.data import content_hash, load
 from rap_jax.digest import digest
 from rap_jax.saved_network import load_network
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
+pytestmark = pytest.mark.slow
 SEED = 20191027
 VALUES = (
     *("", "-1", "0", "1", "2", "1e400", "-inf", "nan", "1/0", "8/255", "1e-400", "99999999999999999999", "0x10", "1_0"),
@@ -148,7 +148,7 @@ def test_raw_files_and_the_prepared_copy(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tiny.Watched:
-    return tiny.run_and_watch(tmp_path_factory.mktemp("finished") / "run")
+    return tiny.run_and_watch(tmp_path_factory.mktemp("finished") / "run", output=tiny.EVERY_STEP)
 
 
 def test_the_network_of_a_run(tmp_path: Path, finished: tiny.Watched) -> None:

@@ -14,17 +14,12 @@ NUM_KILLS = int(os.environ.get("RAP_JAX_KILLS", "6"))
 SEED = 20191027
 
 
-@pytest.fixture
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp() / "compiled"
-
-
 @pytest.mark.slow
-def test_kills_change_no_bit(tmp_path: Path, cache: Path) -> None:
-    process = tiny.start_command(tmp_path / "whole", cache, num_devices=2)
+def test_kills_change_no_bit(tmp_path: Path) -> None:
+    process = tiny.start_command(tmp_path / "whole", num_devices=2)
     said = process.communicate(timeout=600)
     assert process.returncode == 0, said
-    start = lambda folder: tiny.start_command(folder, cache, num_devices=2)
+    start = lambda folder: tiny.start_command(folder, num_devices=2)
     kills, finished = kill_again_and_again(tmp_path, start, num_kills=NUM_KILLS, generator=random.Random(SEED))
     print(f"seed {SEED}, {len(kills)} kills, {len(finished)} runs finished\n{as_table(kills)}")
     expected = json.loads((tmp_path / "whole" / "results.json").read_text())

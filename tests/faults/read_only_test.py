@@ -17,10 +17,6 @@ from rap_jax.robustness.network import open_network
 NOBODY = 65534
 
 
-# The cache of programs could not be written either.
-pytestmark = pytest.mark.usefixtures("little_optimisation")
-
-
 @pytest.fixture
 def shared() -> Iterator[Path]:
     """A folder that every user reaches, unlike those of pytest."""
@@ -71,7 +67,7 @@ def test_from_some_moment_on(shared: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(RunFolder, "log", log_and_lock)
     with rights_restored(), pytest.raises((ValueError, OSError)) as raised:
-        tiny.run_and_watch(folder)
+        tiny.run_and_watch(folder, output=tiny.EVERY_STEP)
     assert str(folder) in str(raised.value) and "Permission denied" in str(raised.value), raised.value
     monkeypatch.undo()
     with rights_restored(), pytest.raises(ValueError, match="Permission denied"):
