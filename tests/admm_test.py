@@ -13,6 +13,8 @@ from rap_jax.admm import AdmmState, add_admm_penalty, find_admm_state, residuals
 from rap_jax.projections import Filter, Irregular, project
 from rap_jax.specs import project_tree
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 PARAMS = {
     "conv1": {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 2, 4)), "bias": jnp.ones(4)},
     "fc1": {"kernel": jax.random.normal(jax.random.key(1), (6, 4)), "bias": jnp.ones(4)},

@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rap_jax.config import AugmentConfig
 from rap_jax.data import augment
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 BOTH = AugmentConfig(crop_padding=2, horizontal_flip=True)
 KEY = jax.random.key(3)
 quick_augment = jax.jit(augment, static_argnames="config")

@@ -18,6 +18,8 @@ from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.hyperplane import ONTO_HYPERPLANE
 from rap_jax.attacks.square import Square
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 REFERENCE = reference.read(Path(__file__).parent / "reference/autoattack.npz")
 NETWORK = logits_fn(REFERENCE.weights)
 both_norms = pytest.mark.parametrize("norm", list(EPSILONS))

@@ -7,6 +7,8 @@ import pytest
 
 from rap_jax.models.batch_norm import BatchNorm
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 SCALE, SHIFT = np.float32([0.5, 2.0, -1.0]), np.float32([1.0, 0.0, 3.0])
 MEAN, VAR = np.float32([5.0, 0.0, -1.0]), np.float32([4.0, 1.0, 0.25])
 VARIABLES = {"params": {"scale": SCALE, "shift": SHIFT}, "batch_stats": {"mean": MEAN, "var": VAR}}

@@ -9,6 +9,8 @@ from rap_jax.batch import Batch, make_batch, mixup
 from rap_jax.config import AugmentConfig, TrainConfig
 from rap_jax.state import DeviceSplit, make_mesh, replicated, split_over_data
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), np.uint8)
 LABELS = (np.arange(20) % 5).astype(np.int32)
 INDICES = np.array([7, 3, 3, 19, 0, 11, 4, 8], np.int32)

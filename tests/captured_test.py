@@ -10,6 +10,8 @@ import pytest
 from rap_jax.attacks.stepwise import in_float32
 from rap_jax.captured import lift_captured
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 WEIGHT, BIAS = jnp.arange(6.0).reshape(3, 2), jnp.ones(2)
 
 

@@ -22,6 +22,14 @@ def forget_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """For files whose numbers have to hold as users compile them: bounds, exact zeros, gradients."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, so that no process is left alone with one in the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from rap_jax.models.conv_relu_pool import ConvReluPool, conv_relu_pool
 from rap_jax.models.implementation import Implementation
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 Shape = tuple[int, ...]
 Arguments = tuple[jax.Array, jax.Array, jax.Array]
 Layer = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

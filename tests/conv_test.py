@@ -17,6 +17,8 @@ from rap_jax.models.conv_norm import ConvNorm
 from rap_jax.models.implementation import Implementation
 from rap_jax.models.initializers import kernel_initializer
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 BOTH = pytest.mark.parametrize("implementation", ["cpu", "xla"])
 
 

@@ -12,6 +12,8 @@ from launch.configs import config_from_flags
 from rap_jax.attacks import pgd
 from rap_jax.config import AttackConfig, TrainConfig, fgsm_attack, free_attack
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def train_of(*arguments: str) -> TrainConfig:
     return config_from_flags(parse_flags(*arguments)).train

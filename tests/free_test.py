@@ -27,6 +27,8 @@ from rap_jax.state import DeviceSplit, TrainState, make_mesh, replicated
 from rap_jax.step import StepKeys, StepParts
 from rap_jax.train import batch_mesh
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 EPSILON, REPLAYS = 0.3, 3
 BATCHES = np.array([[3, 1, 4, 15, 9, 2, 6, 5], [8, 3, 0, 7, 11, 12, 20, 23]], np.int32)
 KEYS = StepKeys(jax.random.key(1), jax.random.key(2))

@@ -13,6 +13,8 @@ from rap_jax.models.initializers import (
     kernel_initializer,
 )
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 # A convolution kernel of 25,000 numbers: fan_in 5*5*20, fan_out 5*5*50.
 SHAPE, FAN_IN, FAN_OUT = (5, 5, 20, 50), 500, 1250
 

@@ -6,6 +6,8 @@ import pytest
 
 from rap_jax.layers import belongings, beside, kernels, leaves_by_name
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 LAYER = {"kernel": jnp.ones((3, 3, 2, 4)), "scale": jnp.ones(4), "shift": jnp.zeros(4)}
 PARAMS = {
     "conv1": LAYER | {"bias": jnp.zeros(4)},

@@ -8,6 +8,8 @@ from jax.test_util import check_grads
 
 from rap_jax.losses import cross_entropy, dlr, margin, smooth_labels, targeted_dlr
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 LOGITS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32) * 3
 LABELS = np.array([0, 1, 2, 3, 3, 0], np.int32)
 LOG_SOFTMAX = LOGITS - np.log(np.exp(LOGITS.astype(np.float64)).sum(1, keepdims=True))

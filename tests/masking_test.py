@@ -12,6 +12,8 @@ from rap_jax.optimizer import make_optimizer
 from rap_jax.projections import Column, Filter, Irregular
 from rap_jax.specs import masks_of, masks_of_zeros, project_tree
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 PARAMS = {
     "conv1": {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 2, 4)), "bias": jnp.arange(1.0, 5.0)},
     "fc1": {"kernel": jax.random.normal(jax.random.key(1), (6, 4)), "bias": jnp.ones(4)},

@@ -15,6 +15,8 @@ from rap_jax.config import ModelConfig
 from rap_jax.models import Implementation, Model, create_model, from_linen, num_params
 from rap_jax.models.model import BatchStats, Params
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 MNIST: dict[str, Any] = {"input_shape": (28, 28, 1), "num_classes": 10}
 
 

@@ -10,6 +10,8 @@ from rap_jax.config import OptimizerConfig, PruneConfig
 from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penalty
 from rap_jax.projections import Irregular
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def rates(config: OptimizerConfig, steps: list[int], num_steps: int = 100, reset_every: int = 0) -> list[float]:
     schedule = learning_rate_schedule(config, steps_per_epoch=10, num_steps=num_steps, reset_every=reset_every)

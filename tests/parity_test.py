@@ -11,6 +11,8 @@ from benchmarks.parity.statistics import agreement, least_agreement, mcnemar
 from benchmarks.parity.stream import official_places, our_corners
 from benchmarks.parity.traces import Path as AttackPath
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def flags(*numbers: int) -> np.ndarray:
     return np.array(numbers, bool)

@@ -11,6 +11,8 @@ import pytest
 from rap_jax.parts import MOST_IMAGES, map_parts
 from rap_jax.state import make_mesh
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def of_platform(platform: str) -> Any:
     return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))

@@ -10,6 +10,8 @@ from flax import nnx
 
 from rap_jax.attacks import NORMS, pgd, pgd_restarts
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 SHAPE = (6, 5, 4, 1)
 
 

@@ -9,6 +9,8 @@ from jax import lax
 
 from rap_jax.models.pool import max_pool
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 @pytest.mark.parametrize("shape", [(2, 6, 4, 3), (1, 7, 5, 2), (3, 2, 3, 1)])
 def test_values_are_those_of_numpy(shape: tuple[int, ...]) -> None:

@@ -23,6 +23,8 @@ from rap_jax.projections import (
     project,
 )
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 KINDS = [Irregular, Filter, Column]
 CASES = [(kind, shape) for kind in KINDS for shape in [(2, 3), (2, 1, 2, 2), (3, 2)]] + [(ScaleFilter, (5,))]
 

@@ -17,6 +17,8 @@ from rap_jax.projections import Filter, ScaleFilter
 from rap_jax.sparsity import count_sparsity
 from rap_jax.specs import Specs, masks_of, project_tree, selected
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 PARAMS = {"conv1": layer(4, 2, 0), "conv2": layer(6, 4, 1)}
 IMAGES = jax.random.normal(jax.random.key(2), (8, 5, 5, 2))
 TARGET = jax.random.normal(jax.random.key(3), (8, 5, 5, 6))

@@ -5,10 +5,13 @@ import json
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from rap_jax.projections import Column, Filter, Irregular, ScaleFilter
 from rap_jax.sparsity import count_sparsity
 from rap_jax.specs import project_tree
+
+pytestmark = pytest.mark.usefixtures("optimised")
 
 
 def test_counts_kernels_and_nothing_else() -> None:

@@ -14,6 +14,8 @@ from rap_jax.layers import kernels
 from rap_jax.projections import Column, Filter, Irregular, ScaleFilter
 from rap_jax.specs import masks_of, only_selected, project_tree, selected, specs_from_config
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 PARAMS = {
     "conv1": {"kernel": jnp.ones((3, 3, 1, 4)), "bias": jnp.ones(4)},
     "conv2": {"kernel": jnp.ones((3, 3, 4, 4)), "bias": jnp.ones(4)},

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from rap_jax.survivors import find_survivors
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 @hypothesis.given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(1, 5), st.integers(1, 12), st.data())
 @hypothesis.settings(deadline=None)

@@ -12,6 +12,8 @@ from rap_jax.state import DeviceSplit, TrainState, make_mesh, replicated
 from rap_jax.step import StepKeys, StepMetrics, StepParts
 from rap_jax.train import step_as_program, step_in_programs
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 IMAGES = np.random.default_rng(0).integers(40, 216, (24, 2, 2, 1), np.uint8)
 LABELS = np.random.default_rng(1).integers(0, 3, 24).astype(np.int32)
 INDICES = np.array([3, 1, 4, 15, 9, 2, 6, 5], np.int32)

@@ -10,6 +10,8 @@ from rap_jax.models import winograd
 from rap_jax.models.conv import conv2d
 from rap_jax.models.winograd import has_winograd_form, winograd_conv
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 SIZES = pytest.mark.parametrize("size", [3, 5])
 ONE = ((1, 1), (1, 1))
 

@@ -19,6 +19,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def without_late_writes(said: str) -> list[str]:
+    """The lines but for one traceback: a thread of TensorStore whose write failed too, after our error was decided."""
+    late = "RuntimeError: Event loop is closed"
+    lines = said.splitlines()
+    return [line for line in lines if late not in lines or (line != late and not line.startswith(("Traceback", "  ")))]
+
+
 # In an array of a checkpoint, and in a line of the metrics.
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -39,8 +46,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, whole: Path, most_bytes: int,
     _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     assert all(words in said for words in expected), said
-    # A thread of the checkpoint library may fail after that, with words of its own.
-    assert any(line.startswith("error: ") for line in said.splitlines()), said
+    assert without_late_writes(said)[-1].startswith("error: "), said
     again = tiny.start_command(folder, num_devices=1)
     assert again.wait(timeout=SECONDS) == 0, again.communicate()
     again.communicate()
