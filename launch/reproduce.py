@@ -19,12 +19,12 @@ from rap_jax.interrupt import Interrupted, catch_signals
 from rap_jax.reproduce.clock import Clock
 from rap_jax.reproduce.collect import collect
 from rap_jax.reproduce.estimate import estimate
-from rap_jax.reproduce.job import level_of
+from rap_jax.reproduce.job import in_order, level_of
 from rap_jax.reproduce.plan_table import format_plan
 from rap_jax.reproduce.portions import Settings
 from rap_jax.reproduce.report import write_report
 from rap_jax.reproduce.run_jobs import Outcome, run_jobs
-from rap_jax.reproduce.same_settings import check_settings
+from rap_jax.reproduce.same_settings import check_networks, check_settings
 
 define_flags()
 _ONE_DEVICE = ("--num_cpu_devices=1",)
@@ -40,9 +40,11 @@ def main(arguments: list[str]) -> None:
         plan = plan_from_flags()
         # All flags are tried out before the first job runs.
         settings = {job.name: settings_of(job, _extra()) for job in plan.jobs}
-        _check(plan, settings)
+        if not FLAGS.collect:
+            _check(plan, settings)
         if FLAGS.list:
-            print("\n".join(_commands(plan, FLAGS.level)))
+            for command in _commands(plan, FLAGS.level):
+                print(command)
             return
         if FLAGS.dry_run:
             print(_dry_run(plan, settings), end="")
@@ -80,8 +82,22 @@ def _extra() -> tuple[str, ...]:
 
 
 def _check(plan: Plan, settings: dict[str, Settings]) -> None:
-    for job in plan.jobs:
-        check_settings(job, plan.out, settings[job.name])
+    """Refuses a plan before its first job if it cannot go on with what is done."""
+    for table, reason in _refused(plan, settings).items():
+        raise ValueError(f"Table {table}: {reason}")
+    check_networks(plan.jobs, plan.out)
+
+
+def _refused(plan: Plan, settings: dict[str, Settings]) -> dict[str, str]:
+    """The tables of which something was done otherwise than this plan says, or is damaged: name -> why."""
+    found = {}
+    for table in plan.tables:
+        try:
+            for job in in_order(table.jobs):
+                check_settings(job, plan.out, settings[job.name])
+        except ValueError as error:
+            found[table.name] = str(error)
+    return found
 
 
 def _run(plan: Plan, settings: dict[str, Settings]) -> dict[str, str]:
@@ -92,10 +108,16 @@ def _run(plan: Plan, settings: dict[str, Settings]) -> dict[str, str]:
             outcome = run_jobs(
                 plan.jobs, plan.out, interrupt=interrupt, num_at_once=FLAGS.num_at_once, extra=_extra(), say=say
             )
+    elif not plan.out.is_dir():
+        raise ValueError(f"--out={plan.out} is not there; expected the folder of a plan, whose results are collected.")
     failures = outcome.failed | outcome.skipped
-    _check(plan, settings)  # what another process has done meanwhile may have been told otherwise
+    refused = _refused(plan, settings)  # what another process has done meanwhile may have been told otherwise
     for table in plan.tables:
-        print(write_report(collect(table, plan.out), plan.out, failures))
+        if table.name not in refused:
+            print(write_report(collect(table, plan.out), plan.out, failures))
+    if refused:
+        reasons = "\n".join(f"Table {table}, no report: {reason}" for table, reason in refused.items())
+        raise ValueError(reasons)
     return failures
 
 

@@ -19,6 +19,7 @@ from rap_jax.reproduce.tables import TABLES, Table, build_table
 FLAGS = flags.FlagValues()
 # Title of each group of flags -> their names, for --help; filled by `define_flags`.
 GROUPS: dict[str, list[str]] = {}
+_OF_THE_PLAN = ("name", "seed", "width", "sparsity", "start_run", "start_weights", "out_dir", "dry_run")
 _LENGTHS = tuple(f"{stage}_epochs" for stage in STAGES)
 
 
@@ -55,7 +56,7 @@ def _define_plan_flags() -> None:
 
 
 def _define_run_flags() -> None:
-    flags.DEFINE_string("out", None, "Folder of all runs and of the report. Default: results/SCALE.", FLAGS)
+    flags.DEFINE_string("out", None, "Folder of all runs and of the report. Default: reproduced/SCALE.", FLAGS)
     flags.DEFINE_integer("num_at_once", 1, "Jobs side by side, each on one CPU device if more than 1.",
                          flag_values=FLAGS)  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print the plan with an estimate of its time on this machine, measured on a "
@@ -94,7 +95,9 @@ def plan_from_flags(values: flags.FlagValues = FLAGS) -> Plan:
     require(not empty or get("table") == ["all"], "table", ",".join(empty), wider)
     tables = tuple(table for table in tables if table.cells)
     jobs = tuple(in_order(job for table in tables for job in table.jobs))
-    return Plan(tables, jobs, Path(get("out") or Path("results") / scale.name).expanduser(), scale)
+    out = Path(get("out") or Path("reproduced") / scale.name).expanduser()
+    require(not out.exists() or out.is_dir(), "out", str(out), "a folder, or a name that is not taken")
+    return Plan(tables, jobs, out, scale)
 
 
 def _split(name: str, given: str) -> tuple[str, ...]:
@@ -102,8 +105,10 @@ def _split(name: str, given: str) -> tuple[str, ...]:
         found = tuple(shlex.split(given))
     except ValueError as error:
         raise ValueError(f"--{name} is {given!r} ({error}); expected flags as in a shell.") from error
-    lengths = [flag for flag in found if flag.lstrip("-").partition("=")[0] in _LENGTHS]
-    require(not lengths, name, given, "no lengths of stages: cells of equal epochs are compared")
+    names = {flag.lstrip("-").partition("=")[0] for flag in found}
+    require(not names & set(_LENGTHS), name, given, "no lengths of stages: cells of equal epochs are compared")
+    own = ", ".join(f"--{flag}" for flag in _OF_THE_PLAN)
+    require(not names & set(_OF_THE_PLAN), name, given, f"none of {own}, which the plan itself gives to its runs")
     return found
 
 

@@ -48,6 +48,11 @@ def save_network(run_dir: Path, weights: Weights, *, initial: Weights) -> None:
     manager.close()
 
 
+def has_network(run_dir: Path) -> bool:
+    """Whether there is a network in a run's folder: results that were copied may have come without."""
+    return (run_dir / _FOLDER / "0").is_dir()
+
+
 def load_network(run_dir: str | Path, sharding: Sharding | None = None) -> SavedNetwork:
     """Reads the network of a finished run; changes nothing in its folder.
 
@@ -60,7 +65,7 @@ def load_network(run_dir: str | Path, sharding: Sharding | None = None) -> Saved
     """
     folder = Path(run_dir).expanduser()
     results = _read_results(folder)
-    if not (folder / _FOLDER / "0").is_dir():
+    if not has_network(folder):
         raise ValueError(f"{folder / _FOLDER} is missing; {_REMEDY}")
     config = ModelConfig(*(results["model"][name] for name in ModelConfig.__dataclass_fields__))
     height, width, channels = results["data"]["image_shape"]

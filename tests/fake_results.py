@@ -18,6 +18,7 @@ from rap_jax.reproduce.tables import Table, build_table
 SHA256 = "ceda791d3e53beaf95f8e213c414aa4d975006504eff93f785d685ecea3e892c"
 VERSIONS = {"python": "3.11.7", "rap-jax": "0.1.0", "jax": "0.10.2", "numpy": "2.4.6"}
 PARAMETERS = {1: 13_514, 2: 52_506, 4: 206_954, 8: 821_706, 16: 3_274_634}
+SQUARE_BROKE, FINDING = 12, "Square, which uses no gradients, broke 12 images."
 QUICK = scale_of("quick", max_width=4)
 HOSTILE = "</code><script>alert(1)</script>|`x`\n# heading & *bold* [a](b)"
 # Of a job: natural and PGD accuracy, and what AutoAttack leaves.
@@ -99,6 +100,7 @@ def evaluation_results(job: Job, out: Path, natural: float, robust: float, auto:
     has_auto_attack = "--auto_attack=standard" in job.flags
     attack = {"norm": "linf", "epsilon": 0.3, "step_size": 0.01, "num_steps": 40, "num_restarts": 1}
     left = {"robust_accuracy": auto, "num_examples": 1_000}
+    parts = [{"name": "apgd-ce", "broken": 100}, {"name": "square", "broken": SQUARE_BROKE}]
     sources = [job for flag, jobs in job.inputs for job in jobs if flag == "transfer_from"]
     return {
         "name": job.inputs[0][1][0].name,
@@ -109,7 +111,9 @@ def evaluation_results(job: Job, out: Path, natural: float, robust: float, auto:
         "device": "2 x cpu (cpu)",
         "command": shlex.join(job.command(out)),
         "pgd": None if has_auto_attack else {"attack": attack | {"random_start": True}},
-        "auto_attack": left if has_auto_attack else None,
+        "clean": {"natural_accuracy": natural, "num_examples": 1_000},
+        "auto_attack": left | {"parts": parts} if has_auto_attack else None,
+        "findings": [{"name": "Square beats the gradients", "text": FINDING}] if has_auto_attack else [],
         "transfer": [{"robust_accuracy": robust, "num_examples": 10_000} for _ in sources],
         "combined": left,
     }

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch import reproduce, reproduce_flags
 from launch.job_configs import config_of, settings_of
 from launch.reproduce_flags import FLAGS, GROUPS, help_text, plan_from_flags
+from rap_jax.reproduce.job import Job
 from rap_jax.reproduce.same_settings import check_settings
 
 SMOKE = ("--table=C1", "--scale=smoke")
@@ -51,6 +53,10 @@ def refused(*arguments: str) -> str:
         (("--table=2", "--list", "--mnist_flags=--batch_size=0"), "lenet_mnist_natural_w1_seed0: batch_size is 0"),
         (("--table=2", "more"), "Unexpected argument 'more'"),
         (("--tabel=2",), "tabel"),
+        (("--table=2", "--mnist_flags=--batch_size=64 --seed=5"), "expected none of --name, --seed"),
+        (("--table=2", "--cifar10_flags=--out_dir=elsewhere"), "--out_dir, --dry_run, which the plan itself gives"),
+        (("--table=2", "--out=setup.cfg"), "out is 'setup.cfg'; expected a folder"),
+        (("--table=2", "--collect", "--out=no/such/folder"), "--out=no/such/folder is not there"),
     ],
 )
 def test_wrong_flags_are_refused(arguments: tuple[str, ...], message: str) -> None:
@@ -155,6 +161,40 @@ def test_results_belong_to_the_networks_that_are_there(tmp_path: Path) -> None:
         write(job.place, "results.json", config | wrong)
         with pytest.raises(ValueError, match=f"{job.name} was made from another network than"):
             check_settings(job, tmp_path, settings)
+
+
+def write_results(out: Path, job: Job, **changes: Any) -> None:
+    config = json.loads(json.dumps(dataclasses.asdict(config_of(job))))
+    (out / job.place).mkdir(parents=True, exist_ok=True)
+    (out / job.place / "results.json").write_text(json.dumps({"name": job.name, "config": config | changes}))
+
+
+def test_a_network_that_is_needed_has_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results that were copied without networks, as those of the repository: no plan goes on with them."""
+    arguments = ("--table=C1", "--num_seeds=1", "--max_width=2", f"--out={tmp_path}")
+    FLAGS.unparse_flags()
+    FLAGS(["", *arguments])
+    dense = next(job for job in plan_from_flags().jobs if job.name == "lenet_mnist_dense_w2_seed0")
+    write_results(tmp_path, dense)
+    for more in ("--list", "--dry_run", "--nocollect"):
+        assert "1 runs in" in (text := refused(*arguments, more)) and "no network, and jobs that are not" in text
+        assert dense.place in text and "choose another --out" in text
+    (tmp_path / dense.place / "network" / "0").mkdir(parents=True)
+    command(*arguments, "--list")
+    assert "--start_run" in capsys.readouterr().out
+
+
+def test_a_table_that_cannot_be_collected_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FLAGS.unparse_flags()
+    FLAGS(["", "--table=5", "--num_seeds=1"])
+    write_results(tmp_path, plan_from_flags().jobs[0], seed=7)
+    arguments = ("--table=3,5", "--num_seeds=1", f"--out={tmp_path}")
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments, "--collect")
+    assert "Table 5, no report: " in str(stopped.value.code) and "give them again" in str(stopped.value.code)
+    assert [Path(line).name for line in capsys.readouterr().out.splitlines()] == ["3"]
+    with pytest.raises(SystemExit, match="Table 5: "):  # nothing is begun that could not be shown
+        command(*arguments, "--list")
 
 
 def test_help() -> None:

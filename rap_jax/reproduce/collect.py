@@ -37,8 +37,9 @@ class Value(NamedTuple):
 
     @property
     def mean(self) -> float | None:
-        """Over the seeds that are done; None before the first."""
-        return statistics.fmean(self.by_seed.values()) if self.by_seed else None
+        """Over the seeds that are done, to two digits after the point, as it is written; None before the first."""
+        # A half is rounded up whatever its binary form: 97.105 is 97.11.
+        return round(statistics.fmean(self.by_seed.values()) + 1e-9, 2) if self.by_seed else None
 
     @property
     def spread(self) -> tuple[float, float] | None:

@@ -11,15 +11,13 @@ from typing import NamedTuple
 
 from rap_jax.config import STAGES
 from rap_jax.metrics import read_metrics
-from rap_jax.reproduce.cells import Cell
-from rap_jax.reproduce.collect import Measured
+from rap_jax.reproduce.collect import Measured, MeasuredCell
+from rap_jax.reproduce.job import Job
+from rap_jax.reproduce.settings import is_run
 from rap_jax.reproduce.values import as_number
+from rap_jax.wording import as_attack
 
 TITLE = "What the choice of the epoch is worth"
-ABOUT = (
-    "PGD accuracy on validation of the last third of the epochs of a run's last stage, when the learning rate is "
-    "small; kept is the epoch of the whole stage that was best on validation, and the table shows its test set."
-)
 HEADER = ("Cell", "Seed", "Epochs", "Kept", "Their mean", "Lowest to highest", "Last")
 # Fewer say nothing of how epochs differ.
 _FEWEST = 2
@@ -31,6 +29,7 @@ class LateEpochs(NamedTuple):
     Attributes:
       row, column: of the cell.
       seed: of the run.
+      job: its name.
       num_epochs: all that the stage had.
       kept: accuracy of the epoch that the run ended with.
       late: accuracy of each of the last third.
@@ -39,18 +38,36 @@ class LateEpochs(NamedTuple):
     row: str
     column: str
     seed: int
+    job: str
     num_epochs: int
     kept: float
     late: tuple[float, ...]
 
 
 def late_epochs(measured: Measured, out: Path) -> tuple[LateEpochs, ...]:
-    """Of each run that was trained against an attack and has a metrics.jsonl beside its results, in the table's order.
+    """Of each run that was trained against an attack and has a metrics.jsonl beside its results, in the table's order;
+    one that several cells share stands with the first of them.
 
     Args:
       out: folder of the plan.
     """
-    return tuple(found for cell in measured.table.cells for found in _of_cell(cell, measured, out))
+    found: dict[str, LateEpochs] = {}
+    for cell, asked in zip(measured.cells, measured.table.cells, strict=True):
+        for each in _of_cell(cell, asked.network, measured, out):
+            found.setdefault(each.job, each)
+    return tuple(found.values())
+
+
+def about(measured: Measured) -> str:
+    """What the table shows, with the attack under which the runs choose; it is not the one that is reported."""
+    configs = [results["config"] for results in measured.results.values() if is_run(results)]
+    attacks = dict.fromkeys(as_attack(config["select_attack"]) for config in configs if config["train"]["attack"])
+    return (
+        f"Accuracy on validation of the last third of the epochs of a run's last stage, when the learning rate is "
+        f"small, under the attack by which an epoch is chosen: PGD, {' or '.join(attacks)}. Kept is the epoch of the "
+        f"whole stage that was best; the numbers above are those of its network on the test set, under the attack "
+        f"that is reported."
+    )
 
 
 def as_cells(epochs: LateEpochs) -> tuple[str, ...]:
@@ -64,8 +81,9 @@ def as_cells(epochs: LateEpochs) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _of_cell(cell: Cell, measured: Measured, out: Path) -> Iterator[LateEpochs]:
-    for seed, job in enumerate(cell.network):
+def _of_cell(cell: MeasuredCell, network: tuple[Job, ...], measured: Measured, out: Path) -> Iterator[LateEpochs]:
+    for seed in sorted({seed for value in cell.values for seed in value.by_seed}):
+        job = network[seed]
         results = measured.results.get(job.name, {})
         metrics = out / job.place / "metrics.jsonl"
         if not results.get("config", {}).get("train", {}).get("attack") or not metrics.is_file():
@@ -73,7 +91,7 @@ def _of_cell(cell: Cell, measured: Measured, out: Path) -> Iterator[LateEpochs]:
         kept, accuracies = _last_stage(metrics)
         late = accuracies[-math.ceil(len(accuracies) / 3) :]
         if kept is not None and len(late) >= _FEWEST:
-            yield LateEpochs(cell.row, cell.column, seed, len(accuracies), kept, tuple(late))
+            yield LateEpochs(cell.row, cell.column, seed, job.name, len(accuracies), kept, tuple(late))
 
 
 def _last_stage(metrics: Path) -> tuple[float | None, list[float]]:

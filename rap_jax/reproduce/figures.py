@@ -54,6 +54,8 @@ def draw(measured: Measured) -> tuple[Picture, ...]:
         rows = [[_Panel(f"{label} accuracy", tuple(_by_way(grid, label))) for label in grid.labels]]
     else:
         rows = [[_Panel(f"{label} accuracy", tuple(_by_start(grid, label))) for label in grid.labels]]
+    if not any(line.points for panels in rows for panel in panels for line in panel.lines):
+        return ()  # one width, and nothing to prune it to
     caption = _CAPTIONS.get(name, "Accuracy by the width that is left")
     words = "the width that is left" if name in (*_PRUNED, "figure3") else "the width of the network"
     png = _png(rows, measured.table.title, words)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rap_jax.reproduce import doubts as doubts_lib
 from rap_jax.reproduce import epochs as late_epochs
 from rap_jax.reproduce.claim import Page
 from rap_jax.reproduce.collect import Measured, MeasuredCell, Value
@@ -45,7 +46,8 @@ def table_html(
     content += [image(figure.png, figure.caption) for figure in figures]
     content += [
         *(_claim(claim) if claim else ()),
-        *_epochs(epochs),
+        *_doubts(measured),
+        *_epochs(measured, epochs),
         *_settings(measured),
         *_missing(measured, failures or {}),
     ]
@@ -127,10 +129,20 @@ def _claim(claim: Page) -> Iterator[Html]:
             yield element("ul", *(element("li", point) for point in section.points))
 
 
-def _epochs(epochs: Sequence[LateEpochs]) -> Iterator[Html]:
+def _doubts(measured: Measured) -> Iterator[Html]:
+    found = doubts_lib.doubts(measured)
+    if found:
+        yield element("h2", doubts_lib.TITLE)
+        yield element("p", doubts_lib.ABOUT, class_="faint")
+        yield table(doubts_lib.HEADER, [doubts_lib.as_cells(doubt) for doubt in found])
+        texts = (element("li", f"{name}: {text}") for name, text in doubts_lib.explanations(found))
+        yield element("ul", *texts, class_="faint")
+
+
+def _epochs(measured: Measured, epochs: Sequence[LateEpochs]) -> Iterator[Html]:
     if epochs:
         yield element("h2", late_epochs.TITLE)
-        yield element("p", late_epochs.ABOUT, class_="faint")
+        yield element("p", late_epochs.about(measured), class_="faint")
         yield table(late_epochs.HEADER, [late_epochs.as_cells(run) for run in epochs])
 
 

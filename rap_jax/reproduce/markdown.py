@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from rap_jax.reproduce import doubts as doubts_lib
 from rap_jax.reproduce import epochs as late_epochs
 from rap_jax.reproduce.claim import Page
 from rap_jax.reproduce.collect import Measured
@@ -39,7 +40,8 @@ def table_markdown(
     parts += ["\n".join(f"- {note}" for note in (*notes(measured), REACHED))]
     parts += [f"![{plain(figure.caption)}]({figure.name}.png)" for figure in figures]
     parts += ["## Cells", _cells(measured), *(_page(page) if page else ())]
-    parts += [f"## {late_epochs.TITLE}", late_epochs.ABOUT, _epochs(epochs)] if epochs else []
+    parts += _doubts(measured)
+    parts += [f"## {late_epochs.TITLE}", late_epochs.about(measured), _epochs(epochs)] if epochs else []
     parts += ["## Settings that differ from the paper's", _settings(measured)]
     parts += _missing(measured, failures or {})
     parts += ["## Where the numbers come from", *_provenance(measured)]
@@ -96,6 +98,15 @@ def _cells(measured: Measured) -> str:
     header = ("Cell", "Ours", "Lowest to highest", "Done", "Paper", "Difference", "Reached", "Parameters",
               "After compaction", "Zeros")  # fmt: skip
     return as_table(header, rows)
+
+
+def _doubts(measured: Measured) -> Iterator[str]:
+    found = doubts_lib.doubts(measured)
+    if found:
+        yield f"## {doubts_lib.TITLE}"
+        yield doubts_lib.ABOUT
+        yield as_table(doubts_lib.HEADER, [tuple(map(plain, doubts_lib.as_cells(doubt))) for doubt in found])
+        yield _list(f"{plain(name)}: {plain(text)}" for name, text in doubts_lib.explanations(found))
 
 
 def _epochs(epochs: Sequence[LateEpochs]) -> str:

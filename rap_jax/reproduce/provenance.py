@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from rap_jax.reproduce.collect import Measured
 from rap_jax.reproduce.job import Job
+from rap_jax.reproduce.settings import is_run
 
 Results = dict[str, Any]
 
@@ -36,7 +37,7 @@ class Source(NamedTuple):
       name: of the job, and of its folder.
       command: that ran it, as its results say.
       data: name and sha256 of the data set; of an evaluation, the sha256 of the attacked images too.
-      seed: given to the command.
+      seed: given to the command; an evaluation has one for its attacks.
       environment: versions and device.
     """
 
@@ -77,9 +78,14 @@ def _source(name: str, results: Results) -> Source:
         name=name,
         command=str(results.get("command", "-")),
         data=", ".join(about),
-        seed=str(results.get("seed", results.get("config", {}).get("seed", "-"))),
+        seed=_seed(results),
         environment=f"{results.get('device', '-')}; {versions}",
     )
+
+
+def _seed(results: Results) -> str:
+    seed = results.get("seed", results.get("config", {}).get("seed", "-"))
+    return str(seed) if is_run(results) else f"{seed} of the attack"
 
 
 def numbered(texts: tuple[str, ...], letter: str) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rap_jax.difference import difference
 from rap_jax.reproduce.job import Job
 from rap_jax.reproduce.portions import Settings
+from rap_jax.saved_network import has_network
 
 # Where data and other runs lie does not matter.
 _PLACES = ("data_dir", "raw_data_dir")
@@ -34,7 +35,8 @@ def check_settings(job: Job, out: Path, settings: Settings) -> None:
     if before != now:
         raise ValueError(
             f"{place} holds results of other settings:\n{difference(before, now)}\n"
-            f"Choose another --out, or move that folder away to have it made again."
+            f"If it was run with --mnist_flags or --cifar10_flags, give them again. Else choose another --out, or move "
+            f"that folder away to have it made again."
         )
     for need, digest in _networks(job, results):
         if digest != _network_of(need, out):
@@ -42,6 +44,23 @@ def check_settings(job: Job, out: Path, settings: Settings) -> None:
                 f"{place} was made from another network than {out / need.place} holds; move that folder away, and "
                 f"those that need it, to have them made again."
             )
+
+
+def check_networks(jobs: Iterable[Job], out: Path) -> None:
+    """Refuses a plan in which a job that is not done needs a network that is not there although its run is done.
+
+    Raises:
+      ValueError: so it is, as where results were copied without their networks; names them.
+    """
+    waiting = [job for job in jobs if job.results(out) is None]
+    needs = {need.name: need for job in waiting for need in job.needs if need.results(out) is not None}
+    without = [need.place for need in needs.values() if not has_network(out / need.place)]
+    if without:
+        raise ValueError(
+            f"{len(without)} runs in {out} are done but hold no network, and jobs that are not done need them: "
+            f"{', '.join(without)}. Results that were copied without networks, such as those of the repository, can be "
+            f"collected but not gone on with; choose another --out."
+        )
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from rap_jax.reproduce.values import as_number, as_seeds
 _RAMP = "from scratch, with a ramp"
 _OF_RECIPE = (
     f"A network below {COLLAPSED:g} percent natural accuracy is counted as collapsed. Paper's recipe: Adam with "
-    "a constant learning rate of 0.0001, at the full radius from the first step. Its other settings are those of this "
-    "scale."
+    "a constant learning rate of 0.0001, at the full radius from the first step; its other settings (steps of the "
+    "attack, batch, epochs) are those of this scale. With a ramp: the recipe by which all other networks of this scale "
+    "are trained. The two differ in three things, radius, learning rate and its decay; this table does not tell which "
+    "of them keeps a network from collapsing."
 )
 
 
@@ -43,8 +45,8 @@ def scratch_page(measured: Measured) -> Page:
         f"{as_pair(t4.pruned[8, 1])} from width 8.",
         f"It depends on the initial weights: in the paper's Table B1 LeNet of width 1 reaches "
         f"{as_pair(paper.TABLE_B1['uniform', 'Adam'])}, mean of 10 seeds, from a uniform initialisation with Adam.",
-        "All networks from scratch are attacked with the full radius from the first step. The paper reports none whose "
-        "radius rises over the first epochs.",
+        "All networks from scratch in the paper are attacked with the full radius from the first step; it reports none "
+        "whose radius rises over the first epochs.",
         "In the authors' code a pruned network has gone through three stages of training and a network from scratch "
         "through one. Here both get the same number of epochs.",
         *PROCEDURE,
@@ -115,11 +117,11 @@ def _left(grid: Grid) -> Iterator[str]:
         yield "Nothing can be said yet: no network from scratch with a ramp is done."
         return
     if stuck:
-        yield f"{stuck} of {len(networks)} networks from scratch collapse although the radius rises at first."
+        yield f"{stuck} of {len(networks)} networks from scratch collapse by the recipe with a ramp, too."
     else:
         yield (
-            f"None of {len(networks)} networks from scratch collapses if the radius rises over the first epochs: what "
-            "collapses by the paper's recipe is the way a small network is trained, not what it can hold."
+            f"None of {len(networks)} networks from scratch collapses by the recipe with a ramp: what collapses by the "
+            "paper's recipe is the way a small network is trained, not what it can hold."
         )
     for row in grid.rows:
         gains = [text for label in ("PGD", "AutoAttack") if (text := _gain(grid, row, label))]
@@ -136,8 +138,12 @@ def _gain(grid: Grid, row: str, label: str) -> str:
         return ""
     more = sorted((value.mean or 0) - (scratch.mean or 0) for value in pruned)
     points = " to ".join(dict.fromkeys(f"{each:+.2f}" for each in (more[0], more[-1])))
-    shown = sum(is_apart(value, scratch) for value in pruned)
-    return f"{points} points under {label} ({shown} of {len(pruned)} differences larger than the spread of the seeds)"
+    judged = [value for value in pruned if min(len(value.by_seed), len(scratch.by_seed)) > 1]
+    shown = sum(is_apart(value, scratch) for value in judged)
+    words = [f"the ranges of the seeds are apart for {shown} of {len(judged)}"] if judged else []
+    if single := len(pruned) - len(judged):
+        words.append(f"{single} with one seed cannot be judged")
+    return f"{points} points under {label} ({'; '.join(words)})"
 
 
 def _done(grid: Grid, row: str, column: str, label: str) -> Value | None:

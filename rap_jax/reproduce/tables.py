@@ -191,7 +191,8 @@ _TABLES: dict[str, tuple[str, str, Callable[[Scale], _Parts]]] = {
     "figure3": ("Figure 3: VGG-16 and ResNet-18 on CIFAR-10 by kind of pruning",
                 "Pruned from the widest network of the scale to the share that each width has.", _figure_3),
     "scratch": (f"From scratch or by pruning: {_LENET}",
-                "Equal epochs in all. Ramp: the radius rises over the first epochs.", _scratch),
+                "Equal epochs in all. With a ramp: the radius rises over the first epochs, and the learning rate is "
+                "that of the other networks.", _scratch),
 }  # fmt: skip
 TABLES = tuple(_TABLES)
 
