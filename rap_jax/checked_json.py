@@ -15,16 +15,28 @@ def write_checked(value: Mapping[str, Any]) -> str:
 
 
 def read_checked(text: str) -> dict[str, Any]:
-    """The JSON object in a text, without its checksum. A text that has none, as of earlier versions, is believed.
+    """The JSON object in a text, without its checksum.
 
     Raises:
-      ValueError: it is no JSON object, or its values are not those that were written.
+      ValueError: it is no JSON object, it has no checksum, or its values are not those that were written.
+    """
+    value = read_object(text)
+    if _CHECKSUM not in value:
+        raise ValueError("it has no checksum, so its values may be others than were written")
+    if value.pop(_CHECKSUM) != _checksum(value):
+        raise ValueError("a value in it was changed after it was written")
+    return value
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """The JSON object in a text, whatever it holds.
+
+    Raises:
+      ValueError: it is no JSON object.
     """
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(f"it holds {value!r:.40} and no object")
-    if value.pop(_CHECKSUM, None) not in (None, _checksum(value)):
-        raise ValueError("a value in it was changed after it was written")
     return value
 
 

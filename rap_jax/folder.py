@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
-from rap_jax.checked_json import read_checked, write_checked
+from rap_jax.checked_json import read_checked, read_object, write_checked
 from rap_jax.config import Stage
 from rap_jax.difference import difference
 from rap_jax.metrics import as_text, read_lines
@@ -110,7 +110,8 @@ def _read_json(folder: Path, name: str, keys: tuple[str, ...] = ()) -> dict[str,
     if not path.exists():
         return None
     try:
-        value = read_checked(path.read_text())
+        # Of settings any change shows when they are compared, so they need no checksum.
+        value = read_object(path.read_text()) if name == _CONFIG else read_checked(path.read_text())
         if missing := [key for key in keys if key not in value]:
             raise ValueError(f"it has no {', '.join(missing)}")
     except ValueError as error:
@@ -195,7 +196,7 @@ def _claim(folder: RunFolder, config: dict[str, Any]) -> None:
                 f"Run folder {folder.path} holds {', '.join(sorted(strangers)[:3])} but no config.json, so it is not "
                 f"a run of this program; choose an empty or new folder with --out_dir."
             )
-        folder.write(_CONFIG, json.dumps(config, indent=2) + "\n")  # any change of it shows as another setting
+        folder.write(_CONFIG, json.dumps(config, indent=2) + "\n")
     elif before != config:
         raise ValueError(
             f"Run folder {folder.path} holds a run with other settings:\n{difference(before, config)}\n"

@@ -15,12 +15,13 @@ def test_values_come_back_without_the_checksum() -> None:
     text = write_checked(VALUE)
     assert read_checked(text) == EXPECTED
     assert read_checked(json.dumps(json.loads(text), sort_keys=True)) == EXPECTED, "however it is laid out"
-    assert read_checked('{"accuracy": 0.5}') == {"accuracy": 0.5}, "as earlier versions wrote"
 
 
 def test_a_changed_value_is_refused() -> None:
     with pytest.raises(ValueError, match="a value in it was changed after it was written"):
         read_checked(write_checked(VALUE).replace("0.9371", "0.9471"))
+    with pytest.raises(ValueError, match="it has no checksum"):
+        read_checked('{"accuracy": 0.5}')
     with pytest.raises(ValueError, match=r"it holds \[1\] and no object"):
         read_checked("[1]")
 
@@ -36,6 +37,5 @@ def test_no_flipped_bit_gives_another_value() -> None:
         except ValueError:
             refused += 1
             continue
-        found.pop(next((key for key in found if key not in EXPECTED), ""), None)  # a flip in the word "checksum"
         assert found == EXPECTED
     assert refused > 1000

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import compaction, compaction_cases
 from benchmarks.compaction_cases import networks_of_run, random_networks
 from benchmarks.flops import forward_flops
+from rap_jax.checked_json import write_checked
 from rap_jax.config import ModelConfig
 from rap_jax.export.subject import rebuild
 from rap_jax.saved_network import save_network
@@ -52,7 +53,7 @@ def test_a_run_of_another_network_is_refused(tmp_path: Path) -> None:
     weights = Weights(*dense.weights)
     results = {"dataset": "mnist", "config": {}, "data": {"image_shape": [28, 28, 1], "num_classes": 10},
                "model": {"name": "lenet_mnist", "width": 8, "initializer": "default"}}  # fmt: skip
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "results.json").write_text(write_checked(results))
     weights.params["fc1"]["kernel"][:, :100] = 0
     weights.params["fc1"]["bias"][:100] = 0
     save_network(tmp_path, weights, initial=weights)

@@ -1,11 +1,11 @@
 """What the evaluations warned of stands in the report of the table that shows their numbers."""
 
-import json
 from pathlib import Path
 
 import fake_results as fake
 from fake_results import FINDING, QUICK, measured_2
 
+from rap_jax.checked_json import read_checked, write_checked
 from rap_jax.reproduce.collect import collect
 from rap_jax.reproduce.doubts import TITLE, as_cells, doubts, explanations
 from rap_jax.reproduce.report import write_report
@@ -41,6 +41,6 @@ def test_findings_without_auto_attack_are_shown_and_nothing_else(tmp_path: Path)
     assert TITLE not in (write_report(collect(table, tmp_path), tmp_path, {}) / "report.md").read_text()
     path = tmp_path / "evaluations" / "cw_lenet_mnist_admm_w4_to_w2_seed1" / "results.json"
     finding = {"name": "few classes", "text": "all are eights"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"findings": [finding]}))
+    path.write_text(write_checked(read_checked(path.read_text()) | {"findings": [finding]}))
     (doubt,) = doubts(collect(table, tmp_path))
     assert as_cells(doubt) == ("w=4, to 2", "1", "-", "-", "-", "few classes")

@@ -10,6 +10,7 @@ from absl import flags
 
 from launch import reproduce
 from launch.job_configs import config_of, settings_of
+from rap_jax.checked_json import write_checked
 from rap_jax.config import DataConfig
 from rap_jax.data import load_dataset
 from rap_jax.length import stage_length
@@ -153,7 +154,7 @@ def test_what_is_done_is_free(measured: list[Preparable], tmp_path: Path) -> Non
     whole = plan_of(jobs, tmp_path).jobs
     dense, pruned = (tmp_path / job.place for job in jobs)
     dense.mkdir(parents=True)
-    (dense / "results.json").write_text("{}")
+    (dense / "results.json").write_text(write_checked({}))
     (pruned / "stages").mkdir(parents=True)
     for part in ("start", "admm"):
         (pruned / "stages" / f"{part}.json").write_text("{}")
@@ -166,7 +167,7 @@ def test_what_is_done_is_free(measured: list[Preparable], tmp_path: Path) -> Non
 def test_the_table_shows_order_needs_and_times(measured: list[Preparable], tmp_path: Path) -> None:
     jobs = in_order([networks.auto_attacked(SMOKE, networks.pruned(SMOKE, MNIST, 2, 1, 0))])
     (tmp_path / jobs[0].place).mkdir(parents=True)
-    (tmp_path / jobs[0].place / "results.json").write_text("{}")
+    (tmp_path / jobs[0].place / "results.json").write_text(write_checked({}))
     lines = format_plan(plan_of(jobs, tmp_path)).splitlines()
     assert lines[0].split() == ["#", "job", "needs", "time"]
     assert [line.split()[:2] for line in lines[1:4]] == [[str(n), job.name] for n, job in enumerate(jobs, start=1)]

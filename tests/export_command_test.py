@@ -18,6 +18,7 @@ from safetensors import safe_open
 from tiny_run import make_run
 
 from launch import export, export_flags, predict
+from rap_jax.checked_json import write_checked
 from rap_jax.export import files, optional
 from rap_jax.export.int8 import set_props
 from rap_jax.export.onnx_file import METADATA_KEY, open_session
@@ -107,7 +108,7 @@ def test_what_an_evaluation_has_found_is_in_the_file(run: Path, tmp_path: Path) 
     (run / "evaluation").mkdir()
     try:
         found = {"network": {"sha256": sha}, "config": {"epsilon": 0.1}, "findings": [], "combined": {"robust": 0.4}}
-        (run / "evaluation" / "results.json").write_text(json.dumps(found))
+        (run / "evaluation" / "results.json").write_text(write_checked(found))
         evaluation = metadata_of(written(run, tmp_path / "a", "npz"))["accuracy"]["evaluation"]
         assert evaluation["combined"] == {"robust": 0.4} and evaluation["attack"] == {"epsilon": 0.1}
         for other in (json.dumps(found | {"network": {"sha256": "of another"}}), "{", "[]"):

@@ -1,6 +1,5 @@
 """The network that is exported is as small as it can be, and still the same function."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from exported_run import make_pruned_run
 from tiny_run import make_run
 
+from rap_jax.checked_json import read_checked, write_checked
 from rap_jax.config import ModelConfig
 from rap_jax.export import open_subject, read_npz, write_file
 from rap_jax.export.subject import rebuild
@@ -47,10 +47,10 @@ def test_a_library_writes_and_reads_files_too(tmp_path: Path) -> None:
 
 def test_a_run_without_a_test_and_without_names(tmp_path: Path) -> None:
     results = make_pruned_run(tmp_path / "run") / "results.json"
-    found = json.loads(results.read_text())
+    found = read_checked(results.read_text())
     del found["test"]
     found["data"]["class_names"] = [f"class {number}" for number in range(10)]
-    results.write_text(json.dumps(found))
+    results.write_text(write_checked(found))
     path = write_file(open_subject(tmp_path / "run"), "npz", tmp_path / "network.npz")
     metadata = read_npz(path).metadata
     assert metadata["accuracy"]["robust"] is None and metadata["accuracy"]["split"] is None

@@ -1,6 +1,5 @@
 """Runs to export: random networks of every kind whose logits depend on their images, with filters removed."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from tiny_run import make_run
 
+from rap_jax.checked_json import read_checked, write_checked
 from rap_jax.config import ModelConfig
 from rap_jax.export.subject import rebuild
 from rap_jax.models import Model
@@ -77,7 +77,7 @@ def make_pruned_run(folder: Path, *, irregular: bool = False) -> Path:
         weights.params["conv2"]["bias"][:2] = 0
     shutil.rmtree(folder / "network")
     save_network(folder, weights, initial=weights)
-    results = json.loads((folder / "results.json").read_text())
+    results = read_checked((folder / "results.json").read_text())
     about = {"test": TEST, "command": "python -m launch.main", "versions": {"jax": "0.10"}, "seed": 1}
-    (folder / "results.json").write_text(json.dumps(results | about))
+    (folder / "results.json").write_text(write_checked(results | about))
     return folder

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from rap_jax.checked_json import write_checked
+
 
 def main() -> None:
     given = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[1:])
@@ -28,7 +30,7 @@ def main() -> None:
         if "damage" in given:
             (folder / "results.json").write_text("{")
         elif "silent" not in given:
-            (folder / "results.json").write_text(json.dumps({"ended": time.time()} | given))
+            (folder / "results.json").write_text(write_checked({"ended": time.time()} | given))
 
 
 if __name__ == "__main__":

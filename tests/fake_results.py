@@ -1,7 +1,6 @@
 """Results of jobs that were never run: the real config of their flags, and accuracies that a test chooses."""
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import tiny
 
 from launch.configs import config_from_flags
+from rap_jax.checked_json import write_checked
 from rap_jax.reproduce.collect import Measured, collect
 from rap_jax.reproduce.job import Job, in_order
 from rap_jax.reproduce.scale import scale_of
@@ -70,7 +70,7 @@ def measured_2(out: Path) -> Measured:
 def write(out: Path, job: Job, results: dict[str, Any]) -> None:
     folder = out / job.place
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "results.json").write_text(write_checked(results))
 
 
 def run_results(job: Job, out: Path, natural: float, robust: float, _: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rap_jax import plots, report
+from rap_jax.checked_json import write_checked
 
 LAYERS = {"conv1/kernel": (400, 16), "conv2/kernel": (12800, 32), "fc1/kernel": (401408, 256)}
 Lines = list[dict[str, Any]]
@@ -86,7 +87,7 @@ def make_metrics(layers: tuple[str, ...] = tuple(LAYERS)) -> Lines:
 def make_run(folder: Path, results: dict[str, Any] | None = None, metrics: Lines | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines = make_metrics() if metrics is None else metrics
-    (folder / "results.json").write_text(json.dumps(make_results() if results is None else results))
+    (folder / "results.json").write_text(write_checked(make_results() if results is None else results))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -289,6 +290,6 @@ def test_results_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"dataset": "mnist"')
     with pytest.raises(ValueError, match="cannot be read"):
         report.write_report(tmp_path)
-    (tmp_path / "results.json").write_text('{"dataset": "mnist"}')
+    (tmp_path / "results.json").write_text(write_checked({"dataset": "mnist"}))
     with pytest.raises(ValueError, match="has no model, stages"):
         report.write_report(tmp_path)

@@ -17,6 +17,7 @@ import pytest
 from launch import reproduce, reproduce_flags
 from launch.job_configs import config_of, settings_of
 from launch.reproduce_flags import FLAGS, GROUPS, help_text, plan_from_flags
+from rap_jax.checked_json import write_checked
 from rap_jax.reproduce.job import Job
 from rap_jax.reproduce.same_settings import check_settings
 
@@ -76,7 +77,7 @@ def test_a_command_for_each_job(tmp_path: Path, capsys: pytest.CaptureFixture[st
     done = plan.jobs[0]
     (plan.out / done.place).mkdir(parents=True)
     config = dataclasses.asdict(config_of(done))
-    (plan.out / done.place / "results.json").write_text(json.dumps({"config": config}))
+    (plan.out / done.place / "results.json").write_text(write_checked({"config": config}))
     found: list[str] = []
     for level in range(3):
         command("--table=2", "--num_seeds=2", "--mnist_flags=--batch_size=64", "--list", f"--level={level}", out)
@@ -111,22 +112,22 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
         if settings.evaluation:
             (tmp_path / plan.jobs[0].place / "stages").mkdir()
             (tmp_path / plan.jobs[0].place / "stages" / "test.json").write_text('{"network": "1"}')
-        path.write_text(json.dumps(rest | {"config": config | place}))
+        path.write_text(write_checked(rest | {"config": config | place}))
         check_settings(job, tmp_path, settings)
         if settings.run:
             other = {"data": config["data"] | {"dataset": "mnist_5k"}}
-            path.write_text(json.dumps({"config": config | other}))
+            path.write_text(write_checked({"config": config | other}))
             with pytest.raises(ValueError, match="data.dataset: mnist_5k in the folder, mnist now"):
                 check_settings(job, tmp_path, settings)
         else:
-            path.write_text(json.dumps(rest | {"config": config, "network": {"sha256": "2"}}))
+            path.write_text(write_checked(rest | {"config": config, "network": {"sha256": "2"}}))
             with pytest.raises(ValueError, match="was made from another network than"):
                 check_settings(job, tmp_path, settings)
         changed = config | {"seed": 7}
-        path.write_text(json.dumps({"config": changed}))
+        path.write_text(write_checked({"config": changed}))
         with pytest.raises(SystemExit, match=r"holds results of other settings:\n  seed: 7 in the folder, 0 now"):
             command(*plan_arguments[1:], "--collect")
-        path.write_text("{}")
+        path.write_text(write_checked({}))
         assert "has no config; delete it" in refused(*plan_arguments[1:], "--collect")
         path.unlink()
 
@@ -139,10 +140,10 @@ def test_results_belong_to_the_networks_that_are_there(tmp_path: Path) -> None:
     pruned = jobs["lenet_mnist_admm_w4_to_w1_seed0"]
     transfer = jobs[f"transfer_{pruned.name}"]
 
-    def write(place: str, name: str, content: object) -> None:
+    def write(place: str, name: str, content: dict[str, Any]) -> None:
         path = tmp_path / place / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content))
+        path.write_text(write_checked(content))
 
     write(pruned.needs[0].place, "stages/test.json", {"network": "dense"})
     write(pruned.place, "stages/test.json", {"network": "pruned"})
@@ -166,7 +167,7 @@ def test_results_belong_to_the_networks_that_are_there(tmp_path: Path) -> None:
 def write_results(out: Path, job: Job, **changes: Any) -> None:
     config = json.loads(json.dumps(dataclasses.asdict(config_of(job))))
     (out / job.place).mkdir(parents=True, exist_ok=True)
-    (out / job.place / "results.json").write_text(json.dumps({"name": job.name, "config": config | changes}))
+    (out / job.place / "results.json").write_text(write_checked({"name": job.name, "config": config | changes}))
 
 
 def test_a_network_that_is_needed_has_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
 """The report of an evaluation says what was found, in a table that fits a terminal, in words and in pictures."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import tiny
 from report_test import png_size, row
 
+from rap_jax.checked_json import write_checked
 from rap_jax.robustness.plots import examples_png, robustness_png
 from rap_jax.robustness.report import format_robustness, write_robustness_report
 from rap_jax.robustness.sample import take_sample
@@ -87,7 +87,7 @@ def examples(broken: int = 11) -> dict[str, np.ndarray]:
 
 
 def make_folder(folder: Path, results: dict[str, Any], **arrays: np.ndarray) -> Path:
-    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "results.json").write_text(write_checked(results))
     np.savez(folder / "examples.npz", **arrays or examples())  # type: ignore[arg-type]
     return folder
 

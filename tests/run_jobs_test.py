@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rap_jax.checked_json import write_checked
 from rap_jax.interrupt import Interrupt, Interrupted
 from rap_jax.reproduce import job as job_module
 from rap_jax.reproduce import run_jobs as run_jobs_module
@@ -105,7 +106,7 @@ def test_a_job_that_another_process_has_begun_first_is_waited_for(
     def look(path: Path) -> bool:
         looks.append(len(looks) > 0)
         if len(looks) == 3:
-            (folder / "results.json").write_text("{}")
+            (folder / "results.json").write_text(write_checked({}))
             lock.close()
         return looks[-1]
 
@@ -143,7 +144,7 @@ def test_a_folder_that_another_process_holds_is_waited_for(tmp_path: Path) -> No
     def finish_elsewhere() -> None:
         while not job("other").results(tmp_path):
             time.sleep(0.05)
-        (folder / "results.json").write_text("{}")
+        (folder / "results.json").write_text(write_checked({}))
         lock.close()
 
     other = threading.Thread(target=finish_elsewhere)

@@ -1,7 +1,6 @@
 """The folder of a finished run on the tiny data, made without the trainer, and attacks that take no time."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import tiny
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.square import Square
 from rap_jax.auto_attack.versions import Part
+from rap_jax.checked_json import write_checked
 from rap_jax.config import ModelConfig
 from rap_jax.config.evaluation import EvaluationConfig
 from rap_jax.data import Dataset, Split
@@ -58,5 +58,5 @@ def make_run(folder: Path, seed: int = 0) -> Path:
         "config": config,
         "stages": {},
     }
-    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "results.json").write_text(write_checked(results))
     return folder

@@ -1,6 +1,6 @@
 """How long the jobs of a plan take on this machine: what they do is counted, and each kind of it is timed once.
 
-    plan = estimate(in_order(table.jobs), settings, Path("results/quick"))
+    plan = estimate(in_order(table.jobs), settings, Path("reproduced/quick"))
     plan.seconds, plan.jobs[0].items
 
 Attacks end early on what they break, so an evaluation takes at most so long. Not counted is what a process needs to

@@ -1,6 +1,6 @@
 """Runs the jobs of a plan, each as a process of its own, so that one that fails takes nothing with it.
 
-    outcome = run_jobs(jobs, Path("results/quick"), num_at_once=2)
+    outcome = run_jobs(jobs, Path("reproduced/quick"), num_at_once=2)
     outcome.failed      # {"lenet_mnist_dense_w4_seed0": "error: ..."}
 
 A job that is done is not run again; one that was stopped goes on where it was, because its command does. A job whose
