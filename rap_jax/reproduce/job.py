@@ -2,7 +2,7 @@
 
     dense = Job("dense_w4_seed0", "launch.main", ("--flagfile=quick_mnist", "--width=4", "--seed=0"))
     pruned = Job("admm_w4_to_w2_seed0", "launch.main", (...), inputs=(("start_run", (dense,)),))
-    pruned.command(Path("reproduced/quick"))   # python -m launch.main ... --start_run=reproduced/quick/runs/dense_w4_seed0
+    pruned.command(Path("out"))     # python -m launch.main ... --start_run=out/runs/dense_w4_seed0
 
 Two tables that ask for the same job share it, because it has the same name. A job is done when its folder holds a
 results.json, which both commands write last.
