@@ -12,11 +12,11 @@ from rap_jax.reproduce.values import NOTHING, as_number
 
 TITLE = "Whether the attacks can be believed"
 ABOUT = (
-    "Percent of the attacked images. An image that Square breaks and the parts of AutoAttack with gradients do not is "
-    "a sign that the gradients mislead; PGD, in which the paper reports, then says more than is true. Last: what the "
-    "evaluation warned of."
+    "Percent of the attacked images: what those parts of AutoAttack leave that use gradients, what Square, which uses "
+    "none, breaks of these, and what is left in the end. The more Square breaks, the more the gradients mislead, and "
+    "PGD, in which the paper reports, says more than is true. Warnings: of the evaluation."
 )
-HEADER = ("Cell", "Seed", "Left by the parts with gradients", "Broken by Square alone", "AutoAttack", "Warnings")
+HEADER = ("Cell", "Seed", "Gradients leave", "Square breaks", "AutoAttack leaves", "Warnings")
 
 
 class Doubt(NamedTuple):
