@@ -136,3 +136,8 @@ def test_small_networks_are_drawn_by_the_way_they_were_made(tmp_path: Path) -> N
     }
     natural = {line.name: line.points for line in figures._by_way(figures.as_grid(found), "natural")}
     assert natural["from scratch, paper's recipe"][1].paper == 11.35
+
+
+def test_one_width_that_is_pruned_to_nothing_has_no_figure(tmp_path: Path) -> None:
+    assert draw(measured(tmp_path / "one", "2", max_width=1)) == ()
+    assert len(draw(measured(tmp_path / "two", "2"))) == 1
