@@ -8,18 +8,15 @@ RUN is the folder of a finished run of LeNet with its checkpoints. Killed, the s
 """
 
 import argparse
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import orbax.checkpoint as ocp
 
 from benchmarks.records import Column, write_records
 from rap_jax.checked_json import read_checked, write_checked
-from rap_jax.saved_network import save_network
+from rap_jax.saved_network import has_network, save_network
 from rap_jax.state import Weights
 
 ABOUT = """\
@@ -39,7 +36,7 @@ COLUMNS = (
 def last_epoch(run: Path, folder: Path) -> Path:
     """Lays the weights that `run` ended with into `folder`, as a finished run that can be evaluated."""
     done = folder / run.name
-    if not (done / "network").is_dir():
+    if not has_network(done):
         done.mkdir(parents=True, exist_ok=True)
         stages = [run / "checkpoints" / stage for stage in ("retrain", "admm", "pretrain")]
         stage = next(folder for folder in stages if folder.is_dir())
@@ -59,8 +56,8 @@ def evaluate(run: Path, out_dir: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "launch.evaluate", f"--checkpoint={run}", f"--out_dir={out_dir}"]
     command += ["--split=validation", "--num_images=1000", "--auto_attack=standard"]
     command += ["--pgd_num_steps=40", "--pgd_step_size=0.01", "--pgd_num_restarts=1", "--pgd_losses=ce"]
-    subprocess.run(command, check=True, env=os.environ)
-    results: dict[str, Any] = json.loads((out_dir / "results.json").read_text())
+    subprocess.run(command, check=True)
+    results = read_checked((out_dir / "results.json").read_text())
     square = next(part for part in results["auto_attack"]["parts"] if part["name"] == "square")
     return {
         "pgd": 100 * results["pgd"]["robust_accuracy"],
@@ -73,7 +70,7 @@ def main() -> None:
     """Evaluates both epochs of every run, prints the table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--out_dir", type=Path, default=Path("results/last_epoch"))
+    parser.add_argument("--out_dir", type=Path, default=Path("runs/last_epoch"))
     arguments = parser.parse_args()
     for run in arguments.runs:
         kept = evaluate(run, arguments.out_dir / "kept" / run.name)

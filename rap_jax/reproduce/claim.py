@@ -42,17 +42,21 @@ def compared(ours: Value, other: Value, our_name: str, other_name: str) -> str:
     more = ours.mean - other.mean
     first, second = (our_name, other_name) if more >= 0 else (other_name, our_name)
     text = f"{first} has {abs(more):.2f} points more under PGD than {second}"
-    if min(len(ours.by_seed), len(other.by_seed)) < 2:
+    if not can_be_judged(ours, other):
         return f"{text}; with one seed of either that may be chance."
     words = "do not overlap" if is_apart(ours, other) else "overlap, so it may be chance"
     return f"{text}, and the ranges of the seeds {words}."
 
 
+def can_be_judged(value: Value, other: Value) -> bool:
+    """Whether both have several seeds."""
+    return min(len(value.by_seed), len(other.by_seed)) > 1
+
+
 def is_apart(value: Value, other: Value) -> bool:
-    """Whether both have several seeds, and all of one lie above all of the other."""
+    """Whether all seeds of one lie above all of the other; `can_be_judged` says whether that means anything."""
     assert value.spread and other.spread
-    apart = value.spread[0] > other.spread[1] or other.spread[0] > value.spread[1]
-    return apart and min(len(value.by_seed), len(other.by_seed)) > 1
+    return value.spread[0] > other.spread[1] or other.spread[0] > value.spread[1]
 
 
 def as_accuracies(natural: Value, pgd: Value) -> str:

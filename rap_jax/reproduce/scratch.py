@@ -12,6 +12,7 @@ from rap_jax.reproduce.claim import (
     as_accuracies,
     as_collapse,
     as_pair,
+    can_be_judged,
     compared,
     is_apart,
 )
@@ -138,7 +139,7 @@ def _gain(grid: Grid, row: str, label: str) -> str:
         return ""
     more = sorted((value.mean or 0) - (scratch.mean or 0) for value in pruned)
     points = " to ".join(dict.fromkeys(f"{each:+.2f}" for each in (more[0], more[-1])))
-    judged = [value for value in pruned if min(len(value.by_seed), len(scratch.by_seed)) > 1]
+    judged = [value for value in pruned if can_be_judged(value, scratch)]
     shown = sum(is_apart(value, scratch) for value in judged)
     words = [f"the ranges of the seeds are apart for {shown} of {len(judged)}"] if judged else []
     if single := len(pruned) - len(judged):
