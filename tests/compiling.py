@@ -6,15 +6,33 @@
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 
 # Measured on 2 cores: the first takes half of the time of compiling, the second a tenth of the rest.
 _FLAGS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+# The first process asks XLA, those that it starts read the answer.
+_KNOWN = "RAP_JAX_TESTS_KNOWN_XLA_FLAGS"
+
+
+def known_flags(flags: tuple[str, ...] = _FLAGS) -> str:
+    """Those that the XLA which is there knows: it ends a process that is given another one."""
+    asks = "import jax; jax.devices()"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+
+    def knows(flag: str) -> bool:
+        command = [sys.executable, "-c", asks]
+        return not subprocess.run(command, env=environment | {"XLA_FLAGS": flag}, capture_output=True).returncode
+
+    return " ".join(flag for flag in flags if knows(flag))
 
 
 def xla_flags(num_devices: int) -> str:
     """XLA_FLAGS for a process with so many CPU devices."""
-    return " ".join((f"--xla_force_host_platform_device_count={num_devices}", *_FLAGS))
+    if _KNOWN not in os.environ:
+        os.environ[_KNOWN] = known_flags()
+    return f"--xla_force_host_platform_device_count={num_devices} {os.environ[_KNOWN]}".strip()
 
 
 def set_environment(num_devices: int) -> None:
