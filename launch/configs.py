@@ -1,8 +1,10 @@
 """The frozen configs that parsed flags become; a bad combination is refused here."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from rap_jax.config import (
@@ -26,6 +28,7 @@ from rap_jax.config import (
 )
 
 FLAGS = flags.FLAGS
+_LEAST, _LARGEST = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 Get = Callable[[str], Any]
 
 
@@ -35,6 +38,7 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
     Raises:
       ValueError: a value or a combination that cannot work.
     """
+    check_numbers(values)
     get: Get = lambda name: values[name].value
     return RunConfig(
         name=get("name"),
@@ -54,6 +58,21 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
         small_retrain=get("small_retrain"),
         start=StartConfig(get("start_run") or None, get("start_weights")),
     )
+
+
+def check_numbers(values: flags.FlagValues) -> None:
+    """Refuses numbers that 32 bits would make others: too large ones, and fractions that would be zero or infinite.
+
+    Raises:
+      ValueError: names the flag and its number.
+    """
+    for name in values:
+        value = values[name].value
+        if isinstance(value, int):
+            require(abs(value) < 2**32, name, value, f"a whole number below {2**32}")
+        elif isinstance(value, float) and math.isfinite(value) and value != 0:
+            fits = _LEAST <= abs(value) <= _LARGEST
+            require(fits, name, value, f"0, or a number from {_LEAST:.3g} to {_LARGEST:.3g}, as 32 bits hold it")
 
 
 def data_from_flags(get: Get) -> DataConfig:

@@ -11,9 +11,18 @@ from absl import flags, logging
 
 from launch.compilation import enable_compilation_cache
 from launch.configs import compute_from_flags
-from launch.evaluate_flags import FLAGS, data_for, define_flags, evaluation_from_flags, help_text, without_training
+from launch.evaluate_flags import (
+    FLAGS,
+    check_same_data,
+    data_for,
+    define_flags,
+    evaluation_from_flags,
+    help_text,
+    without_training,
+)
 from launch.flagfiles import expand_flagfiles
 from launch.help import main_or_help
+from launch.parsers import expand_path
 from rap_jax.config import require
 from rap_jax.data import load_dataset
 from rap_jax.devices import start_cpu_devices, usable_cores
@@ -44,10 +53,14 @@ def main(arguments: list[str]) -> None:
         network = open_network(FLAGS.checkpoint, implementation=compute.implementation)
         config = evaluation_from_flags(network.run)
         require(all(FLAGS.transfer_from), "transfer_from", FLAGS.transfer_from, "names without an empty one among them")
-        sources = [open_network(name, implementation=compute.implementation) for name in FLAGS.transfer_from]
+        sources = [
+            open_network(expand_path(name), implementation=compute.implementation) for name in FLAGS.transfer_from
+        ]
+        dataset = load_dataset(data_for(network.run), seed=config.seed)
+        check_same_data(network.run, dataset)
         results = evaluate_robustness(
             network,
-            load_dataset(data_for(network.run), seed=config.seed),
+            dataset,
             config,
             _out_dir(network),
             sources=sources,

@@ -11,10 +11,12 @@ from typing import Any
 from absl import flags
 
 from launch import flags as training
-from launch.configs import Get, data_from_flags
+from launch.configs import Get, check_numbers, data_from_flags
 from launch.help import format_help
+from launch.parsers import NetworkParser
 from rap_jax.config import DataConfig, require
 from rap_jax.config.evaluation import AUTO_ATTACKS, SPLITS, EvaluationConfig
+from rap_jax.data import Dataset
 
 # Its own, so that both commands may live in one process.
 FLAGS = flags.FlagValues()
@@ -41,12 +43,12 @@ def define_flags() -> None:
 
 def _define_evaluation_flags() -> None:
     default = EvaluationConfig(epsilon=1.0)
-    flags.DEFINE_string("checkpoint", None, "What is evaluated: the folder of a finished run; module:function of your "
-                        "own, images [N, H, W, C] in [0, 1] -> logits [N, K]; or a file written by "
-                        "jax.export, serialised with vjp_order=1.", FLAGS)  # fmt: skip
-    flags.DEFINE_string("out_dir", None, "Folder of the evaluation. Default: RUN/evaluation, or evaluations/NAME. If "
-                        "it holds the same evaluation, that one goes on; if it holds another, it is refused.",
-                        FLAGS)  # fmt: skip
+    flags.DEFINE(NetworkParser(), "checkpoint", None, "What is evaluated: the folder of a finished run; "
+                 "module:function of your own, images [N, H, W, C] in [0, 1] -> logits [N, K]; or a file written by "
+                 "jax.export, serialised with vjp_order=1.", FLAGS)  # fmt: skip
+    training.define_path("out_dir", None, "Folder of the evaluation. Default: RUN/evaluation, or evaluations/NAME. If "
+                         "it holds the same evaluation, that one goes on; if it holds another, it is refused.",
+                         FLAGS)  # fmt: skip
     flags.DEFINE_enum("split", default.split, SPLITS, "Whose images are attacked.", FLAGS)
     flags.DEFINE_integer("num_images", default.num_images, "The first so many of them; 0 for all.", flag_values=FLAGS)
     flags.DEFINE_integer("seed", default.seed, "Seed of everything random in the attacks.", flag_values=FLAGS)
@@ -58,7 +60,13 @@ def _define_attack_flags() -> None:
                       "linf.", FLAGS)  # fmt: skip
     training.define_fraction("epsilon", None, "Radius of the threat model, for images in [0, 1]. Default: that of the "
                              "run's report; has to be given for a network from elsewhere.", FLAGS)  # fmt: skip
-    flags.DEFINE_integer("pgd_num_steps", default.pgd_num_steps, "Steps of PGD; 0 leaves it out.", flag_values=FLAGS)
+    flags.DEFINE_integer(
+        "pgd_num_steps",
+        default.pgd_num_steps,
+        "Steps of PGD; 0 leaves it out. An image "
+        "of any step breaks an example here; in launch.main the last one alone.",
+        flag_values=FLAGS,
+    )
     training.define_fraction("pgd_step_size", None, "Step size of PGD. Default: 2.5 epsilon / steps.", FLAGS)
     flags.DEFINE_integer("pgd_num_restarts", default.pgd_num_restarts, "Random starts of PGD on each loss, worst case "
                          "per example.", flag_values=FLAGS)  # fmt: skip
@@ -80,6 +88,7 @@ def evaluation_from_flags(run: dict[str, Any] | None, values: flags.FlagValues =
     Raises:
       ValueError: a value or a combination that cannot work, or no epsilon.
     """
+    check_numbers(values)
     get: Get = lambda name: values[name].value
     attack: dict[str, Any] = run["config"]["report_attack"] if run else {"norm": "linf", "epsilon": None}
     epsilon = attack["epsilon"] if get("epsilon") is None else get("epsilon")
@@ -108,6 +117,20 @@ def data_for(run: dict[str, Any] | None, values: flags.FlagValues = FLAGS) -> Da
     allowed = fallback if run is None or run["data"]["name"] == fallback else None
     chosen = lambda name: values[name].value if values[name].present else of_run.get(name, values[name].value)
     return data_from_flags(lambda name: allowed if name == "fallback_dataset" else chosen(name))
+
+
+def check_same_data(run: dict[str, Any] | None, dataset: Dataset, values: flags.FlagValues = FLAGS) -> None:
+    """Refuses data that are no longer those of the run, unless the user names a data set.
+
+    Raises:
+      ValueError: so it is; the validation split might then hold images that the network learnt from.
+    """
+    if run is None or values["dataset"].present or dataset.sha256 == run["data"]["sha256"]:
+        return
+    raise ValueError(
+        f"The data {run['config']['data']['dataset']} have changed since the run: SHA-256 {dataset.sha256}; expected "
+        f"{run['data']['sha256']}. Restore them, or name with --dataset the data that shall be attacked."
+    )
 
 
 def _data_of(run: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from absl import flags, logging
 
 from launch.evaluate_flags import data_for
 from launch.export_flags import FLAGS, ExportConfig, define_flags, export_from_flags, help_text
+from launch.flagfiles import expand_flagfiles
 from launch.help import main_or_help
 from rap_jax.data import Dataset, load_dataset
-from rap_jax.export.files import check_file, check_path, write_file
+from rap_jax.export.files import check_path, write_and_compare
 from rap_jax.export.int8 import check_data, write_int8
 from rap_jax.export.subject import Subject, open_subject
 from rap_jax.export.wording import about_int8, about_network
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     command = shlex.join(["python", "-m", "launch.export", *arguments[1:]])
     try:
-        surplus = FLAGS(arguments)[1:]
+        surplus = FLAGS(expand_flagfiles(arguments))[1:]
         if surplus:
             raise ValueError(f"Unexpected argument {surplus[0]!r}; flags are written --name=value.")
         for line in _export(export_from_flags(), command):
@@ -38,8 +39,8 @@ def main(arguments: list[str]) -> None:
 def _export(config: ExportConfig, command: str) -> Iterator[str]:
     subject = open_subject(config.checkpoint, compact=config.compact, fold=config.fold)
     dataset = _data_for_int8(subject, config)
-    path = write_file(subject, config.file_format, config.path, command)
-    yield from about_network(subject, config.file_format, path, check_file(subject, path))
+    path, difference = write_and_compare(subject, config.file_format, config.path, command)
+    yield from about_network(subject, config.file_format, path, difference)
     if config.int8 is not None and dataset is not None:
         print("Quantising, and measuring the file under attack: a minute or two.", file=sys.stderr, flush=True)
         yield from about_int8(config.int8_path, write_int8(subject, dataset, config.int8, config.int8_path, command))

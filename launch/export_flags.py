@@ -7,6 +7,7 @@ from typing import Any
 from absl import flags
 
 from launch import flags as training
+from launch.configs import check_numbers
 from launch.help import format_help
 from rap_jax.config import require
 from rap_jax.export.files import FORMATS, SUFFIXES
@@ -57,9 +58,9 @@ def define_flags() -> None:
 
 
 def _define_export_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "Folder of a finished run.", FLAGS)
+    training.define_path("checkpoint", None, "Folder of a finished run.", FLAGS)
     flags.DEFINE_string("format", None, f"What is written: one of {', '.join(FORMATS)}.", FLAGS)
-    flags.DEFINE_string("out", None, "The file. Default: RUN/export/NAME with the suffix of the format.", FLAGS)
+    training.define_path("out", None, "The file. Default: RUN/export/NAME with the suffix of the format.", FLAGS)
     flags.DEFINE_boolean("compact", None, "Without the filters and neurons that count for nothing. Default: yes, but "
                          "for safetensors, which has the shapes of the PyTorch network.", FLAGS)  # fmt: skip
     flags.DEFINE_boolean("fold", None, "BatchNorm as part of the layers beside it. Default: yes, but for safetensors.",
@@ -84,7 +85,9 @@ def export_from_flags(values: flags.FlagValues = FLAGS) -> ExportConfig:
     Raises:
       ValueError: a value or a combination that cannot work.
     """
+    check_numbers(values)
     get: Any = lambda name: values[name].value
+    require(0 <= get("seed") < 2**32, "seed", get("seed"), "a whole number from 0 to 4294967295")
     checkpoint, file_format = get("checkpoint"), get("format")
     require(bool(checkpoint), "checkpoint", checkpoint, "the folder of a finished run")
     require(file_format in FORMATS, "format", file_format, f"one of {', '.join(FORMATS)}")

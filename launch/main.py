@@ -63,22 +63,31 @@ def main(arguments: list[str]) -> None:
             _say(format_forecast(forecast(config, dataset, mesh, compute)))
             return
         results = run_pipeline(
-            config, dataset, out_dir, output=output, compute=compute, command=command, flags=serialize_flags()
+            config,
+            dataset,
+            out_dir,
+            output=output,
+            compute=compute,
+            command=command,
+            flags=serialize_flags(out_dir=out_dir),
         )
     except ValueError as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # a full disk, a folder that went away
         sys.exit(f"error: {error}. Mend that, and run the same command to go on.")
     except jax.errors.JaxRuntimeError as error:
-        if num_processes() == 1:
+        if num_processes() > 1:
+            leave_the_others(error)
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        leave_the_others(error)
+        reason = " ".join(str(error).split())[:200]
+        sys.exit(f"error: out of memory ({reason}). Take a smaller --width or --batch_size; --dry_run says what fits.")
     except KeyboardInterrupt:  # before the run listens for signals, or a second time
         sys.exit("\nStopped at once. Run the same command to go on from the last checkpoint.")
     except Interrupted as stopped:
         print(f"\nThe run was {stopped}. Run the same command to go on.", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
-    _say(format_table(results))
+    _say(format_table(results | {"run_dir": str(out_dir)}))  # it may have been moved
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:

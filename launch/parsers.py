@@ -1,9 +1,14 @@
-"""What flags may hold beside numbers and words: fractions, and sparsity by layer pattern."""
+"""What flags may hold beside numbers and words: fractions, sparsity by layer pattern, paths."""
 
 import fractions
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 from absl import flags
+
+from rap_jax.config import require
 
 
 class FractionParser(flags.ArgumentParser[float]):
@@ -46,3 +51,53 @@ class SparsitySerializer(flags.ArgumentSerializer[tuple[tuple[str, float], ...]]
     def serialize(self, value: tuple[tuple[str, float], ...]) -> str:
         """Returns pattern:ratio pairs, or `none`."""
         return ",".join(f"{pattern}:{ratio!r}" for pattern, ratio in value) or "none"
+
+
+class PathParser(flags.ArgumentParser[str]):
+    """A path that means the same from any folder: environment variables are put in, and a relative one is completed."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument: Any) -> str:
+        """Returns an absolute path, one that begins with ~, or the empty string; raises a ValueError for no path."""
+        path = expand_path(str(argument))
+        return path if not path or path.startswith("~") else str(Path(path).absolute())
+
+
+class DatasetParser(PathParser):
+    """The name of a data set, or folder:PATH."""
+
+    syntactic_help = "a data set, or folder:PATH"
+
+    def parse(self, argument: Any) -> str:
+        """Returns the name, or folder: and a path as `PathParser` returns it."""
+        name, separator, path = str(argument).partition(":")
+        return f"{name}:{super().parse(path)}" if separator and name == "folder" else str(argument)
+
+
+class NetworkParser(flags.ArgumentParser[str]):
+    """A path or module:function."""
+
+    syntactic_help = "a path, or module:function"
+
+    def parse(self, argument: Any) -> str:
+        """Returns it with environment variables put in."""
+        return expand_path(str(argument))
+
+
+def expand_path(path: str) -> str:
+    """The path with environment variables put in, unless something of just that name is there.
+
+    Raises:
+      ValueError: a variable or a user's home is not known, or no path can be so.
+    """
+    require("\0" not in path, "a path", path, "no zero byte in it")
+    expanded = os.path.expandvars(path)
+    unknown = re.findall(r"\$(?:[A-Za-z_]\w*|\{\w+\})", expanded)
+    if unknown and not os.path.lexists(os.path.expanduser(path)):
+        raise ValueError(f"{path!r} names the environment variable {unknown[0]}, which is not set; set it first.")
+    try:
+        Path(expanded).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path!r} begins with the home of a user that is not known; write the whole path.") from error
+    return expanded

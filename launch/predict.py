@@ -8,6 +8,7 @@ import numpy as np
 from absl import flags, logging
 
 from launch import flags as training
+from launch.flagfiles import expand_flagfiles
 from launch.help import format_help, main_or_help
 from rap_jax.config import require
 from rap_jax.export.files import open_file
@@ -19,7 +20,7 @@ FLAGS = flags.FlagValues()
 GROUPS: dict[str, list[str]] = {}
 
 with training.flag_group("Prediction", GROUPS, FLAGS):
-    flags.DEFINE_string("model", None, "A file that launch.export has written: .jax, .onnx or .npz.", FLAGS)
+    training.define_path("model", None, "A file that launch.export has written: .jax, .onnx or .npz.", FLAGS)
     flags.DEFINE_integer("top", 3, "Classes that are shown of each image.", flag_values=FLAGS)
 
 
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> None:
     """Prints the top classes of each image with their probabilities."""
     logging.set_verbosity(logging.WARNING)
     try:
-        images = FLAGS(arguments)[1:]
+        images = FLAGS(expand_flagfiles(arguments))[1:]
         require(bool(FLAGS.model), "model", FLAGS.model, "a file that launch.export has written")
         require(FLAGS.top >= 1, "top", FLAGS.top, "1 or more classes")
         require(bool(images), "images", images, "one or more image files after the flags")
@@ -73,6 +74,9 @@ def predictions(network: OpenFile, images: Mapping[Path, ReadImage], top: int) -
         logits = network.logits_fn(np.stack([image.pixels for image in images.values()])).astype(np.float64)
     except Exception as error:  # a damaged program may fail in any way
         raise RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    unsound = [str(path) for path, row in zip(images, logits, strict=True) if not np.isfinite(row).all()]
+    if unsound:
+        raise RuntimeError(f"its logits of {', '.join(unsound[:3])} are NaN or infinite")
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = shifted / shifted.sum(1, keepdims=True)
     names = network.metadata.get("output", {}).get("classes") or [str(label) for label in range(network.num_classes)]

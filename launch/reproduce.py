@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from absl import flags, logging
 
 from launch.compilation import enable_compilation_cache
+from launch.flagfiles import expand_flagfiles
 from launch.flags import COMPILATION_CACHE
 from launch.help import main_or_help
 from launch.job_configs import settings_of
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> None:
     """Does what the flags say; ends with the places of the reports."""
     logging.set_verbosity(logging.WARNING)
     try:
-        surplus = FLAGS(arguments)[1:]
+        surplus = FLAGS(expand_flagfiles(arguments))[1:]
         if surplus:
             raise ValueError(f"Unexpected argument {surplus[0]!r}; flags are written --name=value.")
         plan = plan_from_flags()

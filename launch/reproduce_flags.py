@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.configs import Get
-from launch.flags import flag_group
+from launch.flags import define_path, flag_group
 from launch.help import format_help
 from rap_jax.config import STAGES, require
 from rap_jax.reproduce.job import Job, in_order
@@ -56,7 +56,7 @@ def _define_plan_flags() -> None:
 
 
 def _define_run_flags() -> None:
-    flags.DEFINE_string("out", None, "Folder of all runs and of the report. Default: reproduced/SCALE.", FLAGS)
+    define_path("out", None, "Folder of all runs and of the report. Default: reproduced/SCALE.", FLAGS)
     flags.DEFINE_integer("num_at_once", 1, "Jobs side by side, each on one CPU device if more than 1.",
                          flag_values=FLAGS)  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print the plan with an estimate of its time on this machine, measured on a "

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     @property
     def labels(self) -> jax.Array:
         """The class of the largest share, int32 [N]."""
-        return self.targets if self.targets.ndim == 1 else self.targets.argmax(-1)
+        return self.targets if self.targets.ndim == 1 else self.targets.argmax(-1).astype(jnp.int32)
 
 
 def make_batch(
@@ -51,7 +51,7 @@ def mixup(key: jax.Array, batch: Batch, alpha: float, *, num_classes: int) -> Ba
     authors' implementation, which draws one share per batch too.
     """
     share_key, order_key = jax.random.split(key)
-    share = jax.random.beta(share_key, alpha, alpha)
+    share = jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32)
     other = jax.random.permutation(order_key, len(batch.images))
     mix = lambda values: share * values + (1 - share) * values[other]
     return Batch(mix(batch.images), mix(jax.nn.one_hot(batch.targets, num_classes, dtype=jnp.float32)))

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
+
+from rap_jax.attacks.checks import without_jit
 
 Captured = list[jax.Array]
 
@@ -22,14 +24,14 @@ def lift_captured(function: Callable[..., jax.Array], *arguments: Any) -> tuple[
       arguments: arrays, or `jax.ShapeDtypeStruct`s, to trace it with.
     """
     # Not of any function: a decorator that `functools.wraps` has marked is part of what is computed.
-    function = function.__wrapped__ if isinstance(function, jax.stages.Wrapped) else function  # type: ignore[attr-defined]
+    function = without_jit(function)
     captured = [found for found in jax.make_jaxpr(function)(*arguments).consts if isinstance(found, jax.Array)]
     places = {id(found): place for place, found in enumerate(captured)}
 
     def lifted(captured: Captured, *arguments: jax.Array) -> jax.Array:
         traced = jax.make_jaxpr(function)(*arguments)
         given = [captured[places[id(found)]] if id(found) in places else found for found in traced.consts]
-        (output,) = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, given))(*arguments)
+        (output,) = jaxpr_as_fun(traced.replace(consts=given))(*arguments)
         return output
 
     return lifted, captured

@@ -12,7 +12,8 @@ casts). So each step carries the sha256 of its arrays with their shapes and dtyp
     save(manager, step, state, {"stage": "admm"})
 
 A damaged step is moved to `damaged/` beside the good ones and the step before it is used. A template that does not
-fit is the caller's mistake and never counts as damage. The state is a pytree of arrays, whole or in pieces, on the
+fit is the caller's mistake and never counts as damage. Nor does what stands around a file: whose checksums hold is not
+damaged, whatever another version of a library makes of it. The state is a pytree of arrays, whole or in pieces, on the
 devices of one process or of several that save and restore together; it may be saved on 8 devices and restored on 1, and
 the reverse.
 """
@@ -31,10 +32,16 @@ from absl import logging
 
 from rap_jax.checksums import compare_checksums, write_checksums
 from rap_jax.digest import digest, layout, named_leaves, seal
+from rap_jax.environment import versions
 from rap_jax.processes import from_first, largest
+from rap_jax.unreadable import is_damage
 
 DAMAGED = "damaged"
 OTHER_SETTINGS = "Use the settings that the checkpoint was saved with, or another folder."
+
+
+class DamagedError(ValueError):
+    """The files of a folder are not what was written into it."""
 
 
 class Restored(NamedTuple):
@@ -111,6 +118,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
         return False
     try:
         record = {"meta": json.loads(json.dumps(meta)), "layout": layout(state), "sha256": digest(state)}
+        record["versions"] = versions()
     except TypeError as error:
         raise ValueError(f"meta of checkpoint {step} is {meta!r}; expected what JSON can hold ({error}).") from error
     meta_args = ocp.args.JsonSave({**record, "seal": seal(record)})
@@ -137,9 +145,10 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> Resto
       The checkpoint, or None if there is none at all.
 
     Raises:
+      DamagedError: every checkpoint is damaged; all stay where they are, so that a second start does not silently
+        begin afresh.
       ValueError: the template has no sharding or one that does not fit it, or other names, shapes or dtypes than the
-        checkpoint; or every checkpoint is damaged (then all stay where they are, so that a second start does not
-        silently begin afresh).
+        checkpoint; or what cannot be read is as it was written.
     """
     _check_shardings(abstract_state)
     damaged: list[int] = []
@@ -152,7 +161,7 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> Resto
         logging.warning("Checkpoint %d in %s is damaged (%s).", step, manager.directory, reason)
         damaged.append(step)
     if damaged:
-        raise ValueError(
+        raise DamagedError(
             f"Every checkpoint in {manager.directory} is damaged (steps {sorted(damaged)}); expected one that can be "
             "read. Restore the folder from a backup, or move it away: this stage then begins again."
         )
@@ -174,6 +183,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[
         return reason, None
     record, reason = _attempt(lambda: manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
     if record is None:
+        _refuse_if_whole(whole, folder, reason, None)
         return f"its meta cannot be read: {reason}", None
     if not isinstance(record, dict) or record.pop("seal", None) != seal(record):
         return "the checksum of its meta differs", None
@@ -181,29 +191,44 @@ def _restore(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[
     _check_layout(folder, saved=record["layout"], expected=layout(template))
     restore_args = ocp.args.StandardRestore(template)
     state, reason = _attempt(lambda: (manager.restore(step, args=ocp.args.Composite(state=restore_args)).state,))
-    if state is None and whole:
-        raise ValueError(f"{folder} does not fit this run: {reason}. {OTHER_SETTINGS}")
     if state is None:
+        _refuse_if_whole(whole, folder, reason, record.get("versions"))
         return f"its state cannot be read: {reason}", None
     if digest(state[0]) != record["sha256"]:
+        _refuse_if_whole(whole, folder, "its arrays are read as others than were saved", record.get("versions"))
         return "the checksum of its state differs", None
     return "", Restored(step, state[0], record["meta"])
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:
-    """Returns what `read` gives, or None and the error in one short line; memory that runs out is not damage.
+    """Returns what `read` gives, or None and the error in one short line; raises what is no damage.
 
     What one process cannot read, none has read.
     """
     found, reason = None, ""
     try:
         found = read()
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise
     except Exception as error:
+        if not is_damage(error):
+            raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160].rstrip('. ')}"
     (failed,) = largest(int(bool(reason)))
     return (None, reason or "another process cannot read it") if failed else (found, "")
+
+
+def _refuse_if_whole(whole: bool, folder: Path, reason: str, saved_with: dict[str, str] | None) -> None:
+    """Raises if the checksums of the files hold: then settings or versions differ."""
+    if not whole:
+        return
+    here, then = versions(), saved_with or {}
+    others = [
+        f"{name} {version} (here {here.get(name)})" for name, version in then.items() if here.get(name) != version
+    ]
+    with_others = f" It was saved with {', '.join(others)}." if others else ""
+    raise ValueError(
+        f"{folder} does not fit this run: {reason}. Its files are as they were written, by their SHA-256. "
+        f"{OTHER_SETTINGS}{with_others}"
+    )
 
 
 def _move_away(manager: ocp.CheckpointManager, steps: list[int]) -> None:
@@ -232,7 +257,13 @@ def _check_layout(folder: Path, *, saved: dict[str, str], expected: dict[str, st
     if found:
         parts = [f"{name} is {saved.get(name, 'absent')}, expected {expected.get(name, 'none')}" for name in found[:3]]
         parts += [f"and {len(found) - 3} more"] if len(found) > 3 else []
-        raise ValueError(f"{folder} does not fit this run: {'; '.join(parts)}. {OTHER_SETTINGS}")
+        raise ValueError(f"{folder} does not fit this run: {'; '.join(parts)}. {OTHER_SETTINGS}{_about_x64(parts)}")
+
+
+def _about_x64(differences: list[str]) -> str:
+    """The setting of JAX that may be the cause, where numbers of 64 bits are among what differs."""
+    is_set = "set" if jax.dtypes.canonicalize_dtype("float64") == "float64" else "not set"
+    return f" JAX_ENABLE_X64 is {is_set} here." if any("64[" in line for line in differences) else ""
 
 
 def _is_not_chatter(record: python_logging.LogRecord) -> bool:

@@ -112,11 +112,14 @@ def _read_json(folder: Path, name: str, keys: tuple[str, ...] = ()) -> dict[str,
     try:
         # Of settings any change shows when they are compared, so they need no checksum.
         value = read_object(path.read_text()) if name == _CONFIG else read_checked(path.read_text())
-        if missing := [key for key in keys if key not in value]:
-            raise ValueError(f"it has no {', '.join(missing)}")
     except ValueError as error:
         again = "restore it, or choose another --out_dir" if name == _CONFIG else "delete it to have it made again"
         raise ValueError(f"{path} is damaged ({error}); {again}.") from error
+    if missing := [key for key in keys if key not in value]:
+        raise ValueError(
+            f"{path} has no {', '.join(missing)}: another version of this program wrote it. Go on with that version, "
+            f"or move the file away to have it made again."
+        )
     return value
 
 

@@ -23,7 +23,7 @@ from rap_jax.config import AttackConfig, TrainConfig
 
 def first_perturbation(config: TrainConfig, shape: tuple[int, ...]) -> chex.ArrayTree:
     """What a stage begins with: zeros of the `shape` of a batch, [N, H, W, C]; () if its training is not free."""
-    return jnp.zeros(shape) if config.free_replays else ()
+    return jnp.zeros(shape, jnp.float32) if config.free_replays else ()
 
 
 def perturb(images: jax.Array, perturbation: jax.Array) -> jax.Array:

@@ -20,13 +20,15 @@ def stage_length(config: RunConfig, stage: Stage, num_examples: int) -> Length:
     """Turns epochs into steps.
 
     Raises:
-      ValueError: a batch is larger than the training split, or the dual interval or the epsilon ramp is not shorter
-        than the stage.
+      ValueError: a batch is larger than the training split, a stage has more steps than 32 bits count, or the dual
+        interval or the epsilon ramp is not shorter than the stage.
     """
     require(config.batch_size <= num_examples, "batch_size", config.batch_size, f"at most the {num_examples} images")
     epoch = config.steps_per_epoch or num_examples // config.batch_size
     settings = config.stage(stage)
     num_steps = settings.num_epochs * epoch
+    counted = f"fewer than {2**31} steps, as 32 bits count them; an epoch has {epoch}"
+    require(num_steps < 2**31, f"{stage}_epochs", settings.num_epochs, counted)
     in_steps = lambda time, unit=epoch: round(min(time * unit, _MANY_STEPS))
     unit = epoch if config.prune.dual_interval_unit == "epochs" else 1
     dual = max(1, in_steps(config.prune.dual_interval, unit)) if stage == "admm" else 0

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rap_jax.layers import leaves_by_name, names_left_out, tree_by_name
+from rap_jax.projections import zeroed
+
 
 class MaskState(NamedTuple):
     """Attributes: masks: bool, the tree of the params; True where a weight may be other than zero."""
@@ -22,16 +25,30 @@ class MaskState(NamedTuple):
 def keep_masked(masks: chex.ArrayTree) -> optax.GradientTransformationExtraArgs:
     """An optax transformation that must stand last: after `optax.apply_updates` masked-out weights are exactly 0.
 
-    Where a mask is False the update becomes minus the weight, so a weight that is not yet zero becomes zero at once.
+    Where a mask is False the update becomes minus the weight, so a weight that is not yet zero becomes zero at once; a
+    wrapper that leaves an update out, as `optax.MultiSteps` does, leaves such a weight out too until the next one. An
+    update keeps its dtype if that is wider than the one of its weight, and else has the weight's, whose negative it
+    could not hold.
 
     Args:
-      masks: bool tree with the structure and shapes of the params.
+      masks: bool tree, [*shape] of the params. What counts are the names of its leaves: it may be a plain dict where
+        the params are an `nnx.State`, and `optax.masked` may hide some of the params.
+
+    Raises:
+      ValueError: in `init` if a weight has no mask, or one of another shape or dtype, or a mask no weight; in `update`
+        without params.
     """
 
     def init_fn(params: optax.Params) -> MaskState:
-        chex.assert_trees_all_equal_shapes(masks, params)
+        by_name = leaves_by_name(masks)
+        weights = leaves_by_name(params)
+        surplus = by_name.keys() - weights.keys() - names_left_out(params)
+        if surplus:
+            raise ValueError(f"The masks have {', '.join(sorted(surplus))}; expected names of {', '.join(weights)}.")
+        for name, leaf in weights.items():
+            _check_mask(name, by_name.get(name), jnp.shape(leaf))
         # A copy: the trainer donates its state, and the caller keeps its masks.
-        return MaskState(jax.tree.map(jnp.copy, masks))
+        return MaskState(jax.tree.map(jnp.copy, tree_by_name(params, by_name)))
 
     def update_fn(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
@@ -39,15 +56,25 @@ def keep_masked(masks: chex.ArrayTree) -> optax.GradientTransformationExtraArgs:
         del extra_args
         if params is None:
             raise ValueError("keep_masked needs the params: call tx.update(updates, state, params).")
-        masked = jax.tree.map(lambda keep, update, w: jnp.where(keep, update, -w), state.masks, updates, params)
-        return masked, state
+        return jax.tree.map(_masked, state.masks, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
+    found = "missing" if mask is None else f"{mask.dtype}{list(mask.shape)}"
+    if found != f"bool{list(shape)}":
+        raise ValueError(f"The mask of {name} is {found}; expected bool{list(shape)}, see specs.masks_of.")
+
+
+def _masked(keep: jax.Array, update: jax.Array, weights: jax.Array) -> jax.Array:
+    dtype = max(weights.dtype, update.dtype, key=lambda dtype: dtype.itemsize)
+    return jnp.where(keep, update.astype(dtype), -weights.astype(dtype))
+
+
 def apply_masks(masks: chex.ArrayTree, params: chex.ArrayTree) -> chex.ArrayTree:
-    """The params with exact zeros where the masks are False."""
-    return jax.tree.map(lambda keep, w: jnp.where(keep, w, jnp.zeros((), w.dtype)), masks, params)
+    """The params with exact zeros where the masks are False; NaN stays NaN, to be seen."""
+    return jax.tree.map(zeroed, masks, params)
 
 
 def both(masks: chex.ArrayTree, other: chex.ArrayTree) -> chex.ArrayTree:

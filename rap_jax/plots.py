@@ -5,17 +5,20 @@ picture's title, so that it says which data set the numbers come from. Nothing g
 drawing is safe beside a notebook or in a thread.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from rap_jax.config import STAGES
 from rap_jax.metrics import Line
-from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, quiet
+from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, new_figure, quiet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PRUNED = "#D9D9D9"
 SHADES = ("#FFFFFF", "#F3F3F3")
@@ -38,7 +41,7 @@ def training_png(metrics: list[Line], title: str) -> bytes | None:
     if not train and not validation:
         return None
     spans = _spans(train + validation)
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = new_figure(9, 6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for span in spans:
         ours = [line for line in validation if line["stage"] == span.stage]
@@ -68,7 +71,7 @@ def admm_png(metrics: list[Line], title: str) -> bytes | None:
         return None
     layers = list(dict.fromkeys(line["layer"] for line in lines))
     colors = _layer_colors(len(layers))
-    figure = Figure(figsize=(12, max(4.0, 1.6 + 0.24 * len(layers))), layout="constrained")
+    figure = new_figure(12, max(4.0, 1.6 + 0.24 * len(layers)))
     panels = figure.subplots(1, 3)
     names = {
         "distance": "distance to the sparse set\n‖w − P(w)‖ / ‖w‖",
@@ -101,7 +104,7 @@ def sparsity_png(sparsity: dict[str, Any], title: str) -> bytes | None:
     if not layers:
         return None
     rows = [*layers.items(), ("overall", sparsity["overall"])]
-    figure = Figure(figsize=(9, 1.3 + 0.34 * len(rows)), layout="constrained")
+    figure = new_figure(9, 1.3 + 0.34 * len(rows))
     axes = figure.subplots()
     for place, (_, row) in enumerate(rows):
         kept = row["size"] - row["zeros"]
@@ -195,4 +198,6 @@ def _log_scale(axes: Axes, values: np.ndarray) -> None:
 
 def _layer_colors(count: int) -> Iterable[Any]:
     """Ten colours that differ as long as they suffice, then a scale from the first layer to the last."""
+    from matplotlib import colormaps
+
     return colormaps["tab10"](range(count)) if count <= 10 else colormaps["viridis"](np.linspace(0, 0.95, count))

@@ -9,7 +9,10 @@ with at most `num_kept` non-zero structures:
     ScaleFilter   one output, by its BatchNorm scale, [Cout]               score |scale|
 
 The Euclidean projection keeps the structures of highest score and zeroes the others. Weights with the budget `global`
-share one count, see `masks_together`.
+share one count, see `masks_together`. Squares are summed in float32 or wider, whatever the dtype of the weights.
+
+Weights that are NaN or infinite are refused. Inside `jit`, where nobody can look at them, they have the highest score,
+and NaN stays NaN wherever it is, so that the loss goes on to show it.
 
 Differs from the authors' code: (1) exactly `num_kept` structures survive, a tie goes to the lower index; theirs
 compares with a percentile, and a tie there leaves weights that are neither zeroed nor kept by the mask. (2) The global
@@ -17,23 +20,45 @@ budget is ours: theirs, as the paper, prunes each layer by its own ratio.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
 class _Spec:
-    """`sparsity` is the share of structures to remove, in [0, 1); a `global` budget is shared with other weights."""
+    """A sparsity set.
+
+    Attributes:
+      sparsity: the share of structures to remove, in [0, 1).
+      budget: a `global` one is shared with other weights.
+      belongs: names of leaves elsewhere in the tree that go with an output, such as those of a BatchNorm behind it,
+        beside those that `layers.belongings` finds; kept as a sorted tuple. None says nothing about them, `()` that
+        there are none.
+      stack_axes: so many leading axes count layers, as in a stack of `nn.scan`, and each layer makes its own choice.
+        None means 0, and a kernel of which that is doubtful is refused.
+    """
 
     sparsity: float
     budget: Literal["layer", "global"] = "layer"
+    belongs: Iterable[str] | None = None
+    stack_axes: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.belongs, str):
+            raise ValueError(f"belongs is {self.belongs!r}; expected several names, such as {{{self.belongs!r}}}.")
+        if self.belongs is not None:
+            object.__setattr__(self, "belongs", tuple(sorted(self.belongs)))
+        if self.stack_axes is not None and not (isinstance(self.stack_axes, int) and self.stack_axes >= 0):
+            raise ValueError(f"stack_axes is {self.stack_axes!r}; expected a number of axes, 0 or more.")
+        if self.stack_axes and self.budget == "global":
+            raise ValueError(f"stack_axes is {self.stack_axes!r}; expected 0 with the budget 'global'.")
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is {self.sparsity!r}; expected a share of zeros in [0, 1).")
         if self.budget not in ("layer", "global"):
@@ -65,16 +90,24 @@ def num_kept(spec: Spec, num_structures: int) -> int:
     return max(1, num_structures - removed)
 
 
+def widened(values: jax.Array) -> jax.Array:
+    """The values in float32, or as they are if that is wider already: for sums of squares."""
+    values = jnp.asarray(values)
+    return values if jnp.finfo(values.dtype).bits >= 32 else values.astype(jnp.float32)
+
+
 def scores(spec: Spec, weights: jax.Array) -> jax.Array:
     """One score per structure, flat: [weights.size], [outputs] or [inputs]."""
     if isinstance(spec, Irregular | ScaleFilter):
         return jnp.abs(weights).ravel()
+    weights = widened(weights)
     squares = (weights * weights).reshape(-1, weights.shape[-1])
     return squares.sum(0 if isinstance(spec, Filter) else 1)
 
 
 def keep_largest(values: jax.Array, count: int) -> jax.Array:
-    """Marks the `count` largest of a flat array, [n] bool; among equals the lower index is kept."""
+    """Marks the `count` largest of a flat array, [n] bool; among equals the lower index is kept, and NaN is largest."""
+    values = _nan_is_largest(values)
     threshold = jnp.sort(values)[values.size - count]
     above = values > threshold
     ties = values == threshold
@@ -86,11 +119,14 @@ def mask(spec: Spec, weights: jax.Array) -> jax.Array:
     """True where a weight survives, bool, shape of `weights`. With a global budget the weights have it for themselves.
 
     Raises:
-      ValueError: fewer than two axes, so there are no outputs and inputs to speak of; scales with more than one axis.
+      ValueError: see `check_weights`.
     """
     if spec.budget == "global":
         return masks_together(spec, [weights])[0]
-    _refuse_axes(spec, weights)
+    check_weights(spec, weights)
+    if spec.stack_axes:
+        one_layer = dataclasses.replace(spec, stack_axes=spec.stack_axes - 1)
+        return jax.vmap(functools.partial(mask, one_layer))(weights)
     values = scores(spec, weights)
     return _spread(spec, keep_largest(values, num_kept(spec, values.size)), weights)
 
@@ -109,11 +145,13 @@ def masks_together(spec: Spec, weights: Sequence[jax.Array]) -> list[jax.Array]:
       weights: one array or more, [..., inputs, outputs], or [outputs] for scales.
 
     Raises:
-      ValueError: as `mask`.
+      ValueError: as `mask`; the set has stacks of layers.
     """
+    if spec.stack_axes:
+        raise ValueError(f"stack_axes is {spec.stack_axes!r}; expected 0 for weights that share one budget.")
     for array in weights:
-        _refuse_axes(spec, array)
-    values = [scores(spec, array) for array in weights]
+        check_weights(spec, array)
+    values = _of_one_dtype([_nan_is_largest(widened(scores(spec, array))) for array in weights])
     sizes = [array.size // value.size for array, value in zip(weights, values, strict=True)]
     per_weight = jnp.concatenate([value / size for value, size in zip(values, sizes, strict=True)])
     best = jnp.concatenate([jnp.arange(value.size) == jnp.argmax(value) for value in values])
@@ -129,7 +167,59 @@ def masks_together(spec: Spec, weights: Sequence[jax.Array]) -> list[jax.Array]:
 
 def project(spec: Spec, weights: jax.Array) -> jax.Array:
     """The nearest weights, in Euclidean distance, with `num_kept` structures or fewer; same shape and dtype."""
-    return jnp.where(mask(spec, weights), weights, jnp.zeros((), weights.dtype))
+    return zeroed(mask(spec, weights), weights)
+
+
+def zeroed(keep: jax.Array, weights: jax.Array) -> jax.Array:
+    """Exact zeros where `keep` is False; NaN stays NaN, to be seen."""
+    return jnp.where(keep | (weights != weights), weights, jnp.zeros((), weights.dtype))
+
+
+def check_weights(spec: Spec, weights: jax.Array, name: str = "weights") -> None:
+    """Refuses weights that cannot be ranked.
+
+    Raises:
+      ValueError: fewer than two axes for one layer, so there are no outputs and inputs to speak of; scales with more
+        than one; no weights at all, or none of a floating-point dtype. Outside of `jit`: NaN, infinity, or squares
+        that overflow.
+    """
+    axes, stack = weights.ndim - (spec.stack_axes or 0), "stack, " if spec.stack_axes else ""
+    if isinstance(spec, ScaleFilter) and axes != 1:
+        raise ValueError(
+            f"{name}: scales have shape {weights.shape}; expected [{stack}outputs], the scale of a BatchNorm. "
+            f"stack_axes says how many leading axes count layers."
+        )
+    if not isinstance(spec, ScaleFilter) and axes < 2:
+        raise ValueError(
+            f"{name} have shape {weights.shape}; expected [{stack}..., inputs, outputs] with 2 or more axes."
+        )
+    if not weights.size or not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} are {weights.dtype}{list(weights.shape)}; expected one or more floating-point numbers."
+        )
+    check_finite(name, weights if isinstance(weights, jax.core.Tracer) else scores(spec, weights))
+
+
+def check_finite(name: str, values: jax.Array) -> None:
+    """Refuses NaN and infinity, outside of `jit`.
+
+    Args:
+      values: weights, or their scores, which are finite if the weights are and their squares do not overflow.
+    """
+    if not isinstance(values, jax.core.Tracer) and not np.isfinite(np.asarray(values)).all():
+        raise ValueError(
+            f"{name} has numbers that are NaN, infinite or too large to be squared; expected finite ones. Look at the "
+            f"loss, or go back to weights from before it failed."
+        )
+
+
+def _nan_is_largest(values: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isnan(values), jnp.inf, values)
+
+
+def _of_one_dtype(values: list[jax.Array]) -> list[jax.Array]:
+    widest = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
+    return [value.astype(widest) for value in values]
 
 
 def _spread(spec: Spec, kept: jax.Array, weights: jax.Array) -> jax.Array:
@@ -139,10 +229,3 @@ def _spread(spec: Spec, kept: jax.Array, weights: jax.Array) -> jax.Array:
     if isinstance(spec, Filter):
         return jnp.broadcast_to(kept, weights.shape)
     return jnp.broadcast_to(kept.reshape(*weights.shape[:-1], 1), weights.shape)
-
-
-def _refuse_axes(spec: Spec, weights: jax.Array) -> None:
-    if isinstance(spec, ScaleFilter) and weights.ndim != 1:
-        raise ValueError(f"scales have shape {weights.shape}; expected [outputs], the scale of a BatchNorm.")
-    if not isinstance(spec, ScaleFilter) and weights.ndim < 2:
-        raise ValueError(f"weights have shape {weights.shape}; expected [..., inputs, outputs] with 2 or more axes.")

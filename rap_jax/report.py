@@ -118,6 +118,7 @@ def _notes(results: Results) -> str:
         names = splits.setdefault(as_attack(accuracy["attack"]), [])
         names += [] if split in names else [split]
     lines = [f"- PGD on {' and '.join(names)}: {attack}" for attack, names in splits.items()]
+    lines.append("- PGD accuracy: right on the clean image and on the last image of every restart.")
     lines.append("- In brackets: 95% interval (Wilson).")
     cuts = {"start": "at the start", "pretrain": "after pretrain (no ADMM)", "admm": "after ADMM"}
     found = [text for stage, text in cuts.items() if "cut" in results["stages"].get(stage, {})]

@@ -9,6 +9,9 @@ its own vanishing deviation, so that without the scale nothing would vanish from
 `ScaleFilter` ADMM pulls the scale, shift and bias, and the kernel goes at the cut only. The kernel alone decides which
 outputs a `Filter` keeps, the scale alone which a `ScaleFilter` keeps.
 
+A filter may have more leaves elsewhere, as with a BatchNorm of Flax: `Filter(0.5, belongs={"BatchNorm_0/scale",
+"BatchNorm_0/bias"})`, see `ownership`.
+
 Differs from the authors' code: (1) bias, scale and shift of a filter belong to it; theirs pulls and cuts the kernel
 alone, or under `bn_filter` the scale alone, and a "removed" filter goes on sending relu of its bias or shift.
 """
@@ -23,11 +26,22 @@ import optax
 
 from rap_jax import projections
 from rap_jax.config import PruneConfig
-from rap_jax.layers import belongings, beside, kernels, leaves_by_name, path_name
+from rap_jax.layers import (
+    belongings,
+    beside,
+    is_box,
+    is_kernel,
+    is_weight,
+    kernels,
+    leaves_by_name,
+    names_left_out,
+    per_output,
+    tree_by_name,
+)
 from rap_jax.masking import apply_masks
-from rap_jax.projections import Column, Filter, Irregular, ScaleFilter, Spec
+from rap_jax.ownership import Specs, check, check_stack, kernels_of, outputs_of, owned, owners, with_names_of
+from rap_jax.projections import Column, Filter, Irregular, ScaleFilter, Spec, check_finite
 
-Specs = Mapping[str, Spec]
 _STRUCTURES: dict[str, type[Spec]] = {
     "irregular": Irregular,
     "filter": Filter,
@@ -100,24 +114,30 @@ def _matching(
 def selected(params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
     """A tree of bool like `params`: True for the leaves that the sets constrain (a mask for `optax.masked`).
 
+    A box such as `nnx.Param` counts as a leaf. `nnx.Optimizer` shows its transformations two kinds of tree: it takes
+    `optax.masked(penalty, lambda params: selected(params, specs))`, which suits any tree.
+
     These are the weights with a spec and, of layers that lose whole outputs, all that belongs to the outputs: it has
     to go to zero with them, in ADMM already and not only at the cut. Under `ScaleFilter` the kernel stays free.
 
     Raises:
       ValueError: see `masks_of`.
     """
-    leaves = leaves_by_name(params)
-    _refuse_bad(specs, leaves)
+    specs, leaves = _checked(specs, params)
     chosen = set(specs)
     for name, spec in specs.items():
-        if isinstance(spec, Filter | ScaleFilter):
-            chosen.update(belongings(name, leaves))
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in chosen, params)
+        if isinstance(spec, Filter):
+            chosen.update(owned(name, spec, leaves))
+        if isinstance(spec, ScaleFilter):
+            outputs = outputs_of(name, spec, leaves)
+            chosen.update(other for other in owned(name, spec, leaves) if per_output(leaves[other], outputs))
+    treedef = jax.tree.structure(params, is_leaf=is_box)
+    return jax.tree.unflatten(treedef, [name in chosen for name in leaves])
 
 
 def only_selected(params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
     """The params with `optax.MaskedNode` for leaves that are free: the tree that `optax.masked` shows inside."""
-    return jax.tree.map(lambda leaf, chosen: leaf if chosen else optax.MaskedNode(), params, selected(params, specs))
+    return jax.tree.map(lambda chosen, leaf: leaf if chosen else optax.MaskedNode(), selected(params, specs), params)
 
 
 def project_tree(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
@@ -139,58 +159,73 @@ def masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
 
     Raises:
       ValueError: a spec's key is no leaf of the params, or its weights have the wrong number of axes; a layer has two
-        specs, for kernel and scale; specs with the budget `global` differ.
+        specs, for kernel and scale; specs with the budget `global` differ; it is open what belongs to an output, see
+        `ownership.check`; weights are NaN or infinite.
     """
-    leaves = leaves_by_name(params)
-    _refuse_bad(specs, leaves)
+    specs, leaves = _checked(specs, params)
+    for name, spec in specs.items():
+        projections.check_weights(spec, leaves[name], name)
     masks = {name: projections.mask(specs[name], leaves[name]) for name in leaves if _has_budget(specs, name, "layer")}
     rivals = [name for name in leaves if _has_budget(specs, name, "global")]
     if rivals:
         together = projections.masks_together(specs[rivals[0]], [leaves[name] for name in rivals])
         masks.update(zip(rivals, together, strict=True))
     for name in [name for name in masks if isinstance(specs[name], ScaleFilter)]:
-        kernel = beside(name, "kernel")  # ADMM does not see it, the cut does
-        if kernel in leaves and name in belongings(kernel, leaves):
-            masks[kernel] = jnp.broadcast_to(masks[name], leaves[kernel].shape)
-    return _on_whole_tree(masks, params)
+        for kernel in kernels_of(name, specs[name], leaves):  # ADMM does not see it, the cut does
+            masks[kernel] = _on_outputs(masks[name], leaves[kernel].shape)
+    return _on_whole_tree(masks, params, owners(specs, leaves))
 
 
-def masks_of_zeros(params: chex.ArrayTree) -> chex.ArrayTree:
+def masks_of_zeros(params: chex.ArrayTree, specs: Specs | None = None) -> chex.ArrayTree:
     """True where a weight was not pruned before, bool tree like `params`: for zeros that are to stay zero.
 
     False at the zeros of every kernel and at what belongs to outputs whose kernel is all zero. Other zeros are not
     pruned weights: shifts, and often biases, start at exactly zero.
+
+    Args:
+      specs: the sets of the earlier pruning, where they name weights that are not called `kernel`, or what belongs to
+        them elsewhere in the tree.
+
+    Raises:
+      ValueError: see `ownership.check`; weights are NaN or infinite.
     """
-    return _on_whole_tree({name: kernel != 0 for name, kernel in kernels(params)}, params)
+    specs, leaves = _checked(specs or {}, params)
+    weights = [name for name, leaf in leaves.items() if is_kernel(name) or (name in specs and is_weight(name, leaf))]
+    everything = owners(specs, leaves)
+    for name in weights:
+        check_stack(name, everything.get(name), leaves)
+    return _on_whole_tree({name: leaves[name] != 0 for name in weights}, params, everything)
 
 
-def _on_whole_tree(masks: Mapping[str, jax.Array], params: chex.ArrayTree) -> chex.ArrayTree:
+def _on_whole_tree(masks: Mapping[str, jax.Array], params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
     """Masks of some leaves as a tree like `params`: outputs that are gone take along what belongs to them."""
     leaves = leaves_by_name(params)
     found = {name: jnp.ones(leaf.shape, bool) for name, leaf in leaves.items()} | dict(masks)
     for owner, mask in masks.items():
+        stack_axes = len(outputs_of(owner, specs.get(owner), leaves)) - 1
         # A scale of zero is not a removed filter: some networks start there.
-        left = mask & (leaves[owner] != 0) if mask.ndim > 1 else mask
-        alive = left.reshape(-1, left.shape[-1]).any(0)
-        for name in belongings(owner, leaves):
-            found[name] &= alive
-    return jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], params)
+        left = mask & (leaves[owner] != 0) if mask.ndim - stack_axes > 1 else mask
+        alive = left.reshape(*left.shape[:stack_axes], -1, left.shape[-1]).any(stack_axes)
+        for name in owned(owner, specs.get(owner), leaves):
+            check_finite(name, leaves[name])
+            found[name] &= _on_outputs(alive, leaves[name].shape)
+    return tree_by_name(params, found)
+
+
+def _on_outputs(alive: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """One bool per output, [*stack, outputs], on weights of that shape."""
+    stack_axes = alive.ndim - 1
+    between = (1,) * (len(shape) - alive.ndim)
+    return jnp.broadcast_to(alive.reshape(*shape[:stack_axes], *between, shape[-1]), shape)
 
 
 def _has_budget(specs: Specs, name: str, budget: str) -> bool:
     return name in specs and specs[name].budget == budget
 
 
-def _refuse_bad(specs: Specs, leaves: Mapping[str, jax.Array]) -> None:
-    unknown = [name for name in specs if name not in leaves]
-    if unknown:
-        raise ValueError(
-            f"Specs name {', '.join(unknown)}, but the weights are {', '.join(leaves)}; expected their paths as keys "
-            f"(an nnx.State goes through nnx.to_pure_dict first)."
-        )
-    twice = [name for name, spec in specs.items() if isinstance(spec, ScaleFilter) and beside(name, "kernel") in specs]
-    if twice:
-        raise ValueError(f"Specs name {', '.join(twice)} and the kernel beside; expected one spec to a layer.")
-    rivals = {name: spec for name, spec in specs.items() if spec.budget == "global"}
-    if len(set(rivals.values())) > 1:
-        raise ValueError(f"Specs with the budget 'global' are {rivals}; expected one set with one sparsity for all.")
+def _checked(specs: Specs, params: chex.ArrayTree) -> tuple[dict[str, Spec], dict[str, jax.Array]]:
+    """The specs by the names of the tree, and its leaves."""
+    leaves, left_out = leaves_by_name(params), names_left_out(params)
+    specs = with_names_of(specs, leaves.keys() | left_out)
+    check(specs, leaves, left_out)
+    return specs, leaves

@@ -25,6 +25,7 @@ from rap_jax.free import first_perturbation
 from rap_jax.input import Given, Order, TrainInput
 from rap_jax.interrupt import Interrupt, Interrupted
 from rap_jax.keys import stream_key
+from rap_jax.layers import path_name
 from rap_jax.length import Length, stage_length
 from rap_jax.models import Model
 from rap_jax.processes import largest
@@ -178,7 +179,7 @@ class _Run:
     def _log_residuals(self) -> None:
         specs, train = self.setup.specs, self.state.train
         found = self.residuals(find_admm_state(train.opt_state), specs_lib.only_selected(train.params, specs))
-        names = [specs_lib.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(found.rho)]
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(found.rho)]
         columns = [[float(x) for x in jax.tree.leaves(tree)] for tree in found]
         for layer, primal, dual, distance, rho in zip(names, *columns, strict=True):
             if layer not in specs:  # a bias that goes with its filter

@@ -77,7 +77,7 @@ def init_stage_state(
     first, kept = (jax.tree.map(jnp.copy, start) for _ in range(2))
     return StageState(
         TrainState(jnp.zeros((), jnp.int32), first.params, first.batch_stats, tx.init(start.params), perturbation),
-        Kept(kept.params, kept.batch_stats, score=jnp.full((), -1.0), step=jnp.zeros((), jnp.int32)),
+        Kept(kept.params, kept.batch_stats, score=jnp.full((), -1.0, jnp.float32), step=jnp.zeros((), jnp.int32)),
     )
 
 

@@ -99,8 +99,11 @@ class StepParts:
         # By the number of the batch: every update on it sees the same crops and mixtures.
         batch_key = jax.random.fold_in(keys.batch, step // self.config.updates_per_batch)
         batch = make_batch(batch_key, split, indices, self.config, num_classes=self.model.num_classes)
-        attack_keys = jax.vmap(jax.random.fold_in, (None, 0))(attack_key, jnp.arange(len(batch.images)))
-        scale = jnp.minimum(1.0, (step + 1) / self.ramp_steps) if self.ramp_steps else jnp.ones(())
+        attack_keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            attack_key, jnp.arange(len(batch.images), dtype=jnp.uint32)
+        )
+        ramp = (step + 1).astype(jnp.float32) / (self.ramp_steps or 1)
+        scale = jnp.minimum(1.0, ramp) if self.ramp_steps else jnp.ones((), jnp.float32)
         return Task(batch, attack_keys, scale)
 
     def attack(self, weights: Weights, task: Task) -> jax.Array:
@@ -122,14 +125,17 @@ class StepParts:
         (loss, (accuracy, batch_stats)), (gradients, *rising) = gradients_fn(self.gather(state.params), images)
         if attack is not None and free:
             perturbation = move_perturbation(perturbation, rising[0], attack, scale)
-        updates, opt_state = self.tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
+        # optax multiplies its counts with fractions, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = self.tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
+            learning_rate = jnp.asarray(self.learning_rate(state.step), jnp.float32)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(
             loss=loss,
             accuracy=accuracy,
             gradient_norm=optax.tree.norm(gradients),
             weight_norm=optax.tree.norm(params),
-            learning_rate=jnp.asarray(self.learning_rate(state.step)),
+            learning_rate=learning_rate,
             epsilon=scale * (attack.epsilon if attack is not None else 0.0),
         )
         return TrainState(state.step + 1, params, batch_stats, opt_state, perturbation), metrics
@@ -164,7 +170,7 @@ def _loss(
 
     def loss_fn(params: chex.ArrayTree, images: jax.Array) -> tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]:
         logits, new_stats = model.apply(params, batch_stats, images, True)
-        accuracy = jnp.mean(logits.argmax(-1) == batch.labels)
+        accuracy = jnp.mean(logits.argmax(-1).astype(jnp.int32) == batch.labels, dtype=jnp.float32)
         return cross_entropy(logits, targets).mean(), (accuracy, new_stats)
 
     return loss_fn

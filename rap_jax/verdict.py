@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax.attacks import is_inside, pgd
+from rap_jax.attacks import is_inside
+from rap_jax.attacks.pgd import PgdSettings, ascend
 from rap_jax.config import AttackConfig
 from rap_jax.data import to_unit
 from rap_jax.losses import cross_entropy
@@ -58,17 +59,19 @@ def clean_program(model: Model, mesh: Mesh) -> Program:
 def attacked_program(model: Model, attack: AttackConfig, mesh: Mesh) -> Program:
     """(weights, key, examples) -> verdicts on the images as one restart of the attack leaves them.
 
-    Sound are finite logits of images inside the ball and inside [0, 1]. BatchNorm is in evaluation mode.
+    Sound are finite logits of images inside the ball and inside [0, 1] to which no gradient that is NaN has led.
+    BatchNorm is in evaluation mode.
     """
-    settings = dataclasses.asdict(dataclasses.replace(attack, num_restarts=1))
+    settings = PgdSettings(**dataclasses.asdict(dataclasses.replace(attack, num_restarts=1)))
 
     def judge(weights: Weights, key: jax.Array, examples: Examples) -> Verdicts:
         images, labels = to_unit(examples.images), examples.labels
         loss_fn = lambda x: cross_entropy(model.apply(*weights, x, False)[0], labels)
         keys = jax.vmap(start_key, (None, 0, 0))(key, examples.numbers, examples.restarts)
-        adversarial = pgd(keys, loss_fn, images, **settings)
+        (adversarial,), (sound,) = ascend(keys, loss_fn, images, settings)
         right, finite = _predict(model, weights, adversarial, labels)
-        return Verdicts(right, finite & is_inside(adversarial, images, epsilon=attack.epsilon, norm=attack.norm))
+        inside = is_inside(adversarial, images, epsilon=attack.epsilon, norm=attack.norm)
+        return Verdicts(right, sound & finite & inside)
 
     return _on_each_device(judge, mesh)
 
@@ -91,7 +94,7 @@ def _on_each_device(judge: Program, mesh: Mesh) -> Program:
 
 def _predict(model: Model, weights: Weights, images: jax.Array, labels: jax.Array) -> Verdicts:
     logits = model.apply(*weights, images, False)[0]
-    return Verdicts(logits.argmax(-1) == labels, jnp.isfinite(logits).all(-1))
+    return Verdicts(logits.argmax(-1).astype(jnp.int32) == labels, jnp.isfinite(logits).all(-1))
 
 
 class Case(NamedTuple):
@@ -133,7 +136,7 @@ class Judge:
         attack = self._attack
         ball = f"the {attack.norm} ball of radius {attack.epsilon}"
         _refuse_unsound(
-            verdicts, f"adversarial images are outside {ball} or outside [0, 1], or they or their logits are NaN"
+            verdicts, f"adversarial images are outside {ball} or outside [0, 1], or their logits or gradients are NaN"
         )
         return np.asarray(verdicts.right)
 

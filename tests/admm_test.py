@@ -100,7 +100,7 @@ def test_compiles_once_for_both_kinds_of_step_and_keeps_types() -> None:
 def test_takes_extra_arguments_it_does_not_know() -> None:
     tx = add_admm_penalty(1.0, project_fn)
     tx.update(PARAMS, tx.init(PARAMS), PARAMS, dual_step=False, something_else=3)
-    with pytest.raises(TypeError, match="dual_step"):
+    with pytest.raises(ValueError, match="dual_step is None and dual_interval is None.*flag.*dual_interval=200"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
     with pytest.raises(ValueError, match="params"):
         tx.update(PARAMS, tx.init(PARAMS), dual_step=False)

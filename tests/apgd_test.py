@@ -180,12 +180,29 @@ def test_a_randomised_network_is_averaged_over_its_draws() -> None:
     keys = jax.random.split(jax.random.key(0), N)
     attack = Apgd(0.1, num_steps=3, num_samples=3)
     state = attack.start(noisy, keys, jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.zeros(N, int))
-    loss_fn = lambda x, key: cross_entropy(noisy(x, key), jnp.asarray(LABELS)).sum()
-    draws = jax.random.split(jax.random.fold_in(keys[0], 0), 3)
-    gradients = [jax.grad(loss_fn)(state.current, draw) for draw in draws]
-    np.testing.assert_allclose(state.gradient, np.mean(gradients, 0), atol=1e-5)
-    assert np.abs(gradients[0] - gradients[1]).max() > 1e-3
+    for i, key in enumerate(keys):
+        loss_fn = lambda x, draw, i=i: cross_entropy(noisy(x, draw), jnp.asarray(LABELS[i : i + 1])).sum()
+        draws = [jax.random.fold_in(jax.random.fold_in(key, 0), number) for number in range(3)]
+        gradients = [jax.grad(loss_fn)(state.current[i : i + 1], draw)[0] for draw in draws]
+        np.testing.assert_allclose(state.gradient[i], np.mean(gradients, 0), atol=1e-5)
+        assert np.abs(gradients[0] - gradients[1]).max() > 1e-3
     assert attack.advance(noisy, state, 3).broken.shape == (N,)
+
+
+@pytest.mark.parametrize("num_targets", [0, 2])
+def test_noise_follows_from_an_examples_own_key(num_targets: int) -> None:
+    noisy = lambda images, key: logits_fn(images) + 2 * jax.random.normal(key, (len(images), K))
+    keys, images, labels = jax.random.split(jax.random.key(0), N), jnp.asarray(IMAGES), jnp.asarray(LABELS)
+    attack = Apgd(0.1, num_steps=3, num_samples=2, num_targets=num_targets)
+
+    @jax.jit
+    def end_of(keys: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
+        state = attack.start(noisy, keys, images, labels, jnp.zeros(len(keys), int))
+        return attack.advance(noisy, state, 3).current
+
+    together, alone = end_of(keys, images, labels), end_of(keys[2:3], images[2:3], labels[2:3])
+    np.testing.assert_allclose(together[2], alone[0], atol=1e-5)
+    np.testing.assert_allclose(end_of(keys[::-1], images[::-1], labels[::-1])[::-1], together, atol=1e-5)
 
 
 def test_targets_are_ranked_at_the_clean_image() -> None:

@@ -1,6 +1,8 @@
 """AutoAttack as a whole: what it says of each example, and that nothing but the key decides it."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from rap_jax.attacks.stepwise import run_attack
 from rap_jax.auto_attack import AutoAttackResult, auto_attack
 from rap_jax.auto_attack.programs import steps_between_checks
 from rap_jax.auto_attack.slots import even_slots
-from rap_jax.auto_attack.versions import NAMES, Part, parts_of
+from rap_jax.auto_attack.versions import NAMES, Part, parts_of, stream_of
 
 EPSILON = 0.04
 IMAGES, LABELS = examples(50, wrong=4)
@@ -171,6 +173,100 @@ def test_versions() -> None:
         parts_of("custom", epsilon=0.1, norm="linf", num_classes=10)  # type: ignore[arg-type]
 
 
+def test_random_numbers_follow_from_the_name_of_a_part() -> None:
+    assert [stream_of(name) for name in NAMES] == list(range(len(NAMES)))  # what was published stays as it is
+    streams = {stream_of(name) for name in (*NAMES, "my-apgd", "my-square", "apgd-ce ", "")}
+    assert len(streams) == len(NAMES) + 4 and max(streams) < 2**31
+    assert stream_of("my-apgd") == 78904572  # in every process
+
+
+def test_a_part_may_have_any_name_and_its_own_random_numbers() -> None:
+    parts = [Part("square", Square(EPSILON, num_steps=1)), Part("mine", Square(EPSILON, num_steps=1))]
+    images = {part.name: attack(parts=[part]).adversarial for part in parts}
+    assert np.abs(images["mine"] - images["square"]).max() > EPSILON / 2
+    assert [part.name for part in attack(parts=parts).parts] == ["square", "mine"]
+
+
+def test_a_part_without_steps_is_its_start_alone() -> None:
+    found = attack(parts=[Part("square", Square(EPSILON, num_steps=0))])
+    keys = jax.random.fold_in(KEY, NAMES.index("square"))
+    first = run_attack(Square(EPSILON, num_steps=0), logits_fn, keys, jnp.asarray(IMAGES), jnp.asarray(LABELS))
+    np.testing.assert_array_equal(found.broken_by[4:] == "square", first.broken[4:])
+
+
+class NoAttack:
+    num_starts, num_steps = 1, 5
+
+    def start(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((), r"parts is \(\); expected a sequence of Part"),
+        ("square", "parts is 'square'; expected a sequence"),
+        (PARTS[0], r"parts is Part\(.*; expected a sequence"),
+        ((PARTS[0].attack,), "expected a sequence of Part"),
+        ((PARTS[0], PARTS[0]), "parts is 'apgd-ce'; expected another name for each"),
+        ((Part("clean", PARTS[0].attack),), "name of a part is 'clean'; expected text other than clean"),
+        ((Part("", PARTS[0].attack),), "name of a part is ''"),
+        ((Part("mine", NoAttack()),), "attack of mine is .*; expected an attack with start, advance"),
+        ((Part("mine", Apgd),), "attack of mine is .*; expected an attack with start, advance"),
+        ((Part("mine", SimpleNamespace(start=0, advance=0, num_steps=5, num_starts=0)),), "num_starts of mine is 0"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(parts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attack(parts=parts)
+
+
+@pytest.mark.parametrize(
+    "labels", [LABELS.tolist(), LABELS.astype(np.uint8), jnp.asarray(LABELS), LABELS.astype(">i8")]
+)
+@pytest.mark.parametrize("images", [IMAGES.astype(">f8"), jnp.asarray(IMAGES), IMAGES.tolist()])
+def test_arrays_of_any_kind(result: AutoAttackResult, images: Any, labels: Any) -> None:
+    found = auto_attack(logits_fn, images, labels, epsilon=EPSILON, key=KEY, parts=PARTS[:1], diagnostics=False)
+    np.testing.assert_array_equal(found.broken_by == "apgd-ce", result.broken_by == "apgd-ce")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS[:, None], LABELS[:1], LABELS[0], np.eye(CLASSES)[LABELS], LABELS.astype(float), LABELS > 0, None]
+    + [LABELS - 5, LABELS + 1, LABELS.astype(np.uint64) + 2**32, LABELS.astype(object)],
+)
+def test_labels_that_cannot_be_are_refused(labels: Any) -> None:
+    with pytest.raises(ValueError, match=r"labels are .*; expected (whole numbers \[50\]|0 to 4)"):
+        auto_attack(logits_fn, IMAGES, labels, epsilon=EPSILON, key=KEY, parts=PARTS)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [IMAGES[..., 0], IMAGES[:0], IMAGES > 0.5, None, np.where(IMAGES > 0.9, np.nan, IMAGES), IMAGES - 0.1]
+    + [np.where(IMAGES > 0.9, np.inf, IMAGES), [IMAGES[0].tolist(), [1.0]]],
+)
+def test_images_that_cannot_be_are_refused(images: Any) -> None:
+    with pytest.raises(ValueError, match=r"images (is|cannot)|Pixels go from"):
+        auto_attack(logits_fn, images, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS)
+
+
+def test_images_that_were_given_away_are_refused() -> None:
+    images = jnp.asarray(IMAGES) + 0
+    images.delete()
+    with pytest.raises(ValueError, match=r"images cannot be read \(.*deleted"):
+        auto_attack(logits_fn, images, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS)
+
+
+@pytest.mark.parametrize("promotion", ["standard", "strict"])
+def test_wide_numbers_and_strict_promotion_of_dtypes(promotion: Any) -> None:
+    parts = PARTS[:1] if promotion == "strict" else (PARTS[0], PARTS[3])
+    settings: dict[str, Any] = {"epsilon": EPSILON, "key": KEY, "parts": parts, "devices": jax.devices()[:1]}
+    usual = auto_attack(logits_fn, IMAGES[:12], LABELS[:12], **settings, diagnostics=False)
+    with jax.numpy_dtype_promotion(promotion), jax.enable_x64(True):
+        found = auto_attack(logits_fn, IMAGES[:12], LABELS[:12], **settings)
+    np.testing.assert_array_equal(found.broken_by, usual.broken_by)
+    assert found.findings == ()
+
+
 def test_a_randomised_network_is_attacked_with_its_key() -> None:
     noisy = lambda x, key: logits_fn(x) + 0.01 * jax.random.normal(key, (len(x), CLASSES))
     parts = [Part("apgd-ce", Apgd(EPSILON, num_steps=10, num_samples=2))]
@@ -203,9 +299,9 @@ def test_refuses_arrays() -> None:
         call(np.linspace(0, 255, IMAGES.size, dtype=np.float32).reshape(IMAGES.shape), LABELS)
     with pytest.raises(ValueError, match=r"images is 'uint8\[50, 6, 6, 1\]'"):
         call((IMAGES * 255).astype(np.uint8), LABELS)
-    with pytest.raises(ValueError, match=r"labels is 'int32\[49\]'"):
+    with pytest.raises(ValueError, match=r"labels are int32\[49\]; expected whole numbers \[50\]"):
         call(IMAGES, LABELS[:49])
-    with pytest.raises(ValueError, match="labels is '0 to 5'; expected 0 to 4"):
+    with pytest.raises(ValueError, match="labels are 0 to 5; expected 0 to 4"):
         call(IMAGES, np.arange(50) % 6)
     with pytest.raises(ValueError, match="NaN or infinite"):
         call(IMAGES, LABELS, lambda x: logits_fn(x) * jnp.nan)
@@ -219,8 +315,15 @@ def test_refuses_arrays() -> None:
         ({"epsilon": float("nan")}, "epsilon is nan; expected a number above 0"),
         ({"epsilon": "8/255"}, "epsilon is '8/255'; expected a number"),
         ({"norm": "l1"}, "norm is 'l1'; expected one of linf, l2"),
-        ({"key": 0}, "key is 0; expected a typed PRNG key"),
+        ({"key": 0}, "key is 0; expected a single typed PRNG key"),
         ({"state_path": "."}, "state_path is '.'; expected a file"),
+        ({"key": jax.random.PRNGKey(0)}, "key is .*; expected a single typed PRNG key"),
+        ({"key": jax.random.split(KEY)}, "key is .*; expected a single typed PRNG key"),
+        ({"devices": []}, r"devices is \[\]; expected some of"),
+        ({"devices": jax.devices()[0]}, "devices is .*; expected some of"),
+        ({"devices": jax.devices()[:1] * 2}, "devices is .*; expected some of jax.devices.., each once"),
+        ({"batch_size": "8"}, "batch_size is '8'; expected 0, which chooses"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; expected 0, which chooses"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_once(changes: dict[str, object], message: str) -> None:
@@ -240,7 +343,7 @@ def test_logits_alone_are_expected_and_may_be_narrow(result: AutoAttackResult, t
 
 def test_a_gradient_that_is_nan_is_called_that() -> None:
     without = lambda x: logits_fn(x) + jnp.sqrt(0 * x.sum((1, 2, 3)))[:, None]
-    with pytest.raises(ValueError, match="adversarial images are NaN: the gradient of the network is NaN"):
+    with pytest.raises(ValueError, match="have survived an attack that met logits or gradients that are NaN"):
         auto_attack(without, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS, diagnostics=False)
 
 

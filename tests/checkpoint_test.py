@@ -222,6 +222,60 @@ def test_template_that_does_not_fit_is_an_error_and_no_damage(
     assert restored_step(folder) == 2
 
 
+@pytest.mark.parametrize("what", ["meta", "state", "arrays"])
+def test_files_as_they_were_written_are_never_damaged(
+    tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Another version of Orbax, or another setting of JAX, may not read what is whole."""
+    folder = saved_folder(tmp_path)
+    restore_item = checkpoint.ocp.CheckpointManager.restore
+
+    def fail(manager: Any, step: int, args: Any) -> Any:
+        if what in args:
+            raise ValueError("an unknown layout of files")
+        return restore_item(manager, step, args=args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "restore", fail)
+        patch.setattr(checkpoint, "versions", lambda: {"orbax-checkpoint": "9.9"})
+        if what == "arrays":
+            patch.setattr(checkpoint, "digest", lambda state: "another")
+        with pytest.raises(
+            ValueError, match=r"does not fit this run: .* as they were written, by their SHA-256"
+        ) as error:
+            restore(folder)
+    assert not isinstance(error.value, checkpoint.DamagedError) and "move" not in str(error.value)
+    assert what == "meta" or "It was saved with python" in str(error.value)
+    assert not warnings and not (folder / checkpoint.DAMAGED).exists()
+    assert restored_step(folder) == 2
+
+
+def test_what_may_not_be_read_is_not_moved_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved_folder(tmp_path)
+    (folder / "2" / CHECKSUMS).unlink()  # as after a kill right at the end of saving
+    restore_item = checkpoint.ocp.CheckpointManager.restore
+
+    def refuse(manager: Any, step: int, args: Any) -> Any:
+        if "state" in args:
+            raise PermissionError(13, "Permission denied")
+        return restore_item(manager, step, args=args)
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(checkpoint.ocp.CheckpointManager, "restore", refuse)
+        restore(folder)
+    assert not (folder / checkpoint.DAMAGED).exists() and restored_step(folder) == 2
+
+
+def test_numbers_of_64_bits_are_traced_back_to_their_setting(tmp_path: Path) -> None:
+    folder = saved_folder(tmp_path)
+    with jax.enable_x64(True):
+        wide = checkpoint.abstract_like(make_state(dtype=jnp.float64), one_device())
+        with pytest.raises(ValueError, match=r"expected float64\[.* JAX_ENABLE_X64 is set here\."):
+            restore(folder, wide)
+    with pytest.raises(ValueError, match=r"expected float64\[.* JAX_ENABLE_X64 is not set here\."):
+        restore(folder, wide)
+
+
 def test_template_needs_shardings_that_fit(tmp_path: Path, warnings: list[str]) -> None:
     folder = saved_folder(tmp_path)
     with pytest.raises(ValueError, match="step of the template has no sharding"):

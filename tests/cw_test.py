@@ -155,11 +155,11 @@ def test_no_gradient_flows_through(images: jax.Array) -> None:
 @pytest.mark.parametrize(
     "bad,message",
     [
-        ({"confidence": -1.0}, "confidence is -1.0; expected 0 or more"),
-        ({"num_steps": 0}, "num_steps is 0; expected 1 or more"),
-        ({"num_search_steps": 0}, "num_search_steps is 0; expected 1 or more"),
+        ({"confidence": -1.0}, "confidence is -1.0; expected one finite number of 0 or more"),
+        ({"num_steps": 0}, "num_steps is 0; expected at least 1 step"),
+        ({"num_search_steps": 0}, "num_search_steps is 0; expected at least 1 step"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; expected more than 0"),
-        ({"initial_c": -2.0}, "initial_c is -2.0; expected more than 0"),
+        ({"initial_c": -2.0}, "initial_c is -2.0; expected one finite number"),
     ],
 )
 def test_refuses_settings(images: jax.Array, bad: dict[str, Any], message: str) -> None:
@@ -169,7 +169,7 @@ def test_refuses_settings(images: jax.Array, bad: dict[str, Any], message: str) 
 
 def test_refuses_images(images: jax.Array) -> None:
     labels = labels_of(images)
-    with pytest.raises(ValueError, match="bfloat16, too coarse"):
+    with pytest.raises(ValueError, match="bfloat16\\[10, 12\\], too coarse"):
         cw_l2(linear, images.astype(jnp.bfloat16), labels, **SHORT)
     with pytest.raises(ValueError, match="uint8"):
         cw_l2(linear, images.astype(jnp.uint8), labels, **SHORT)

@@ -1,6 +1,9 @@
 """Each finding is raised by the defect that it names, and a sound network raises none."""
 
+import gc
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ from rap_jax.attacks.apgd import Apgd
 from rap_jax.auto_attack import auto_attack
 from rap_jax.auto_attack.versions import Part
 from rap_jax.diagnostics import Diagnosis, check_left_out, check_square, diagnose, epsilon_sweep
+from rap_jax.fingerprint import fingerprint
 
 IMAGES, LABELS = examples(60, wrong=2)
 KEY = jax.random.key(0)
@@ -108,9 +112,24 @@ def test_square() -> None:
     assert check_square({"square": 0.1}, 10) == []
 
 
+@pytest.mark.parametrize("wrap", [lambda network: network, jax.jit])
+def test_a_network_is_forgotten_afterwards(wrap: Callable[..., Any]) -> None:
+    def weights_of_a_network() -> weakref.ref[jax.Array]:
+        weight = jnp.arange(36 * CLASSES, dtype=jnp.float32).reshape(36, CLASSES) % 7
+        network = wrap(lambda x: x.reshape(len(x), -1) @ weight)
+        of(network)
+        fingerprint(network, IMAGES.shape[1:])
+        return weakref.ref(weight)
+
+    kept = weights_of_a_network()
+    gc.collect()
+    assert kept() is None
+
+
 def test_few_classes() -> None:
     assert check_left_out("standard", 10) == []
-    assert "parts are left out" in check_left_out("standard", 3)[0].text
+    assert "The targeted dlr loss needs more, so parts are left out;" in check_left_out("standard", 3)[0].text
+    assert "The losses dlr and targeted dlr need more, so" in check_left_out("standard", 2)[0].text
     assert "aim at the 6 wrong ones" in check_left_out("plus", 7)[0].text
 
 

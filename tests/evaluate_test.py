@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rap_jax.attacks import pgd
+from rap_jax.attacks.pgd import Ascent
 from rap_jax.config import AttackConfig
 from rap_jax.data import to_unit
 from rap_jax.evaluate import Accuracy, make_evaluator, wilson_interval
@@ -163,8 +164,20 @@ def nan_off_the_data(params: dict, batch_stats: dict, images: jax.Array, train: 
 def test_nan_under_attack_is_refused(images: np.ndarray, labels: np.ndarray) -> None:
     mesh, model = make_mesh(), LINEAR._replace(apply=nan_off_the_data)
     attack = dataclasses.replace(ATTACK, num_steps=0)  # the images stay finite
-    with pytest.raises(ValueError, match="linf ball of radius 0.2.* or their logits are NaN"):
+    with pytest.raises(ValueError, match="linf ball of radius 0.2.* or their logits or gradients are NaN"):
         make_evaluator(model, attack, mesh, batch_size=40)(
+            PARAMS, {}, put_split(images, labels, mesh), jax.random.key(0)
+        )
+
+
+def test_a_gradient_that_is_nan_is_refused_though_the_logits_are_finite(images: np.ndarray, labels: np.ndarray) -> None:
+    def no_gradient(params: dict, batch_stats: dict, images: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+        logits, batch_stats = LINEAR.apply(params, batch_stats, images, train)
+        return logits + jnp.sqrt(0 * logits), batch_stats
+
+    mesh = make_mesh()
+    with pytest.raises(ValueError, match="logits or gradients are NaN"):
+        make_evaluator(LINEAR._replace(apply=no_gradient), ATTACK, mesh, batch_size=40)(
             PARAMS, {}, put_split(images, labels, mesh), jax.random.key(0)
         )
 
@@ -172,8 +185,9 @@ def test_nan_under_attack_is_refused(images: np.ndarray, labels: np.ndarray) -> 
 def test_an_attack_that_leaves_the_ball_is_refused(
     images: np.ndarray, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    escape = lambda key, loss_fn, images, **settings: jnp.clip(images + 0.21, 0, 1)
-    monkeypatch.setattr("rap_jax.verdict.pgd", escape)
+    sound = lambda images: jnp.ones((1, len(images)), bool)
+    escape = lambda key, loss_fn, images, settings: Ascent(jnp.clip(images + 0.21, 0, 1)[None], sound(images))
+    monkeypatch.setattr("rap_jax.verdict.ascend", escape)
     mesh = make_mesh()
     with pytest.raises(ValueError, match="outside the linf ball"):
         make_evaluator(LINEAR, ATTACK, mesh, batch_size=40)(

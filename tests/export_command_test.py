@@ -309,7 +309,7 @@ def test_one_image_that_cannot_be_read_does_not_hide_the_others(
     capsys.readouterr()
     assert images[0] in refused(show, f"--model={model}", *images)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"{images[1]}: ") and "transparency ignored, converted from RGBA to grey" in line
+    assert line.startswith(f"{images[1]}: ") and "transparency laid on white, converted from RGBA to grey" in line
 
 
 def test_the_default_place_and_help(run: Path, tmp_path: Path) -> None:

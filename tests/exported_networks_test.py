@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 from exported_run import NETWORKS, images_for, network
 from jax import export
 
-from rap_jax.export.onnx_file import onnx_model, open_session
+from rap_jax.export.onnx_file import onnx_model, open_reference, open_session
 from rap_jax.export.onnx_graph import Graph
 from rap_jax.export.onnx_rules import image_input, lower
 from rap_jax.export.safetensors_file import safetensors_bytes
@@ -116,6 +117,44 @@ def test_values_leave_the_graph_in_their_own_order() -> None:
         np.testing.assert_allclose(session.logits_fn(images), found, atol=1e-5)
 
 
+def named(name: str, function: Any) -> Any:
+    """A user's own function that is called like one of ours."""
+    function.__name__ = name
+    return jax.jit(function)
+
+
+def windows(size: int, stride: int) -> Any:
+    shape, strides = (1, size, size, 1), (1, stride, stride, 1)
+    return lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, shape, strides, "VALID")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        named("max_pool", windows(3, 3)),
+        named("max_pool", windows(2, 1)),
+        named("max_pool", lambda x: jnp.maximum(x, 0.5)),
+        named("relu", lambda x: jnp.maximum(x, 0.5)),
+        named("_window_max", lambda x: x * 2),
+        named("max_pool", max_pool),
+        jax.checkpoint(lambda x: x * 2),
+    ],
+)
+def test_a_name_does_not_say_what_a_function_computes(function: Any) -> None:
+    images = np.random.default_rng(0).random((5, 7, 6, 2), np.float32)
+    logits_fn = lambda x: function(x).mean((1, 2))
+    session = open_session(to_onnx(logits_fn, (7, 6, 2), 2).SerializeToString())
+    np.testing.assert_allclose(session.logits_fn(images), logits_fn(images), atol=1e-5)
+
+
+def test_without_onnxruntime_the_evaluator_of_onnx_compares(tmp_path: Path) -> None:
+    images, logits = expected("lenet_mnist")
+    onnx.save(to_onnx(logits_of("lenet_mnist"), NETWORKS["lenet_mnist"]), tmp_path / "network.onnx")
+    network = open_reference(tmp_path / "network.onnx")
+    assert (network.input_shape, network.num_classes) == (NETWORKS["lenet_mnist"], 10)
+    np.testing.assert_allclose(network.logits_fn(images), logits, rtol=1e-4, atol=1e-4)
+
+
 def test_a_bias_that_is_read_twice_stays() -> None:
     rng = np.random.default_rng(0)
     kernel, bias = rng.normal(size=(8, 3)).astype(np.float32), rng.normal(size=(1, 3)).astype(np.float32)
@@ -141,6 +180,12 @@ def test_a_bias_that_is_read_twice_stays() -> None:
         (lambda x: x.reshape(x.shape[0], -1).astype(jnp.float16), "expected float32 throughout"),
         (lambda x: jnp.ones((2, 10)), "do not depend on the images"),
         (lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "SAME"), "padding"),
+        # More than one call of what is inside, and a constant that has a row for each image.
+        (lambda x: jax.lax.fori_loop(0, 3, lambda i, y: y * 2, x).mean((1, 2)), "computes scan"),
+        (
+            lambda x: jnp.ones((x.shape[0], 2)).sum(0).reshape(1, 2) + x.mean((1, 2)),
+            "reduce_sum.*not repeated for each image",
+        ),
     ],
 )
 def test_what_has_no_onnx_form(function: Any, message: str) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tiny import parse_flags as parse
 
 import launch
-from launch.configs import compute_from_flags, config_from_flags, output_from_flags
+from launch.configs import compute_from_flags, config_from_flags, output_from_flags, processes_from_flags
 from launch.flagfiles import expand_flagfiles, recipes, serialize_flags
 from launch.flags import GROUPS
 from launch.help import help_text
@@ -146,8 +146,8 @@ def test_written_flagfile_gives_the_same_run(tmp_path: Path, given: dict[str, An
     assert [second[name].value for name in CHANGED] == [first[name].value for name in CHANGED]
 
 
-POSITIVE = st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False)
-TEXT = st.text(f"{string.ascii_letters}0129 =#,'\"$\\{{}}~é/-", max_size=12).map(lambda text: f"/{text}/")
+POSITIVE = st.floats(1e-37, 1e38)
+TEXT = st.text(f"{string.ascii_letters}0129 =#,'\"\\{{}}~é/-", max_size=12).map(lambda text: f"/{text}/")
 ONE_FLAG = st.one_of(
     st.tuples(st.just("seed"), st.integers(0, 2**32 - 1)),
     st.tuples(st.sampled_from(["data_dir", "raw_data_dir", "out_dir"]), TEXT),
@@ -157,9 +157,11 @@ ONE_FLAG = st.one_of(
     st.tuples(st.just("rescale_dual"), st.booleans()),
     st.tuples(
         st.just("sparsity"),
-        st.lists(st.tuples(st.text("abfcn0129*?[]_/", min_size=1), st.floats(0, 1, exclude_max=True)), min_size=1).map(
-            lambda pairs: ",".join(f"{pattern}:{ratio}" for pattern, ratio in pairs)
-        ),
+        st.lists(
+            st.tuples(st.text("abfcn0129*?[]_/", min_size=1), st.floats(0, 1, exclude_max=True)),
+            min_size=1,
+            unique_by=lambda pair: pair[0],
+        ).map(lambda pairs: ",".join(f"{pattern}:{ratio}" for pattern, ratio in pairs)),
     ),
 )
 
@@ -238,11 +240,37 @@ def test_bad_sparsity_is_refused(text: str) -> None:
         ("--report_step_size=-1/4", r"report attack: step_size is -0\.25; expected a number above 0"),
         ("--select_num_restarts=0", "select attack: num_restarts is 0; expected 1 or more"),
         ("--rho=0", r"rho is 0\.0; expected a number above 0"),
+        ("--rho=1e-60", r"rho is 1e-60; expected 0, or a number from 1\.18e-38 to 3\.4e\+38"),
+        ("--rho=1e300", r"rho is 1e\+300; expected 0, or a number from"),
+        ("--train_num_steps=99999999999", "train_num_steps is 99999999999; expected a whole number below 4294967296"),
+        ("--pretrain_step_epochs=1e9", r"pretrain: step_epochs is .*; expected epochs up to 1000000"),
+        ("--sparsity=conv1:0.5,conv1:0.7", r"sparsity is .*; expected each pattern once"),
     ],
 )
 def test_impossible_settings_are_refused(given: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config_of(given)
+
+
+NUMBERS = [
+    name
+    for names in GROUPS.values()
+    for name in names
+    if flags.FLAGS[name].flag_type() in ("int", "float") or "step_size" in name or name == "epsilon"
+]
+
+
+@pytest.mark.parametrize("value", ["nan", "-inf", "-1", "1e999", "", "9" * 60, "half", "½"])
+def test_no_number_out_of_its_range_reaches_a_run(value: str) -> None:
+    """But for what has no upper end: an infinite time between checkpoints."""
+    assert len(NUMBERS) > 50
+    for name in set(NUMBERS) - {"free_replays", "checkpoint_every_seconds"}:
+        with pytest.raises((ValueError, flags.Error)) as error:
+            values = parse(f"--{name}={value}")
+            config_from_flags(values), compute_from_flags(values), output_from_flags(values)
+            processes_from_flags(values)
+            raise AssertionError(f"--{name}={value} is taken")
+        assert name.partition("_")[2].removesuffix("epochs") in str(error.value) or name in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,23 @@
 """Tests of a user's own images."""
 
+import errno
 import logging
-from collections.abc import Mapping
+import os
+import re
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image, ImageCms
 
 from rap_jax.config import DataConfig
 from rap_jax.data import hold_out, load_dataset
@@ -92,24 +103,230 @@ def test_grey_images_have_one_channel_unless_one_image_anywhere_has_colour(tmp_p
     np.testing.assert_array_equal(test.images[0], pixels(7))
 
 
-def test_other_modes_of_eight_bits_are_converted(tmp_path: Path) -> None:
-    whole = Image.fromarray(pixels(0))
-    palette = whole.quantize(256)
-    write(tmp_path, {"a/1.png": pixels(0), "b/1.png": pixels(1), "b/2.png": pixels(2)})
-    palette.save(tmp_path / "a" / "2.png", transparency=bytes(range(0, 96, 4)))
-    whole.convert("RGBA").save(tmp_path / "a" / "3.png")
-    Image.fromarray(pixels(3, grey=True) > 100).save(tmp_path / "a" / "4.png")
-    train, test, _ = load(tmp_path)
-    found = {image.tobytes() for split in (train, test) for image in split.images}
-    bilevel = np.where(pixels(3, grey=True) > 100, 255, 0).astype(np.uint8)
-    for expected in (pixels(0), np.asarray(palette.convert("RGB")), np.stack([bilevel] * 3, axis=-1)):
-        assert expected.tobytes() in found
+def read_one(folder: Path, write_image: Callable[[Path], None], name: str = "1.png") -> np.ndarray:
+    """One image beside black ones of 4x6 pixels: as it is read, [4, 6, 1 or 3]."""
+    black = np.zeros((4, 6), np.uint8)
+    write(folder / "test", {"a/1.png": black, "b/1.png": black})
+    write(folder / "train", {"b/1.png": black})
+    (folder / "train" / "a").mkdir()
+    write_image(folder / "train" / "a" / name)
+    return load(folder).train.images[0]
 
 
-def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, {"a/1.png": pixels(0), "b/1.png": np.full((4, 6), 40_000, np.uint16)})
-    with pytest.raises(ValueError, match=f"{tmp_path / 'b' / '1.png'} .*'I;16'; expected 8 bits"):
+def on_white(alpha: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    shown = 255 + (colors.astype(float) - 255) * alpha[..., None] / 255
+    return shown.round().astype(int)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB"])
+def test_opaque_images_are_as_pillow_shows_them(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(pixels(0)).convert("RGB")
+    image = image.quantize(24) if mode == "P" else image.convert(mode) if mode != "LAB" else in_lab(image)
+    found = read_one(tmp_path, lambda path: image.save(path), "1.png" if mode in ("1", "L", "P", "RGB") else "1.tif")
+    grey = mode in ("1", "L")
+    expected = np.asarray(image.convert("L" if grey else "RGB")).reshape(4, 6, 1 if grey else 3)
+    np.testing.assert_array_equal(found, expected)
+
+
+def in_lab(image: Image.Image) -> Image.Image:
+    return ImageCms.profileToProfile(
+        image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [(mode, ".png") for mode in ("RGBA", "LA", "P", "RGB", "L", "1")] + [("RGBA", ".webp")]
+)
+def test_what_is_transparent_lies_on_white(tmp_path: Path, mode: str, suffix: str) -> None:
+    """Whether by an alpha channel, in a palette, or by one value that stands for it."""
+    alpha = pixels(1, grey=True)
+    alpha[0] = (0, 255, 0, 255, 0, 255)
+    colors = pixels(0) if mode in ("RGBA", "P", "RGB") else np.repeat(pixels(0, grey=True)[..., None], 3, -1)
+    options: dict[str, Any] = {"lossless": True, "exact": True} if suffix == ".webp" else {}
+    if mode in ("RGBA", "LA"):
+        image = Image.fromarray(np.concatenate([colors, alpha[..., None]], -1)).convert(mode)
+    elif mode == "P":
+        image = Image.fromarray(colors).quantize(24)
+        alpha = np.asarray(image) * np.uint8(10)
+        options["transparency"] = bytes(range(0, 240, 10))
+    else:
+        colors = np.where(colors > 100, 255, 0).astype(np.uint8) if mode == "1" else colors
+        image = Image.fromarray(colors).convert(mode)
+        options["transparency"] = {"RGB": tuple(map(int, colors[0, 0])), "L": int(colors[0, 0, 0]), "1": 0}[mode]
+        key = 0 if mode == "1" else colors[0, 0]
+        alpha = np.where((colors == key).all(-1), 0, 255).astype(np.uint8)
+    found = read_one(tmp_path, lambda path: image.save(path, **options), f"1{suffix}")
+    expected = on_white(alpha, colors)
+    assert (found.shape[-1] == 1) == (mode in ("LA", "L", "1"))
+    np.testing.assert_allclose(np.broadcast_to(found, expected.shape).astype(int), expected, atol=1)
+
+
+@given(arrays(np.uint16, (4, 6)), st.sampled_from([".png", ".tif", ".pgm"]))
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_of_sixteen_bits_the_upper_eight_count(values: np.ndarray, suffix: str) -> None:
+    """As Pillow has it for colours; whether white was 255 times 256 or 65535, white stays white."""
+
+    def save(path: Path) -> None:
+        if suffix == ".pgm":
+            path.write_bytes(b"P5 6 4 65535\n" + values.astype(">u2").tobytes())
+        else:
+            Image.fromarray(values).save(path)
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = read_one(Path(folder), save, f"1{suffix}")
+    np.testing.assert_array_equal(found[..., 0], values // 256)
+
+
+def png(values: bytes, side: int, bits: int, transparent: int | None = None) -> bytes:
+    """A square grey PNG, which Pillow itself would not write."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    found = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, 0, 0, 0, 0))
+    found += b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
+    return found + chunk(b"IDAT", zlib.compress(values)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [2, 4, 16])
+def test_a_transparent_grey_of_other_than_eight_bits_is_refused_by_name(tmp_path: Path, bits: int) -> None:
+    """Pillow compares it with pixels that it has scaled, and shows it."""
+    with pytest.raises(ValueError, match=r"1\.png cannot be read .*its transparent color"):
+        read_one(tmp_path, lambda path: path.write_bytes(png(b"\0\1\2\3\0\1\2\3\4\5", 2, bits, 1)))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_numbers_without_a_range_are_refused_by_name(tmp_path: Path, dtype: type) -> None:
+    image = Image.fromarray(pixels(0, grey=True).astype(dtype))
+    with pytest.raises(ValueError, match=r"train/a/1\.tif cannot be read .*'[IF]'; expected 8 bits"):
+        read_one(tmp_path, lambda path: image.save(path), "1.tif")
+
+
+def test_progressive_and_animated_files_and_endings_in_capitals(tmp_path: Path) -> None:
+    smooth = np.full((4, 6, 3), 90, np.uint8)
+    jpeg = read_one(tmp_path / "jpeg", lambda path: Image.fromarray(smooth).save(path, progressive=True), "1.JPG")
+    np.testing.assert_allclose(jpeg, smooth, atol=3)
+    frames = [Image.fromarray(pixels(index, grey=True)) for index in range(3)]
+    for suffix in (".gif", ".tif", ".png"):
+        save = lambda path: frames[0].save(path, save_all=True, append_images=frames[1:])
+        found = read_one(tmp_path / suffix, save, f"1{suffix}")
+        np.testing.assert_array_equal(np.broadcast_to(found, (4, 6, 3)), np.stack([pixels(0, grey=True)] * 3, -1))
+
+
+def dangling(folder: Path) -> str:
+    (folder / "a" / "2.png").symlink_to(folder / "gone.png")
+    return f"{folder / 'a' / '2.png'} is a link that leads nowhere"
+
+
+def dangling_class(folder: Path) -> str:
+    (folder / "c").symlink_to(folder / "gone")
+    return f"{folder / 'c'} is a link that leads nowhere"
+
+
+def loop(folder: Path) -> str:
+    (folder / "a" / "2.png").symlink_to(folder / "a" / "2.png")
+    return f"{folder / 'a' / '2.png'} is a link that leads nowhere"
+
+
+def one_folder_twice(folder: Path) -> str:
+    (folder / "c").symlink_to(folder / "a")
+    return f"class folder {folder / 'c'} is 'the same as {folder / 'a'}'"
+
+
+def no_utf8(folder: Path) -> str:
+    os.mkdir(os.fsencode(folder) + b"/caf\xe9")
+    return "caf\\udce9' is no UTF-8; rename it"
+
+
+def one_name_twice(folder: Path) -> str:
+    for name in ("caf\u00e9", "cafe\u0301"):
+        write(folder, {f"{name}/1.png": pixels(0)})
+    return "expected other names each"
+
+
+def device(folder: Path) -> str:
+    os.mkfifo(folder / "a" / "2.png")
+    return f"{folder / 'a' / '2.png'} is not readable, or a device"
+
+
+def bomb(folder: Path) -> str:
+    (folder / "a" / "2.png").write_bytes(png(b"", 200_000, 8))
+    return f"{folder / 'a' / '2.png'} cannot be read (Image size (40000000000 pixels) exceeds"
+
+
+@pytest.mark.parametrize(
+    "spoil", [dangling, dangling_class, loop, one_folder_twice, no_utf8, one_name_twice, device, bomb]
+)
+def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path, spoil: Callable[[Path], str]) -> None:
+    write(tmp_path, {f"{name}/1.png": pixels(0) for name in "ab"})
+    message = spoil(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(message)):
         load(tmp_path)
+
+
+def test_links_that_lead_somewhere_count(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", {"x/1.png": pixels(0), "2.png": pixels(1)})
+    write(tmp_path / "own", {"b/1.png": pixels(2)})
+    (tmp_path / "own" / "a").symlink_to(tmp_path / "elsewhere" / "x")
+    (tmp_path / "own" / "b" / "0.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+    train, test, names = load(tmp_path / "own")
+    assert names == ("a", "b") and len(train.labels) + len(test.labels) == 3
+
+
+def test_the_test_split_cannot_be_the_training_split(tmp_path: Path) -> None:
+    write(tmp_path / "train", {f"{name}/1.png": pixels(0) for name in "ab"})
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    with pytest.raises(ValueError, match=r"class folder .*test/a is 'the same as .*train/a'"):
+        load(tmp_path)
+
+
+def test_names_with_spaces_and_accents_have_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some systems take accents apart, and folders are listed in any order."""
+    write(tmp_path / "train", {"caf\u00e9/1.png": pixels(0), "cafz/1.png": pixels(1), "a b/1.png": pixels(2)})
+    write(tmp_path / "test", {"cafe\u0301/1.png": pixels(0), "cafz/1.png": pixels(1), "a b/1.png": pixels(2)})
+    listed = Path.iterdir
+    found = []
+    for order in (sorted, lambda paths: sorted(paths, reverse=True)):
+        monkeypatch.setattr(Path, "iterdir", lambda path, order=order: iter(order(listed(path))))
+        found.append(load(tmp_path))
+    for train, test, names in found:
+        assert names == ("a b", "cafz", "caf\u00e9")
+        np.testing.assert_array_equal(train.images, test.images)
+        np.testing.assert_array_equal(train.images, found[0].train.images)
+
+
+def test_files_that_do_not_count_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, {f"{part}/{name}/1.png": pixels(0) for part in ("train", "test") for name in "ab"})
+    for name in ("Thumbs.db", ".DS_Store", "._1.png", "desktop.ini"):
+        (tmp_path / "train" / "a" / name).write_bytes(b"of a system")
+    load(tmp_path)
+    assert not caplog.records
+    for name in ("2.avif", "1.jfif"):
+        (tmp_path / "train" / "a" / name).write_bytes(b"lost")
+    load(tmp_path)
+    assert f"2 files in {tmp_path / 'train' / 'a'} do not count, such as 1.jfif" in caplog.text
+
+
+def test_a_folder_that_nobody_may_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {f"{name}/1.png": pixels(0) for name in "ab"})
+    listed = Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path.name == "b":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ValueError, match=f"The folder {tmp_path / 'b'} cannot be read .Permission denied"):
+        load(tmp_path)
+
+
+def test_every_class_has_something_to_learn_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_numbered(tmp_path / "one", {"a": 20, "b": 1})
+    data = load_dataset(DataConfig(dataset=f"folder:{tmp_path / 'one'}"), seed=0)
+    assert set(data.train.labels) == {0, 1}
+    assert "The test split has no image of ['b'], so its numbers do not tell of them." in caplog.text
+    write_numbered(tmp_path / "two" / "train", {"a": 1, "b": 1})
+    write_numbered(tmp_path / "two" / "test", {"a": 1, "b": 1})
+    with pytest.raises(ValueError, match=r"classes without an image to learn from is \['[ab]'\]"):
+        load_dataset(DataConfig(dataset=f"folder:{tmp_path / 'two'}", validation_fraction=0.5), seed=0)
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

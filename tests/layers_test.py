@@ -31,6 +31,10 @@ def test_what_belongs_lies_beside_and_has_one_number_per_output(shapes_only: boo
     assert belongings("group1/conv1/kernel", leaves) == ["group1/conv1/scale", "group1/conv1/shift"]
 
 
-def test_leaves_of_other_names_own_nothing() -> None:
-    assert belongings("w1", {"w1": jnp.ones((3, 4)), "b1": jnp.ones(4), "b2": jnp.ones(4)}) == []
+def test_weights_of_other_names_own_what_lies_beside_if_they_are_alone() -> None:
+    assert (
+        belongings("w1", {"w1": jnp.ones((3, 4)), "b1": jnp.ones(4), "w2": jnp.ones((3, 4)), "b2": jnp.ones(4)}) == []
+    )
+    assert belongings("conv/w", {"conv/b": jnp.ones(4), "conv/w": jnp.ones((3, 4)), "b": jnp.ones(4)}) == ["conv/b"]
+    assert belongings("weight", {"weight": jnp.ones((4, 4)), "bias": jnp.ones(4)}) == []
     assert belongings("kernel", {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}) == ["bias"]

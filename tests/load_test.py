@@ -5,13 +5,14 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.download.checksums import UrlInfo
-from tiny_dataset import TEST, TINY, TRAIN, assert_same, load_tiny, prepared_folder, write_raw
+from tiny_dataset import TEST, TINY, TRAIN, RapTestTiny, assert_same, load_tiny, prepared_folder, write_raw
 
 from rap_jax.config import DataConfig
 from rap_jax.data import content_hash, load, load_dataset, prepared
@@ -200,3 +201,34 @@ def test_the_real_mnist_comes_through_tfds_unchanged(tmp_path: Path) -> None:
     assert (len(data.train.labels), len(data.validation.labels)) == (54000, 6000)
     assert_same(data.test, test)
     assert "tensorflow" not in sys.modules
+
+
+def test_streamed_training_images_are_looked_through_once(
+    data_dir: str, raw: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For labels and hash at once; then those of the validation split, which are held in memory."""
+    whole = load_tiny(data_dir, raw)
+    opened = RapTestTiny.as_data_source
+    was_read: list[int] = []
+
+    class Noting:
+        def __init__(self, source: Any):
+            self.source = source
+
+        def __len__(self) -> int:
+            return len(self.source)
+
+        def __getitems__(self, numbers: list[int]) -> Any:
+            was_read.extend(numbers)
+            return self.source.__getitems__(numbers)
+
+    def watched(builder: RapTestTiny, split: str) -> Any:
+        source = opened(builder, split=split)
+        return Noting(source) if split == "train" else source
+
+    monkeypatch.setattr(RapTestTiny, "as_data_source", watched)
+    streamed = load_dataset(DataConfig(dataset="tiny", data_dir=data_dir), seed=0, streamed=True)
+    assert len(was_read) == 60 + len(whole.validation.labels) and set(was_read) == set(range(60))
+    assert streamed.sha256 == whole.sha256
+    np.testing.assert_array_equal(streamed.train.labels, whole.train.labels)
+    assert_same(streamed.validation, whole.validation)

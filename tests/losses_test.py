@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from rap_jax.losses import cross_entropy, dlr, margin, smooth_labels, targeted_dlr
@@ -85,3 +87,91 @@ def test_too_few_classes() -> None:
         dlr(jnp.zeros((1, 2)), jnp.zeros(1, int))
     with pytest.raises(ValueError, match="logits have 3 classes; expected 4 or more for the loss targeted_dlr"):
         targeted_dlr(jnp.zeros((1, 3)), jnp.zeros(1, int), jnp.ones(1, int))
+
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+WRONG_LABELS = {
+    "[N, 1]": LABELS[:, None],
+    "[1]": LABELS[:1],
+    "[]": LABELS[0],
+    "[N + 1]": np.append(LABELS, 0),
+    "float": LABELS.astype(np.float32),
+    "bool": LABELS > 0,
+    "a list": LABELS.tolist(),
+}
+
+
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize("wrong", WRONG_LABELS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_labels_that_are_not_one_for_each_image_are_refused(loss: str, wrong: str, traced: bool) -> None:
+    function = jax.jit(LOSSES[loss]) if traced and wrong != "a list" else LOSSES[loss]
+    with pytest.raises(ValueError, match=r"labels are .*; expected whole numbers \[6\]"):
+        function(jnp.asarray(LOGITS), WRONG_LABELS[wrong])
+
+
+def test_one_hot_labels_are_for_the_cross_entropy_alone() -> None:
+    for loss in (margin, dlr):
+        with pytest.raises(ValueError, match=r"float32\[6, 4\]; .* Use labels.argmax\(-1\) if they are one-hot"):
+            loss(jnp.asarray(LOGITS), jax.nn.one_hot(LABELS, 4))
+    with pytest.raises(ValueError, match=r"targets are float32\[6, 5\]; expected one number for each image and class"):
+        cross_entropy(jnp.asarray(LOGITS), jax.nn.one_hot(LABELS, 5))
+    with pytest.raises(ValueError, match="rows of sum 2 to 2; expected 0 and more, and rows of sum 1"):
+        cross_entropy(jnp.asarray(LOGITS), 2 * jax.nn.one_hot(LABELS, 4))
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_labels_that_are_no_class_are_refused_where_they_are_known(loss: str, label: int) -> None:
+    labels = np.where(LABELS == 3, label, LABELS)
+    with pytest.raises(ValueError, match="expected 0 to 3: there are 4 logits"):
+        jax.jit(lambda z: LOSSES[loss](z, labels))(LOGITS)
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (6, 1), (6, 2, 4)])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_logits_that_are_not_a_row_of_classes_are_refused(loss: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"logits (are|have) .*; expected"):
+        LOSSES[loss](jnp.zeros(shape), jnp.zeros(6, jnp.int32))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int32", "uint32"])
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_any_integer_labels_and_any_float_logits(loss: str, narrow: str, dtype: str) -> None:
+    logits = jnp.asarray(LOGITS, narrow)
+    with jax.numpy_dtype_promotion("strict"):
+        found = LOSSES[loss](logits, LABELS.astype(dtype))
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, LOSSES[loss](logits.astype(jnp.float32), jnp.asarray(LABELS)))
+
+
+def test_a_byte_counts_no_class_twice() -> None:
+    logits = jnp.arange(300.0)[None]
+    np.testing.assert_array_equal(margin(logits, np.array([44], np.uint8)), 299 - 44)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
+def test_smoothing_of_more_than_all_is_refused(smoothing: float) -> None:
+    with pytest.raises(ValueError, match="label_smoothing is"):
+        smooth_labels(jnp.asarray(LABELS), smoothing, 4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=3),
+    dtype=st.sampled_from(["bool", "uint8", "int32", "float16", "float32"]),
+    num_examples=st.integers(1, 5),
+    loss=st.sampled_from(sorted(LOSSES)),
+)
+def test_a_loss_is_one_number_for_each_image_or_refused(
+    shape: list[int], dtype: str, num_examples: int, loss: str
+) -> None:
+    logits, labels = jnp.zeros((num_examples, 4)), jax.ShapeDtypeStruct(tuple(shape), dtype)
+    whole = dtype in ("uint8", "int32") and shape == [num_examples]
+    soft = loss == "cross_entropy" and dtype.startswith("float") and shape == [num_examples, 4]
+    if whole or soft:
+        assert jax.eval_shape(LOSSES[loss], logits, labels).shape == (num_examples,)
+    else:
+        with pytest.raises(ValueError, match=r"(labels|targets) are .*; expected"):
+            jax.eval_shape(LOSSES[loss], logits, labels)

@@ -46,10 +46,10 @@ def test_the_round_trip_through_tfds_changes_nothing_and_needs_no_tensorflow(
     tmp_path: Path, builder: type[RapTestTiny]
 ) -> None:
     prepare_tiny(tmp_path, tmp_path / "raw", builder)
-    train, test, class_names = read_prepared(builder, tmp_path)
+    (train, test, class_names), digest = read_prepared(builder, tmp_path)
     assert_same(train, TRAIN)
     assert_same(test, TEST)
-    assert class_names == ("ant", "bee", "cat")
+    assert class_names == ("ant", "bee", "cat") and digest == RapTestTiny.CONTENT_SHA256
     assert "tensorflow" not in sys.modules
 
 
@@ -75,7 +75,7 @@ def test_a_copy_that_is_whole_but_differs_in_one_pixel_is_refused(tmp_path: Path
 def test_a_copy_must_have_the_hash_that_was_stored_with_it(tmp_path: Path) -> None:
     records = prepare_tiny(tmp_path / "one", tmp_path / "raw", RapTestTinyStored)
     others = prepare_tiny(tmp_path / "two", tmp_path / "raw", RapTestTinyStored, other_train())
-    assert_same(read_prepared(RapTestTinyStored, tmp_path / "two").train, other_train())
+    assert_same(read_prepared(RapTestTinyStored, tmp_path / "two")[0].train, other_train())
     records.write_bytes(others.read_bytes())
     with pytest.raises(ValueError, match=f"is damaged.* Delete the folder {records.parent}"):
         read_prepared(RapTestTinyStored, tmp_path / "one")
@@ -92,7 +92,7 @@ def test_a_stored_hash_that_is_gone_or_damaged_is_a_damaged_copy(tmp_path: Path,
 
 def test_a_copy_of_known_hash_needs_no_stored_one(tmp_path: Path) -> None:
     prepare_tiny(tmp_path, tmp_path / "raw").with_name("metadata.json").unlink()
-    assert_same(read_prepared(RapTestTiny, tmp_path).train, TRAIN)
+    assert_same(read_prepared(RapTestTiny, tmp_path)[0].train, TRAIN)
 
 
 def test_a_second_process_that_prepares_at_the_same_time_does_no_harm(
@@ -107,7 +107,7 @@ def test_a_second_process_that_prepares_at_the_same_time_does_no_harm(
 
     monkeypatch.setattr(RapTestTiny, "_generate_examples", overtake)
     prepare_tiny(tmp_path, tmp_path / "raw")
-    assert_same(read_prepared(RapTestTiny, tmp_path)[0], TRAIN)
+    assert_same(read_prepared(RapTestTiny, tmp_path)[0].train, TRAIN)
 
 
 def prepare_and_hang(data_dir: Path, raw: str) -> None:
@@ -135,4 +135,4 @@ def test_a_copy_that_was_being_made_when_killed_is_not_taken_for_one(tmp_path: P
     assert list(tmp_path.glob("rap_test_tiny/incomplete*"))
     assert not prepared_path(RapTestTiny, tmp_path).exists()
     prepare(RapTestTiny, tmp_path, raw)
-    assert_same(read_prepared(RapTestTiny, tmp_path)[1], TEST)
+    assert_same(read_prepared(RapTestTiny, tmp_path)[0].test, TEST)

@@ -83,14 +83,14 @@ def test_another_content_is_refused_with_both_digests(folder: Path, file: RawFil
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "header", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "header"])
 def test_a_damaged_archive_is_refused_by_name(folder: Path, file: RawFile, damage: str) -> None:
     path = folder / file.name
     middle = len(PACKED) // 2
     flipped = PACKED[:middle] + bytes([PACKED[middle] ^ 0xFF]) + PACKED[middle + 1 :]
     damaged = {"truncated": PACKED[:-50], "flipped": flipped, "empty": b"", "header": b"x" + PACKED[1:]}
-    path.unlink() if damage == "missing" else path.write_bytes(damaged[damage])
-    with pytest.raises(ValueError, match=f"{path} is damaged or .*Delete it and get it again from {file.url}"):
+    path.write_bytes(damaged[damage])
+    with pytest.raises(ValueError, match=f"{path} is damaged .*Delete it and get it again from {file.url}"):
         read_verified(path, file)
 
 

@@ -24,5 +24,5 @@ def test_each_reading_has_its_number() -> None:
 @pytest.mark.parametrize("reading", ["natural", "combined", "transfer/0", "transfer/2"])
 def test_what_is_not_there_is_named(reading: str) -> None:
     results = {"name": "c"} if reading != "transfer/2" else EVALUATION
-    with pytest.raises(ValueError, match=f"have no {reading} .*delete results.json there"):
+    with pytest.raises(ValueError, match=f"have no {reading} .*move results.json away"):
         read(results, reading)

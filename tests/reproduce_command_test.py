@@ -56,8 +56,8 @@ def refused(*arguments: str) -> str:
         (("--tabel=2",), "tabel"),
         (("--table=2", "--mnist_flags=--batch_size=64 --seed=5"), "expected none of --name, --seed"),
         (("--table=2", "--cifar10_flags=--out_dir=elsewhere"), "--out_dir, --dry_run, which the plan itself gives"),
-        (("--table=2", "--out=setup.cfg"), "out is 'setup.cfg'; expected a folder"),
-        (("--table=2", "--collect", "--out=no/such/folder"), "--out=no/such/folder is not there"),
+        (("--table=2", "--out=setup.cfg"), "setup.cfg'; expected a folder"),
+        (("--table=2", "--collect", "--out=no/such/folder"), "no/such/folder is not there"),
     ],
 )
 def test_wrong_flags_are_refused(arguments: tuple[str, ...], message: str) -> None:
@@ -128,7 +128,7 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match=r"holds results of other settings:\n  seed: 7 in the folder, 0 now"):
             command(*plan_arguments[1:], "--collect")
         path.write_text(write_checked({}))
-        assert "has no config; delete it" in refused(*plan_arguments[1:], "--collect")
+        assert "has no config; move it away" in refused(*plan_arguments[1:], "--collect")
         path.unlink()
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from report_test import make_results as run_results
 from report_test import png_size, row
 
 from rap_jax.checked_json import write_checked
+from rap_jax.report import format_table
 from rap_jax.robustness.plots import examples_png, robustness_png
 from rap_jax.robustness.report import format_robustness, write_robustness_report
 from rap_jax.robustness.sample import take_sample
@@ -104,6 +106,25 @@ def test_the_table_has_a_row_per_attack() -> None:
     assert "PGD images of runs/other, on which that network has 22.50%" in " ".join(text.split())
     assert "0.01 to 0.0314, median 0.02" in text and "Findings: none." in text
     assert "- Folder: runs/lenet_mnist_seed0/evaluation" in text
+
+
+def test_pgd_of_any_step_has_a_name_of_its_own() -> None:
+    """Results that were written before call it PGD, as the table of a run calls PGD that is judged by its last step."""
+    text = format_robustness(make_results())
+    assert row(text, "PGD, any step")[1:3] == ["38", "9"] and "| PGD " not in text
+    assert "- Any step: one misclassified image on the way breaks an example." in text
+    of_run = format_table(run_results())
+    assert "- PGD accuracy: right on the clean image and on the last image of every restart." in of_run
+
+
+@pytest.mark.parametrize("name", ["net", "a | Attack\nFindings of a name"])
+def test_terminal_and_report_have_the_same_table_and_notes(tmp_path: Path, name: str) -> None:
+    results = make_results(name)
+    text = write_robustness_report(make_folder(tmp_path, results), SAMPLE).read_text()
+    shown = format_robustness(results).split("\n\n")
+    table = next(part for part in shown if part.startswith("| Attack "))
+    notes = next(part for part in shown if part.startswith("- In brackets"))
+    assert f"\n\n{table}\n\n{notes}\n\n## " in text
 
 
 @pytest.mark.parametrize("name", ["net", "a_module.with_a_very_long_name.and_a_function_that_is_long_too"])

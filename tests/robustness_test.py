@@ -343,3 +343,14 @@ def test_images_sorted_by_class_are_taken_from_all_over() -> None:
     np.testing.assert_allclose(found.images, by_class.test.images[::3] / np.float32(255), rtol=1e-6)
     assert found.words == "evenly spaced 20 test images of tiny"
     np.testing.assert_array_equal(take_sample(by_class, "test", 0).labels, by_class.test.labels)
+
+
+def test_a_network_that_places_itself_is_evaluated_where_it_lies(done: Done, tmp_path: Path) -> None:
+    """The same network, which shards its images over a mesh of its own, one that PGD and AutoAttack know nothing of."""
+    plain, mesh = tiny_function(0), jax.sharding.Mesh(np.array(jax.devices()[2:4]), ("own",))
+    share = jax.NamedSharding(mesh, jax.P("own"))
+    placed = lambda images: plain(jax.lax.with_sharding_constraint(images, share))
+    network = AttackedNetwork("first", placed, {"kind": "function", "checkpoint": "placed"}, {"name": "placed"})
+    found = evaluate(tmp_path / "placed", network)
+    np.testing.assert_array_equal(found.examples["clean_prediction"], done.examples["clean_prediction"])
+    assert found.results["pgd"]["robust_accuracy"] == done.results["pgd"]["robust_accuracy"]

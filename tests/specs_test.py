@@ -64,7 +64,7 @@ def test_weights_need_not_be_called_kernel() -> None:
     params = {"w1": jnp.ones((3, 4)), "b1": jnp.ones(4)}
     projected = project_tree({"w1": Filter(0.5)}, params)
     np.testing.assert_array_equal(projected["w1"].sum(0), [3, 3, 0, 0])
-    np.testing.assert_array_equal(projected["b1"], 1)
+    np.testing.assert_array_equal(projected["b1"], [1, 1, 0, 0])
 
 
 def test_trees() -> None:

@@ -347,7 +347,7 @@ def test_no_gradient_flows_through() -> None:
     "bad,message",
     [
         ({"norm": "l1"}, "norm is 'l1'; expected one of linf, l2"),
-        ({"num_steps": -1}, "num_steps is -1 .* at least 0 steps"),
+        ({"num_steps": -1}, "num_steps is -1; expected at least 0 steps"),
         ({"num_restarts": 0}, "num_restarts is 0; .* 1 restart"),
         ({"initial_share": 0.0}, "initial_share is 0.0; expected above 0"),
         ({"initial_share": 1.5}, "initial_share is 1.5; expected .* up to 1"),

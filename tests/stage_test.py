@@ -86,6 +86,9 @@ def test_lengths_in_epochs_and_in_steps() -> None:
     huge = dataclasses.replace(CONFIG.prune, dual_interval=1e308)
     with pytest.raises(ValueError, match="dual_interval is 1e\\+308; expected less than"):
         stage_length(dataclasses.replace(config, prune=huge), "admm", 500)
+    endless = dataclasses.replace(CONFIG, pretrain=StageConfig(2**30))
+    with pytest.raises(ValueError, match=r"pretrain_epochs is 1073741824; expected fewer than 2147483648 steps"):
+        stage_length(endless, "pretrain", 500)
 
 
 @pytest.mark.parametrize(

@@ -223,9 +223,8 @@ def test_a_damaged_network_is_refused(pruned: Watched, tmp_path: Path, damage: s
         data = bytearray(largest.read_bytes())
         data[len(data) // 2] ^= 1
         largest.write_bytes(data)
-    message = {"missing": "network is missing; to have it made again", "changed": "cannot be used; .* is damaged"}[
-        damage
-    ]
+    missing, changed = "network is missing; copy it .*To have it made again", "cannot be used; .* is damaged"
+    message = {"missing": missing, "changed": changed}[damage]
     with pytest.raises(ValueError, match=message):
         load_network(copy)
     shutil.rmtree(copy / "network", ignore_errors=True)  # what the message advises

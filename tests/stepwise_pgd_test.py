@@ -50,7 +50,7 @@ def test_more_starts_break_more() -> None:
 def test_refuses_settings() -> None:
     with pytest.raises(ValueError, match="loss is 'dlr'; expected one of ce, margin"):
         Pgd(0.1, 0.1, loss="dlr")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="num_restarts is 0; expected at least 0 steps and 1 restart"):
+    with pytest.raises(ValueError, match="num_restarts is 0; expected at least 1 restart"):
         Pgd(0.1, 0.1, num_restarts=0)
     with pytest.raises(ValueError, match="norm is 'l1'"):
         Pgd(0.1, 0.1, "l1")

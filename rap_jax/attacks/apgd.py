@@ -7,8 +7,8 @@ back to the best one so far, if the loss rose in too few of the steps since the 
 risen since the last, which did not halve.
 
 Differs from the official implementation: (1) an L2 step follows a gradient of any length; theirs divides by its length
-plus 1e-12, so that an example with a saturated loss hardly moves. (2) The random start of an example follows from its
-own key, not from its place in a batch.
+plus 1e-12, so that an example with a saturated loss hardly moves. (2) The random start of an example, and all noise of
+a randomised network, follow from its own key, not from its place in a batch.
 
 As in the official one, and unlike the paper: the very first step counts as a rise if its loss is above 0, the empty
 place that the history begins with.
@@ -16,20 +16,38 @@ place that the history begins with.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from rap_jax.attacks.apgd_state import ApgdState, check, move
-from rap_jax.attacks.norms import norm_of
-from rap_jax.attacks.stepwise import LogitsFn, Outcome, fold_in_each, run_attack, where
+from rap_jax.attacks.checks import LogitsFn, check_count
+from rap_jax.attacks.norms import finite, has_nan, norm_of
+from rap_jax.attacks.stepwise import (
+    Outcome,
+    check_settings,
+    fold_in_each,
+    misclassified,
+    run_attack,
+    where,
+    with_own_keys,
+)
 from rap_jax.attacks.targets import rank_targets
 from rap_jax.losses import cross_entropy, dlr, targeted_dlr
 
 Loss = Literal["ce", "dlr"]
 _LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"ce": cross_entropy, "dlr": dlr}
+
+
+class _Evaluation(NamedTuple):
+    """Of images: loss, -inf for NaN [N]; gradient, 0 for NaN [N, ...]; misclassified; neither was NaN, bool [N]."""
+
+    loss: jax.Array
+    gradient: jax.Array
+    wrong: jax.Array
+    sound: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +63,8 @@ class Apgd:
       num_restarts: random starts, for each target.
       rho: a step is halved if the loss rose in no more than this share of the steps.
       num_samples: 0 for a network that is a function; for a randomised one, `logits_fn(images, key)`, over how many
-        draws the gradient is averaged (expectation over transformation).
+        draws the gradient is averaged (expectation over transformation). Loss and class are those of the last draw, as
+        in the official implementation. It is called for one image at a time, by `jax.vmap`, each with a key of its own.
     """
 
     epsilon: float
@@ -56,6 +75,13 @@ class Apgd:
     num_restarts: int = 1
     rho: float = 0.75
     num_samples: int = 0
+
+    def __post_init__(self) -> None:
+        targets = check_count("num_targets", self.num_targets, 0, "0 targets")
+        samples = check_count("num_samples", self.num_samples, 0, "0 samples")
+        check_settings(self, num_targets=targets, num_samples=samples)
+        if self.loss not in _LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; expected one of {', '.join(_LOSSES)}.")
 
     @property
     def num_starts(self) -> int:
@@ -68,7 +94,7 @@ class Apgd:
         """A random point of the ball's surface, put into the box; see `StepwiseAttack`.
 
         Raises:
-          ValueError: an unknown norm or loss, or more targets than there are wrong classes.
+          ValueError: more targets than there are wrong classes.
         """
         ball, epsilon = norm_of(self.norm), self.epsilon
         direction = jax.vmap(lambda key, image: ball.direction(key, image[None])[0])(keys, images)
@@ -85,14 +111,14 @@ class Apgd:
     ) -> ApgdState:
         """Like `start`, from given images `first` [N, ...] inside ball and box."""
         num_examples = len(images)
-        targets = self._targets(logits_fn, keys, images, labels, starts)
-        loss, gradient, wrong = self._evaluate(logits_fn, keys, first, labels, targets, jnp.zeros((), jnp.int32))
+        targets, iteration = self._targets(logits_fn, keys, images, labels, starts), jnp.zeros(num_examples, jnp.int32)
+        loss, gradient, wrong, sound = self._evaluate(logits_fn, keys, first, labels, targets, iteration)
         return ApgdState(
             keys=keys,
             images=images,
             labels=labels,
             targets=targets,
-            iteration=jnp.zeros(num_examples, jnp.int32),
+            iteration=iteration,
             current=first,
             previous=first,
             gradient=gradient,
@@ -106,6 +132,7 @@ class Apgd:
             checked_loss=loss,
             adversarial=first,
             broken=wrong,
+            sound=sound,
         )
 
     def advance(self, logits_fn: LogitsFn, state: ApgdState, num_steps: int) -> ApgdState:
@@ -115,8 +142,8 @@ class Apgd:
     def step(self, logits_fn: LogitsFn, state: ApgdState) -> ApgdState:
         """One step and what follows from it."""
         current = move(norm_of(self.norm), self.epsilon, state)
-        loss, gradient, wrong = self._evaluate(
-            logits_fn, state.keys, current, state.labels, state.targets, state.iteration[0] + 1
+        loss, gradient, wrong, sound = self._evaluate(
+            logits_fn, state.keys, current, state.labels, state.targets, state.iteration + 1
         )
         better = loss > state.best_loss
         state = state._replace(
@@ -126,10 +153,11 @@ class Apgd:
             best=where(better, current, state.best),
             best_gradient=where(better, gradient, state.best_gradient),
             best_loss=jnp.where(better, loss, state.best_loss),
-            rises=state.rises + (loss > state.last_loss),
+            rises=state.rises + (loss > state.last_loss).astype(jnp.int32),
             last_loss=loss,
             adversarial=where(wrong, current, state.adversarial),
             broken=state.broken | wrong,
+            sound=state.sound & sound,
         )
         return check(state, num_steps=self.num_steps, rho=self.rho)._replace(iteration=state.iteration + 1)
 
@@ -138,10 +166,8 @@ class Apgd:
     ) -> jax.Array:
         if self.num_targets == 0:
             return labels
-        draw = (keys[0],) if self.num_samples else ()
-        return rank_targets(logits_fn(images, *draw), starts // self.num_restarts, self.num_targets).astype(
-            labels.dtype
-        )
+        logits = with_own_keys(logits_fn)(images, keys) if self.num_samples else logits_fn(images)
+        return rank_targets(logits, starts // self.num_restarts, self.num_targets).astype(labels.dtype)
 
     def _evaluate(
         self,
@@ -151,28 +177,25 @@ class Apgd:
         labels: jax.Array,
         targets: jax.Array,
         iteration: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Losses [N], their gradients [N, ...], and which images are misclassified, bool [N]."""
+    ) -> _Evaluation:
+        """Of images [N, ...]; `iteration` [N] numbers the draws of each example."""
 
-        def total_loss(x: jax.Array, *key: jax.Array) -> tuple[jax.Array, Any]:
-            logits = logits_fn(x, *key)
-            loss = targeted_dlr(logits, labels, targets) if self.num_targets else self._loss_fn(logits, labels)
-            return loss.sum(), (loss, logits.argmax(-1) != labels)
+        def total_loss(x: jax.Array, *draws: jax.Array) -> tuple[jax.Array, Any]:
+            logits = with_own_keys(logits_fn)(x, *draws) if draws else logits_fn(x)
+            loss = targeted_dlr(logits, labels, targets) if self.num_targets else _LOSSES[self.loss](logits, labels)
+            return loss.sum(), (loss, misclassified(logits, labels))
 
-        gradient_fn = jax.grad(total_loss, has_aux=True)
+        def evaluate(*draws: jax.Array) -> _Evaluation:
+            gradient, (loss, wrong) = jax.grad(total_loss, has_aux=True)(images, *draws)
+            nan = jnp.isnan(loss)  # as it is where a logit is
+            return _Evaluation(jnp.where(nan, -jnp.inf, loss), finite(gradient), wrong, ~(nan | has_nan(gradient)))
+
         if self.num_samples == 0:
-            gradient, (loss, wrong) = gradient_fn(images)
-            return loss, gradient, wrong
-        draws = jax.random.split(fold_in_each(keys, iteration)[0], self.num_samples)
+            return evaluate()
+        keys = jax.vmap(jax.random.fold_in)(keys, iteration)
         # One after the other: side by side they would take so many times the memory.
-        gradients, (losses, wrongs) = lax.map(lambda key: gradient_fn(images, key), draws)
-        return losses[-1], gradients.mean(0), wrongs[-1]
-
-    @property
-    def _loss_fn(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        if self.loss not in _LOSSES:
-            raise ValueError(f"loss is {self.loss!r}; expected one of {', '.join(_LOSSES)}.")
-        return _LOSSES[self.loss]
+        samples = lax.map(lambda number: evaluate(fold_in_each(keys, number)), jnp.arange(self.num_samples))
+        return _Evaluation(samples.loss[-1], samples.gradient.mean(0), samples.wrong[-1], samples.sound.all(0))
 
 
 def apgd(

@@ -27,7 +27,7 @@ class ApgdState(NamedTuple):
       rises: in how many steps since the last checkpoint the loss rose.
       step_size: for the next step.
       halved, checked_loss: whether the last checkpoint halved the step, and `best_loss` at it.
-      adversarial, broken: see `AttackState`; the last misclassified image.
+      adversarial, broken, sound: see `AttackState`; the last misclassified image.
     """
 
     keys: jax.Array
@@ -48,6 +48,7 @@ class ApgdState(NamedTuple):
     checked_loss: jax.Array
     adversarial: jax.Array
     broken: jax.Array
+    sound: jax.Array
 
 
 def move(ball: Norm, epsilon: float, state: ApgdState) -> jax.Array:
@@ -69,7 +70,7 @@ def check(state: ApgdState, *, num_steps: int, rho: float) -> ApgdState:
       rho: see `Apgd`.
     """
     periods = jnp.asarray(checkpoint_periods(num_steps))[state.iteration]
-    too_few = state.rises <= rho * periods
+    too_few = state.rises.astype(jnp.float32) <= rho * periods.astype(jnp.float32)
     stuck = ~state.halved & (state.checked_loss >= state.best_loss)
     at_check = periods > 0
     halve = at_check & (too_few | stuck)

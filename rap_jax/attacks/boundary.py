@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.attacks.checks import LogitsFn
+from rap_jax.attacks.norms import finite
 
 # Smallest divisor of a distance to a hyperplane.
 _TINY = 1e-12
@@ -43,10 +44,12 @@ def nearest_boundary(
 
     Arguments and result as in `boundary_to`; `norm` is the one of the distance, `linf` or `l2`.
     """
-    classes = jnp.arange(jax.eval_shape(logits_fn, images).shape[-1])
+    classes = jnp.arange(jax.eval_shape(logits_fn, images).shape[-1], dtype=labels.dtype)
     to_class = lambda k: boundary_to(logits_fn, images, labels, jnp.full_like(labels, k))
     heights, normals = lax.map(to_class, classes)
-    distances = jnp.where(classes[:, None] == labels[None], jnp.inf, _distances(norm, heights, normals))
+    distances = _distances(norm, heights, jax.vmap(finite)(normals))
+    left_out = (classes[:, None] == labels[None]) | jnp.isnan(distances)  # argmin takes NaN for the least
+    distances = jnp.where(left_out, jnp.inf, distances)
     nearest = jnp.argmin(distances, axis=0)
     choose = jax.vmap(lambda nearest, of_class: of_class[nearest], in_axes=(0, 1))
     return choose(nearest, heights), choose(nearest, normals)

@@ -24,7 +24,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rap_jax.attacks.stepwise import LogitsFn, check_batch, where
+from rap_jax.attacks.checks import LogitsFn, check_batch, check_count, check_size, in_dtype, warn_of_nan
+from rap_jax.attacks.norms import finite, has_nan
+from rap_jax.attacks.stepwise import where
 from rap_jax.losses import margin
 
 # Pixels of 0 and 1 are drawn in by half of a millionth, where tanh has a gradient still.
@@ -47,21 +49,28 @@ class Nearest(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """The search over c, [N]. Attributes: lower, upper: the largest c that failed, the smallest that succeeded."""
+    """The search over c, [N].
+
+    Attributes:
+      lower, upper: the largest c that failed, the smallest that succeeded.
+      sound: whether no gradient was NaN, bool [N].
+    """
 
     c: jax.Array
     lower: jax.Array
     upper: jax.Array
     nearest: Nearest
+    sound: jax.Array
 
 
 class _Descent(NamedTuple):
-    """One minimisation with fixed c. Attributes: found: whether any x so far was misclassified, bool [N]."""
+    """One minimisation with fixed c. Attributes: found: whether any x so far was misclassified, bool [N]; sound."""
 
     w: jax.Array
     adam_state: optax.OptState
     found: jax.Array
     nearest: Nearest
+    sound: jax.Array
 
 
 def cw_l2(
@@ -96,28 +105,39 @@ def cw_l2(
       For each example the nearest image of all steps. A distance is an upper bound of the true one.
 
     Raises:
-      ValueError: images or labels that are no batch, images of fewer than 32 bits, or an impossible setting.
+      ValueError: images or labels that are no batch, images of fewer than 32 bits, logits that are not float [N, K], or
+        an impossible setting.
+
+    Warns:
+      RuntimeWarning: a gradient was NaN, where it counted as 0; outside `jax.jit` only, where that is known.
     """
-    check_batch(images, labels)
-    _check_settings(images, confidence, num_steps, learning_rate, num_search_steps, initial_c)
+    images, labels = check_batch(images, labels)
+    confidence = check_size("confidence", confidence, images.dtype)
+    num_steps = check_count("num_steps", num_steps, 1, "1 step")
+    num_search_steps = check_count("num_search_steps", num_search_steps, 1, "1 step")
+    _check_positive(learning_rate=learning_rate, initial_c=initial_c)
+    logits_fn = in_dtype(logits_fn, images.dtype)
+    if not len(images):  # which many a network cannot reshape
+        return Nearest(images, jnp.zeros(0, bool), jnp.zeros(0, images.dtype))
 
     def shortfall_fn(x: jax.Array) -> jax.Array:
-        """What is missing of the lead; an image is misclassified where this is negative, [N]."""
+        """What is missing of the lead; an image is misclassified where this is negative, not where it is NaN, [N]."""
         lead = margin(logits_fn(x), labels)
         return confidence + lead if targeted else confidence - lead
 
     def search(_: int, state: _Search) -> _Search:
-        found, nearest = _descend(shortfall_fn, images, state.c, state.nearest, optax.adam(learning_rate), num_steps)
-        return _next_c(state, found)._replace(nearest=nearest)
+        end = _descend(shortfall_fn, images, state.c, state.nearest, optax.adam(learning_rate), num_steps)
+        return _next_c(state, end.found)._replace(nearest=end.nearest, sound=state.sound & end.sound)
 
-    end = lax.fori_loop(0, num_search_steps, search, _first(images, shortfall_fn(images) < 0, initial_c))
+    end = lax.fori_loop(0, num_search_steps, search, _first(images, shortfall_fn(images), initial_c))
+    warn_of_nan(end.sound, "logits_fn")
     return jax.tree.map(lax.stop_gradient, end.nearest)
 
 
-def _first(images: jax.Array, broken: jax.Array, initial_c: float) -> _Search:
-    zeros = jnp.zeros(len(images), images.dtype)
+def _first(images: jax.Array, shortfall: jax.Array, initial_c: float) -> _Search:
+    zeros, broken = jnp.zeros(len(images), images.dtype), shortfall < 0
     nearest = Nearest(images, broken, jnp.where(broken, zeros, jnp.inf))
-    return _Search(zeros + initial_c, zeros, zeros + jnp.inf, nearest)
+    return _Search(zeros + initial_c, zeros, zeros + jnp.inf, nearest, ~jnp.isnan(shortfall))
 
 
 def _next_c(state: _Search, found: jax.Array) -> _Search:
@@ -133,8 +153,8 @@ def _descend(
     nearest: Nearest,
     adam: optax.GradientTransformation,
     num_steps: int,
-) -> tuple[jax.Array, Nearest]:
-    """Minimises the objective from the images on; whether it found a misclassified x, and the nearest up to now."""
+) -> _Descent:
+    """Minimises the objective from the images on; its end has the nearest misclassified x up to now."""
 
     def objective(w: jax.Array) -> tuple[jax.Array, Nearest]:
         x = _to_images(w)
@@ -145,14 +165,14 @@ def _descend(
 
     def step(_: int, state: _Descent) -> _Descent:
         gradient, now = jax.grad(objective, has_aux=True)(state.w)
-        updates, adam_state = adam.update(gradient, state.adam_state)
-        w = state.w + updates
-        return _Descent(w, adam_state, state.found | now.broken, _nearer(state.nearest, now))
+        with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in whole numbers, as powers of a float
+            updates, adam_state = adam.update(finite(gradient), state.adam_state)
+        sound = state.sound & ~has_nan(gradient)
+        return _Descent(state.w + updates, adam_state, state.found | now.broken, _nearer(state.nearest, now), sound)
 
     w = _from_images(images)
-    start = _Descent(w, adam.init(w), jnp.zeros(len(images), bool), nearest)
-    end = lax.fori_loop(0, num_steps, step, start)
-    return end.found, end.nearest
+    none = jnp.zeros(len(images), bool)
+    return lax.fori_loop(0, num_steps, step, _Descent(w, adam.init(w), none, nearest, ~none))
 
 
 def _nearer(before: Nearest, now: Nearest) -> Nearest:
@@ -169,21 +189,8 @@ def _to_images(w: jax.Array) -> jax.Array:
     return (jnp.tanh(w) + 1) / 2
 
 
-def _check_settings(
-    images: jax.Array,
-    confidence: float,
-    num_steps: int,
-    learning_rate: float,
-    num_search_steps: int,
-    initial_c: float,
-) -> None:
-    if jnp.finfo(images.dtype).bits < 32:
-        raise ValueError(f"images are {images.dtype}, too coarse near 0 and 1; expected float32 or float64.")
-    if not confidence >= 0:
-        raise ValueError(f"confidence is {confidence!r}; expected 0 or more, the lead of the wrong class in logits.")
-    for name, count in {"num_steps": num_steps, "num_search_steps": num_search_steps}.items():
-        if count < 1:
-            raise ValueError(f"{name} is {count!r}; expected 1 or more.")
-    for name, size in {"learning_rate": learning_rate, "initial_c": initial_c}.items():
-        if not size > 0:
+def _check_positive(**sizes: float) -> None:
+    for name, size in sizes.items():
+        known = not isinstance(size, jax.core.Tracer)
+        if known and not check_size(name, size) > 0:
             raise ValueError(f"{name} is {size!r}; expected more than 0, such as the paper's 0.01 and 0.001.")

@@ -27,9 +27,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from rap_jax.attacks.boundary import boundary_to, nearest_boundary
+from rap_jax.attacks.checks import LogitsFn, check_batch, check_count, in_dtype
 from rap_jax.attacks.hyperplane import ONTO_HYPERPLANE
-from rap_jax.attacks.norms import NORMS, norm_of
-from rap_jax.attacks.stepwise import LogitsFn, Outcome, check_batch, fold_in_each, keys_of_examples, run_attack, where
+from rap_jax.attacks.norms import NORMS, finite, has_nan, norm_of
+from rap_jax.attacks.stepwise import (
+    Outcome,
+    check_settings,
+    fold_in_each,
+    keys_of_examples,
+    misclassified,
+    run_attack,
+    where,
+)
 from rap_jax.attacks.targets import rank_targets
 
 # Shortest perturbation in the ratio of two of them, so that 0 / 0 does not arise.
@@ -47,6 +56,7 @@ class FabState(NamedTuple):
       adversarial: the nearest misclassified image so far, [N, ...]; the clean image before there is one.
       distance: its distance from the clean image, [N]; infinite before there is one.
       broken: whether the distance is `epsilon` or less, bool [N].
+      sound: see `AttackState`.
     """
 
     images: jax.Array
@@ -56,6 +66,7 @@ class FabState(NamedTuple):
     adversarial: jax.Array
     distance: jax.Array
     broken: jax.Array
+    sound: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +101,7 @@ class Fab:
     backward: float = 0.9
 
     def __post_init__(self) -> None:
-        norm_of(self.norm)
-        if not self.epsilon >= 0:
-            raise ValueError(f"epsilon is {self.epsilon!r}; expected 0 or more, for images in [0, 1].")
-        if self.num_steps < 0 or self.num_restarts < 1 or self.num_targets < 0:
-            raise ValueError(
-                f"num_steps is {self.num_steps!r}, num_restarts is {self.num_restarts!r} and num_targets is "
-                f"{self.num_targets!r}; expected at least 0 steps, 1 restart and 0 targets."
-            )
+        check_settings(self, num_targets=check_count("num_targets", self.num_targets, 0, "0 targets"))
 
     @property
     def num_starts(self) -> int:
@@ -109,15 +113,16 @@ class Fab:
     ) -> FabState:
         """The state before the first step; see `StepwiseAttack`. Costs a forward pass."""
         logits = logits_fn(images)
-        wrong = jnp.argmax(logits, axis=-1) != labels
-        distance = jnp.where(wrong, 0, jnp.inf).astype(images.dtype)
+        wrong = misclassified(logits, labels)
+        distance = jnp.where(wrong, 0.0, jnp.inf).astype(images.dtype)
         numbers = starts // self.num_restarts
-        targets = rank_targets(logits, numbers, self.num_targets) if self.num_targets else labels
-        return FabState(images, labels, targets, _first(self, keys, images, starts), images, distance, wrong)
+        targets = rank_targets(logits, numbers, self.num_targets).astype(labels.dtype) if self.num_targets else labels
+        first = _first(self, keys, images, starts)
+        return FabState(images, labels, targets, first, images, distance, wrong, ~has_nan(logits))
 
     def advance(self, logits_fn: LogitsFn, state: FabState, num_steps: int) -> FabState:
         """The state after `num_steps` further steps. Each costs a forward pass, and one with its gradient."""
-        step = lambda _, state: _check(self, logits_fn, state, _move(self, logits_fn, state))
+        step = lambda _, state: _check(self, logits_fn, *_move(self, logits_fn, state))
         return lax.fori_loop(0, num_steps, step, state)
 
 
@@ -178,8 +183,8 @@ def closest_adversarials(
     Returns:
       Adversarial images [N, ...], clean ones where none was found; and their distance from those [N], infinite there.
     """
-    check_batch(images, labels)
-    keys = keys_of_examples(key, len(images))
+    images, labels = check_batch(images, labels)
+    keys, logits_fn = keys_of_examples(key, len(images)), in_dtype(logits_fn, images.dtype)
 
     def one_start(start: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         starts = jnp.full(len(images), start, jnp.int32)
@@ -201,12 +206,17 @@ def _first(attack: Fab, keys: jax.Array, images: jax.Array, starts: jax.Array) -
     return where(starts % attack.num_restarts > 0, jnp.clip(images + attack.epsilon / 2 * direction, 0, 1), images)
 
 
-def _move(attack: Fab, logits_fn: LogitsFn, state: FabState) -> jax.Array:
-    """The next point: beyond the hyperplane, between the steps there from the current point and from the image."""
+def _move(attack: Fab, logits_fn: LogitsFn, state: FabState) -> tuple[FabState, jax.Array]:
+    """The next point: beyond the hyperplane, between the steps there from the current point and from the image.
+
+    The state comes back with it, as it is but for `sound`.
+    """
     if attack.num_targets:
         height, normal = boundary_to(logits_fn, state.current, state.labels, state.targets)
     else:
         height, normal = nearest_boundary(logits_fn, state.current, state.labels, attack.norm)
+    sound = state.sound & ~(has_nan(normal) | jnp.isnan(height))
+    normal, height = finite(normal), jnp.where(jnp.isnan(height), 0.0, height)
     # The clean image and the current point have the same hyperplane, so their heights differ by w.(image - current).
     height_at_image = height + _flat(normal * (state.images - state.current)).sum(axis=1)
     step, length = _step_onto(attack.norm, state.current, normal, height)
@@ -214,7 +224,7 @@ def _move(attack: Fab, logits_fn: LogitsFn, state: FabState) -> jax.Array:
     alpha = jnp.minimum(length / (length + length_at_image), attack.alpha_max).reshape(-1, *[1] * (step.ndim - 1))
     beyond = state.current + attack.overshoot * step
     beyond_at_image = state.images + attack.overshoot * step_at_image
-    return jnp.clip((1 - alpha) * beyond + alpha * beyond_at_image, 0, 1)
+    return state._replace(sound=sound), jnp.clip((1 - alpha) * beyond + alpha * beyond_at_image, 0, 1)
 
 
 def _step_onto(norm: str, points: jax.Array, normal: jax.Array, height: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -225,7 +235,8 @@ def _step_onto(norm: str, points: jax.Array, normal: jax.Array, height: jax.Arra
 
 def _check(attack: Fab, logits_fn: LogitsFn, state: FabState, moved: jax.Array) -> FabState:
     """Keeps the new point if it is misclassified and nearer than what there is; draws it back for the next step."""
-    wrong = jnp.argmax(logits_fn(moved), axis=-1) != state.labels
+    logits = logits_fn(moved)
+    wrong = misclassified(logits, state.labels)
     distance = NORMS[attack.norm].size(moved - state.images)
     closer = wrong & (distance < state.distance)
     distance = jnp.where(closer, distance, state.distance)
@@ -235,6 +246,7 @@ def _check(attack: Fab, logits_fn: LogitsFn, state: FabState, moved: jax.Array) 
         adversarial=where(closer, moved, state.adversarial),
         distance=distance,
         broken=distance <= attack.epsilon,
+        sound=state.sound & ~has_nan(logits),
     )
 
 

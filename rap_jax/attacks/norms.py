@@ -3,11 +3,15 @@
 Perturbations have the shape of the images, [N, ...]; norms and projections are per example, over all other axes.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from rap_jax.attacks.checks import check_size
+from rap_jax.losses import at_least_32_bits, describe
 
 # Adding a perturbation to a pixel and taking the difference again rounds twice in float32.
 _ROUNDING = 1e-5
@@ -55,12 +59,14 @@ def _linf_size(perturbation: jax.Array) -> jax.Array:
 
 
 def _l2_length(x: jax.Array) -> jax.Array:
+    """In float32 or wider: the squares of many pixels overflow float16."""
+    x = at_least_32_bits(x)
     return jnp.sqrt(jnp.sum(x * x, _example_axes(x), keepdims=True))
 
 
 def _l2_random(key: jax.Array, images: jax.Array, epsilon: jax.Array | float) -> jax.Array:
     direction_key, radius_key = jax.random.split(key)
-    num_dimensions = images[0].size
+    num_dimensions = math.prod(images.shape[1:])
     # The share of a ball's volume inside radius r grows as r^d, so uniform points need u^(1/d).
     radius_shape = (images.shape[0],) + (1,) * (images.ndim - 1)
     radius = jax.random.uniform(radius_key, radius_shape, images.dtype) ** (1 / num_dimensions)
@@ -75,15 +81,17 @@ def _l2_steepest(gradient: jax.Array) -> jax.Array:
     # The gradient of a confident example may be 1e-30: its square is 0 in float32, so it is scaled to 1 first. Only a
     # gradient that is exactly zero has no direction; that example stays where it is.
     largest = jnp.abs(gradient).max(_example_axes(gradient), keepdims=True)
-    scaled = gradient / jnp.where(largest > 0, largest, 1.0)
-    return scaled / jnp.maximum(_l2_length(scaled), _TINY)
+    scaled = at_least_32_bits(gradient / jnp.where(largest > 0, largest, 1.0))
+    return (scaled / jnp.maximum(_l2_length(scaled), _TINY)).astype(gradient.dtype)
 
 
 def _l2_project(perturbation: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    return perturbation * jnp.minimum(1.0, epsilon / jnp.maximum(_l2_length(perturbation), _TINY))
+    share = jnp.minimum(1.0, epsilon / jnp.maximum(_l2_length(perturbation), _TINY))
+    return perturbation * share.astype(perturbation.dtype)
 
 
 def _l2_size(perturbation: jax.Array) -> jax.Array:
+    perturbation = at_least_32_bits(perturbation)
     return jnp.sqrt(jnp.sum(perturbation * perturbation, _example_axes(perturbation)))
 
 
@@ -105,7 +113,27 @@ def is_inside(
 ) -> jax.Array:
     """Which of `adversarial` [N, ...] lie in the ball around `images` and in [0, 1], up to rounding: bool [N].
 
-    False for NaN as well, which fails every comparison.
+    False for NaN as well, which fails every comparison. The difference is taken in float32 or wider, and its rounding
+    alone is allowed for, whatever the dtype of the images: an image that is rounded to bfloat16 may be outside.
+
+    Raises:
+      ValueError: unequal shapes, an unknown norm, or a radius that is negative or no number.
     """
-    in_box = ((adversarial >= 0) & (adversarial <= 1)).reshape(len(images), -1).all(1)
-    return in_box & (norm_of(norm).size(adversarial - images) <= epsilon * (1 + _ROUNDING) + 1e-6)
+    if adversarial.shape != images.shape:
+        raise ValueError(f"adversarial images are {describe(adversarial)}; expected the shape of {describe(images)}.")
+    adversarial, images = at_least_32_bits(adversarial), at_least_32_bits(images)
+    dtype = max(adversarial.dtype, images.dtype, key=lambda dtype: dtype.itemsize)
+    radius = check_size("epsilon", epsilon, dtype) * (1 + _ROUNDING) + 1e-6
+    in_box = ((adversarial >= 0) & (adversarial <= 1)).all(_example_axes(adversarial))
+    return in_box & (norm_of(norm).size(adversarial.astype(dtype) - images.astype(dtype)) <= radius)
+
+
+def finite(gradient: jax.Array) -> jax.Array:
+    """Gradients [N, ...] with 0 for NaN, and with no entry so large that the sum over an image would be infinite."""
+    largest = float(jnp.finfo(gradient.dtype).max) / math.prod(gradient.shape[1:])
+    return jnp.where(jnp.isnan(gradient), 0, jnp.clip(gradient, -largest, largest))
+
+
+def has_nan(arrays: jax.Array) -> jax.Array:
+    """Which examples of [N, ...] hold a NaN, bool [N]."""
+    return jnp.isnan(arrays).any(_example_axes(arrays))

@@ -5,23 +5,50 @@ https://arxiv.org/abs/1706.06083; used by Ye et al., 2019 (eq. 2) inside trainin
 
 Differs from the code of Ye et al.: (1) the random start is put inside [0, 1] before the first gradient, so that
 every gradient is taken at an image; (2) the loss is a function of the images alone, so an attack cannot move
-BatchNorm statistics. Examples do not couple as long as the loss normalises none by its neighbours.
+BatchNorm statistics; (3) where an entry of a gradient is NaN the pixel stays for this step, and an infinite one counts
+as the largest of its sign, so that images are never NaN. Examples do not couple as long as the loss normalises none by
+its neighbours.
+
+Images of 16 bits are moved in float32, or small steps would be lost; the loss sees them rounded, each pixel towards the
+clean one, as they are handed over: so they are inside the ball.
 """
 
-import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from rap_jax.attacks.norms import Norm, norm_of
+from rap_jax.attacks.checks import LossFn, check_count, check_images, check_size, checked_loss, warn_of_nan
+from rap_jax.attacks.norms import Norm, finite, has_nan, norm_of
+from rap_jax.losses import at_least_32_bits, is_array
 
-LossFn = Callable[[jax.Array], jax.Array]
 Start = Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
+_State = tuple[jax.Array, optax.OptState, jax.Array]
 
 # The gradient as it is: what makes it plain PGD.
 PLAIN_GRADIENT = optax.identity()
+
+
+class PgdSettings(NamedTuple):
+    """What `pgd` takes beside key, loss and images."""
+
+    epsilon: jax.Array | float
+    step_size: jax.Array | float
+    num_steps: int
+    norm: str = "linf"
+    num_restarts: int = 1
+    random_start: bool = True
+    transform: optax.GradientTransformation = PLAIN_GRADIENT
+
+
+class Ascent(NamedTuple):
+    """What restarts found. Attributes: images: [R, N, ...]; sound: no gradient on the way was NaN, bool [R, N]."""
+
+    images: jax.Array
+    sound: jax.Array
 
 
 def pgd(
@@ -50,16 +77,21 @@ def pgd(
       step_size: length of a step in the same norm and units; may be traced.
       num_steps: gradient steps.
       norm: `linf` or `l2`.
-      num_restarts: independent starts, run side by side by `vmap`; each example keeps its start of highest loss.
+      num_restarts: independent starts, run side by side by `vmap`; each example keeps its start of highest loss. One
+        whose loss is NaN comes after all others.
       random_start: begin at a uniform point of the ball instead of at the image.
       transform: what the gradient goes through before its steepest direction is taken, such as `optax.trace(0.9)`. Each
         start has a state of its own. It must not couple examples: a clip by the norm of the whole batch would.
 
     Returns:
-      Adversarial images, shape and dtype of `images`. No gradient flows through them.
+      Adversarial images, shape and dtype of `images`, never NaN. No gradient flows through them.
 
     Raises:
-      ValueError: unknown norm, or an impossible number of steps, restarts or keys.
+      ValueError: an unknown norm, an impossible number of steps, restarts or keys, a radius or step that is no number
+        of 0 or more, images that are not float [N, ...] in [0, 1], or losses that are not float [N].
+
+    Warns:
+      RuntimeWarning: a gradient was NaN; outside `jax.jit` only, where that is known.
     """
     candidates = pgd_restarts(
         key,
@@ -73,9 +105,10 @@ def pgd(
         random_start=random_start,
         transform=transform,
     )
-    if num_restarts == 1:
+    if num_restarts == 1 or not len(images):
         return candidates[0]
-    worst = jnp.argmax(jax.vmap(loss_fn)(candidates), axis=0)
+    losses = jax.vmap(loss_fn)(candidates)
+    worst = jnp.argmax(jnp.where(jnp.isnan(losses), -jnp.inf, losses), axis=0)
     return jax.vmap(lambda i, starts: starts[i], in_axes=(0, 1))(worst, candidates)
 
 
@@ -96,26 +129,44 @@ def pgd_restarts(
 
     An evaluation wants all of them: the restart of highest loss need not be one that is misclassified.
     """
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images have dtype {images.dtype}; expected floating point, with pixels in [0, 1].")
-    for name, value in (("epsilon", epsilon), ("step_size", step_size)):
-        if isinstance(value, int | float) and not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}; expected a finite number of 0 or more.")
-    if num_steps < 0 or num_restarts < 1:
-        raise ValueError(
-            f"num_steps is {num_steps!r} and num_restarts is {num_restarts!r}; expected at least 0 steps and 1 restart."
-        )
-    ball = norm_of(norm)
-    start = _start(ball, key, len(images)) if random_start else _no_start
+    settings = PgdSettings(epsilon, step_size, num_steps, norm, num_restarts, random_start, transform)
+    found = ascend(key, loss_fn, images, settings)
+    warn_of_nan(found.sound.all(0), "loss_fn")
+    return found.images
 
-    def one_start(key: jax.Array) -> jax.Array:
-        first = _into_ball_and_box(ball, images, start(key, images, epsilon), epsilon)
-        return _ascend(ball, loss_fn, images, first, epsilon, step_size, num_steps, transform)
 
-    if num_restarts == 1:  # vmap over an axis of one would only get in the compiler's way
-        return one_start(key)[None]
-    split = lambda key: jax.random.split(key, num_restarts)
+def ascend(key: jax.Array, loss_fn: LossFn, images: jax.Array, settings: PgdSettings) -> Ascent:
+    """`pgd_restarts`, which also says for which images it may be weaker than it should: where a gradient was NaN."""
+    images = check_images(images)
+    clean = at_least_32_bits(images)
+    settings = _checked(settings, clean.dtype)
+    ball = norm_of(settings.norm)
+    start = _start(ball, key, len(images)) if settings.random_start else _no_start
+    if not len(images):  # which many a network cannot reshape
+        shape = (settings.num_restarts, 0)
+        return Ascent(jnp.zeros(shape + images.shape[1:], images.dtype), jnp.ones(shape, bool))
+    gradient_fn = jax.grad(lambda x: jnp.sum(checked_loss(loss_fn)(x)))
+    gradient_at = lambda x: gradient_fn(_rounded(x, images)).astype(clean.dtype)
+
+    def one_start(key: jax.Array) -> Ascent:
+        first = _into_ball_and_box(ball, clean, start(key, clean, settings.epsilon), settings.epsilon)
+        end, sound = _ascend(ball, gradient_at, clean, first, settings)
+        return Ascent(_rounded(end, images), sound)
+
+    if settings.num_restarts == 1:  # vmap over an axis of one would only get in the compiler's way
+        return jax.tree.map(lambda x: x[None], one_start(key))
+    split = lambda key: jax.random.split(key, settings.num_restarts)
     return jax.vmap(one_start)(jax.vmap(split, out_axes=1)(key) if _one_for_each(key) else split(key))
+
+
+def _checked(settings: PgdSettings, dtype: Any) -> PgdSettings:
+    """Settings that can be, with radius and step in `dtype` where they are traced."""
+    return settings._replace(
+        epsilon=check_size("epsilon", settings.epsilon, dtype),
+        step_size=check_size("step_size", settings.step_size, dtype),
+        num_steps=check_count("num_steps", settings.num_steps, 0, "0 steps"),
+        num_restarts=check_count("num_restarts", settings.num_restarts, 1, "1 restart"),
+    )
 
 
 def _one_for_each(key: jax.Array) -> bool:
@@ -124,6 +175,8 @@ def _one_for_each(key: jax.Array) -> bool:
 
 def _start(ball: Norm, key: jax.Array, num_examples: int) -> Start:
     """`ball.random`, for one key or one key for each example."""
+    if not is_array(key):
+        raise ValueError(f"key is {key!r}; expected a typed key, jax.random.key(seed).")
     if not _one_for_each(key):
         return ball.random
     if len(key) != num_examples:
@@ -142,23 +195,35 @@ def _into_ball_and_box(ball: Norm, images: jax.Array, perturbation: jax.Array, e
     return jnp.clip(images + ball.project(perturbation, epsilon), 0.0, 1.0)
 
 
+def _rounded(x: jax.Array, images: jax.Array) -> jax.Array:
+    """`x` in the dtype of `images`, each pixel rounded towards theirs, so that no perturbation grows."""
+    if x.dtype == images.dtype:
+        return x
+    info, clean = jnp.finfo(images.dtype), images.astype(x.dtype)
+    nearest = lax.reduce_precision(x, info.nexp, info.nmant)  # XLA may leave out a cast there and back
+    farther = jnp.abs(nearest - clean) > jnp.abs(x - clean)
+    nearest = nearest.astype(images.dtype)
+    return jnp.where(farther, jnp.nextafter(nearest, images), nearest)
+
+
 def _ascend(
     ball: Norm,
-    loss_fn: LossFn,
+    gradient_fn: Callable[[jax.Array], jax.Array],
     images: jax.Array,
     first: jax.Array,
-    epsilon: jax.Array | float,
-    step_size: jax.Array | float,
-    num_steps: int,
-    transform: optax.GradientTransformation,
-) -> jax.Array:
-    gradient_fn = jax.grad(lambda x: jnp.sum(loss_fn(x)))
+    settings: PgdSettings,
+) -> tuple[jax.Array, jax.Array]:
+    """The last images [N, ...], and where no gradient was NaN [N], which costs nothing where it is not read."""
+    transform = settings.transform
 
-    def step(_: int, state: tuple[jax.Array, optax.OptState]) -> tuple[jax.Array, optax.OptState]:
-        adversarial, transform_state = state
-        gradient, transform_state = transform.update(gradient_fn(adversarial), transform_state)
-        moved = adversarial + step_size * ball.steepest(gradient)
-        return _into_ball_and_box(ball, images, moved - images, epsilon), transform_state
+    def step(_: int, state: _State) -> _State:
+        adversarial, transform_state, sound = state
+        gradient = gradient_fn(adversarial)
+        direction, transform_state = transform.update(finite(gradient), transform_state)
+        moved = adversarial + settings.step_size * ball.steepest(finite(direction))
+        inside = _into_ball_and_box(ball, images, moved - images, settings.epsilon)
+        return inside, transform_state, sound & ~has_nan(gradient)
 
-    adversarial, _ = jax.lax.fori_loop(0, num_steps, step, (first, transform.init(first)))
-    return jax.lax.stop_gradient(adversarial)
+    begin = (first, transform.init(first), jnp.ones(len(images), bool))
+    adversarial, _, sound = lax.fori_loop(0, settings.num_steps, step, begin)
+    return lax.stop_gradient(adversarial), sound

@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rap_jax.attacks.norms import norm_of
+from rap_jax.attacks.checks import LogitsFn
+from rap_jax.attacks.norms import has_nan
 from rap_jax.attacks.square_candidates import CANDIDATES, draw, draw_first
 from rap_jax.attacks.square_patterns import HALVINGS, window_sides
-from rap_jax.attacks.stepwise import LogitsFn, Outcome, run_attack, where
+from rap_jax.attacks.stepwise import Outcome, check_settings, misclassified, run_attack, where
 from rap_jax.losses import margin
 
 
@@ -41,6 +42,7 @@ class SquareState(NamedTuple):
       adversarial: the best image so far, inside ball and box, [N, H, W, C].
       margin: of its best wrong logit over the right one.
       broken: whether it is misclassified.
+      sound: see `AttackState`.
     """
 
     keys: jax.Array
@@ -50,6 +52,7 @@ class SquareState(NamedTuple):
     adversarial: jax.Array
     margin: jax.Array
     broken: jax.Array
+    sound: jax.Array | bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +74,7 @@ class Square:
     initial_share: float = 0.8
 
     def __post_init__(self) -> None:
-        norm_of(self.norm)
-        if self.num_steps < 0 or self.num_restarts < 1:
-            raise ValueError(
-                f"num_steps is {self.num_steps!r} and num_restarts is {self.num_restarts!r}; "
-                "expected at least 0 steps and 1 restart."
-            )
+        check_settings(self)
         if not 0 < self.initial_share <= 1:
             raise ValueError(f"initial_share is {self.initial_share!r}; expected above 0 and up to 1.")
 
@@ -102,7 +100,7 @@ class Square:
         first = candidates.first(images, draws, self.epsilon)
         first_margin, wrong = ask(logits_fn, first, labels)
         iteration = jnp.zeros(len(images), jnp.int32)
-        return SquareState(keys, images, labels, iteration, first, first_margin, wrong)
+        return SquareState(keys, images, labels, iteration, first, first_margin, wrong, first_margin > -jnp.inf)
 
     def advance(self, logits_fn: LogitsFn, state: SquareState, num_steps: int) -> SquareState:
         """See `StepwiseAttack`. Ends early when no example is left that is not broken."""
@@ -123,18 +121,23 @@ class Square:
         draws = draw(state.keys, state.iteration + 1, num_channels)
         sides = self.sides(state.iteration, height, width)
         candidate = CANDIDATES[self.norm].next(state.images, state.adversarial, draws, sides, self.epsilon)
-        return accept(state, candidate, *ask(logits_fn, candidate, state.labels))
+        new_margin, wrong = ask(logits_fn, candidate, state.labels)
+        sound = state.sound & (state.broken | (new_margin > -jnp.inf))
+        return accept(state, candidate, new_margin, wrong)._replace(sound=sound)
 
     def sides(self, iteration: jax.Array, height: int, width: int) -> jax.Array:
         """Of the windows in pixels, int32 [N], when so many candidates have been asked about, int32 [N]."""
-        halvings = (iteration[:, None] > jnp.asarray(HALVINGS)[None]).sum(1)
-        return jnp.asarray(window_sides(self.norm, height, width, self.initial_share))[halvings]
+        halvings = (iteration[:, None] > jnp.asarray(HALVINGS, jnp.int32)[None]).sum(1)
+        return jnp.asarray(window_sides(self.norm, height, width, self.initial_share), jnp.int32)[halvings]
 
 
 def ask(logits_fn: LogitsFn, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One query: `losses.margin` of the images [N], and whether they are misclassified, bool [N]."""
+    """One query: `losses.margin` of the images [N], and whether they are misclassified, bool [N].
+
+    The margin is -inf where logits are NaN: such an image is accepted for no other.
+    """
     logits = lax.stop_gradient(logits_fn(images))
-    return margin(logits, labels), logits.argmax(-1) != labels
+    return jnp.where(has_nan(logits), -jnp.inf, margin(logits, labels)), misclassified(logits, labels)
 
 
 def accept(state: SquareState, candidate: jax.Array, new_margin: jax.Array, wrong: jax.Array) -> SquareState:
@@ -142,7 +145,7 @@ def accept(state: SquareState, candidate: jax.Array, new_margin: jax.Array, wron
     searching = ~state.broken
     better = searching & ((new_margin > state.margin) | (new_margin >= 0))
     return state._replace(
-        iteration=state.iteration + searching,
+        iteration=state.iteration + searching.astype(jnp.int32),
         adversarial=where(better, candidate, state.adversarial),
         margin=jnp.where(better, new_margin, state.margin),
         broken=state.broken | (better & wrong),

@@ -84,8 +84,8 @@ def _signs(uniforms: jax.Array) -> jax.Array:
 
 def _offsets(corner: jax.Array, sides: jax.Array, length: int) -> jax.Array:
     """Of each of `length` rows or columns from the window's first, int32 [N, length]; negative before it."""
-    first = jnp.floor(corner * (length - sides + 1)).astype(jnp.int32)
-    return jnp.arange(length)[None] - first[:, None]
+    first = jnp.floor(corner * (length - sides + 1).astype(corner.dtype)).astype(jnp.int32)
+    return jnp.arange(length, dtype=jnp.int32)[None] - first[:, None]
 
 
 def _within(offsets: jax.Array, sides: jax.Array) -> jax.Array:

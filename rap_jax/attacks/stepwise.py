@@ -7,29 +7,17 @@ Every leaf of a state has the examples on its first axis, and each example goes 
 image, label and start alone, never on its neighbours. `run_attack` puts the pieces together for one batch.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# images [N, ...] in [0, 1] -> logits [N, K]. A randomised network takes (images, key).
-LogitsFn = Callable[..., jax.Array]
-
-
-def in_float32(logits_fn: LogitsFn) -> LogitsFn:
-    """The same function with logits in float32, in which attacks compare them, whatever the network computes in."""
-    # Under `jax.jit` its arrays could not be found (`captured`); whoever calls this compiles it anyway.
-    function = logits_fn.__wrapped__ if isinstance(logits_fn, jax.stages.Wrapped) else logits_fn  # type: ignore[attr-defined]
-
-    def in_float32(*arguments: jax.Array) -> jax.Array:
-        logits = function(*arguments)
-        if not hasattr(logits, "dtype"):
-            raise ValueError(f"logits_fn returns a {type(logits).__name__}; expected an array of logits [N, K] alone.")
-        return logits.astype(jnp.float32)
-
-    return in_float32
+from rap_jax.attacks.checks import LogitsFn as LogitsFn
+from rap_jax.attacks.checks import check_batch, check_count, check_size, in_dtype, warn_of_nan
+from rap_jax.attacks.checks import in_float32 as in_float32
+from rap_jax.attacks.norms import has_nan, norm_of
+from rap_jax.losses import check_labels, is_array
 
 
 class AttackState(Protocol):
@@ -37,7 +25,10 @@ class AttackState(Protocol):
 
     Attributes:
       adversarial: the image to hand over, [N, ...]: misclassified where `broken`, inside the box always.
-      broken: whether an image inside ball and box has been found that the network gets wrong, bool [N].
+      broken: whether an image inside ball and box has been found that the network gets wrong, bool [N]. One whose
+        logits are NaN is none.
+      sound: that no logits and no gradient on the way were NaN, bool [N]; where they were, NaN in a gradient counted as
+        0, and an image that is not broken is not known to be robust.
     """
 
     @property
@@ -45,6 +36,9 @@ class AttackState(Protocol):
 
     @property
     def broken(self) -> jax.Array: ...
+
+    @property
+    def sound(self) -> jax.Array | bool: ...
 
 
 class StepwiseAttack(Protocol):
@@ -103,20 +97,59 @@ def run_attack(
       For each example the outcome of its first start that broke it.
 
     Raises:
-      ValueError: images that are not floating point, labels or keys of another number, or what `attack` refuses.
-    """
-    check_batch(images, labels)
-    keys = keys_of_examples(key, len(images))
+      ValueError: images that are not float32 or float64 in [0, 1], labels that are not whole numbers [N], another
+        number of keys, logits that are not float [N, K], or what `attack` refuses.
 
-    def one_start(start: jax.Array, found: Outcome) -> Outcome:
+    Warns:
+      RuntimeWarning: logits or gradients were NaN; outside `jax.jit` only, where that is known.
+    """
+    images, labels = check_batch(images, labels)
+    keys, logits_fn = keys_of_examples(key, len(images)), in_dtype(logits_fn, images.dtype)
+
+    def one_start(start: jax.Array, carry: tuple[Outcome, jax.Array]) -> tuple[Outcome, jax.Array]:
+        found, sound = carry
         starts = jnp.full(len(images), start, jnp.int32)
         state = attack.start(logits_fn, fold_in_each(keys, start), images, labels, starts)
         state = attack.advance(logits_fn, state, attack.num_steps)
-        return keep_first(found, Outcome(state.adversarial, state.broken))
+        return keep_first(found, Outcome(state.adversarial, state.broken)), sound & (state.sound | found.broken)
 
     nothing = Outcome(images, jnp.zeros(len(images), bool))
-    found = lax.fori_loop(0, attack.num_starts, one_start, nothing)
+    if not len(images):  # which many a network cannot reshape
+        return nothing
+    found, sound = lax.fori_loop(0, attack.num_starts, one_start, (nothing, ~nothing.broken))
+    warn_of_nan(sound, "logits_fn")
     return jax.tree.map(lax.stop_gradient, found)
+
+
+def check_settings(attack: Any, **others: Any) -> None:
+    """Refuses what no attack can have; numbers of NumPy become Python's, and `others` take the place of what there is.
+
+    Raises:
+      ValueError: an unknown norm, a radius that is no number of 0 or more, fewer than 0 steps or than 1 restart.
+    """
+    norm_of(attack.norm)
+    checked = {
+        "epsilon": check_size("epsilon", attack.epsilon),
+        "num_steps": check_count("num_steps", attack.num_steps, 0, "0 steps"),
+        "num_restarts": check_count("num_restarts", attack.num_restarts, 1, "1 restart"),
+    }
+    for name, value in (checked | others).items():
+        object.__setattr__(attack, name, value)
+
+
+def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Which images have another class than their label, bool [N]; none whose logits are NaN, of which argmax is 0."""
+    labels = check_labels(labels, len(logits), logits.shape[-1])
+    return (jnp.argmax(logits, axis=-1).astype(labels.dtype) != labels) & ~has_nan(logits)
+
+
+def with_own_keys(logits_fn: LogitsFn) -> LogitsFn:
+    """(images [N, ...], keys [N]) -> logits [N, K] of a randomised network that takes (images, key).
+
+    Each image has the noise of its own key, whatever is beside it in the batch. The network sees batches of one image,
+    which `jax.vmap` puts together again.
+    """
+    return jax.vmap(lambda image, key: logits_fn(image[None], key)[0])
 
 
 def keep_first(before: Outcome, now: Outcome) -> Outcome:
@@ -136,8 +169,9 @@ def keys_of_examples(key: jax.Array, num_examples: int) -> jax.Array:
     Raises:
       ValueError: another number of keys, or no typed key.
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key has dtype {key.dtype}; expected a typed key, jax.random.key(seed).")
+    if not is_array(key) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        found = f"has dtype {key.dtype}" if is_array(key) else f"is {key!r}"
+        raise ValueError(f"key {found}; expected a typed key, jax.random.key(seed).")
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_examples))
     if key.shape != (num_examples,):
@@ -150,13 +184,3 @@ def keys_of_examples(key: jax.Array, num_examples: int) -> jax.Array:
 def fold_in_each(keys: jax.Array, number: jax.Array | int) -> jax.Array:
     """Folds one number into each of the keys [N]."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-
-
-def check_batch(images: jax.Array, labels: jax.Array) -> None:
-    """Refuses, with a `ValueError`, what cannot be a batch: images of whole numbers, another number of labels."""
-    if not jnp.issubdtype(images.dtype, jnp.floating) or images.ndim < 2:
-        raise ValueError(
-            f"images are {images.dtype}{list(images.shape)}; expected float [N, ...] with pixels in [0, 1]."
-        )
-    if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels are {labels.dtype}{list(labels.shape)}; expected whole numbers, [{len(images)}].")

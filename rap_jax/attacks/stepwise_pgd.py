@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rap_jax.attacks.norms import norm_of
-from rap_jax.attacks.stepwise import LogitsFn, where
+from rap_jax.attacks.checks import LogitsFn, check_size
+from rap_jax.attacks.norms import finite, has_nan, norm_of
+from rap_jax.attacks.stepwise import check_settings, misclassified, where
 from rap_jax.losses import cross_entropy, margin
 
 Loss = Literal["ce", "margin"]
@@ -30,6 +31,7 @@ class PgdState(NamedTuple):
       current: the image that the last step led to, inside ball and box, [N, ...].
       adversarial: the last misclassified image, [N, ...]; the start where there is none.
       broken: whether there is one, bool [N].
+      sound: see `AttackState`.
     """
 
     images: jax.Array
@@ -37,6 +39,7 @@ class PgdState(NamedTuple):
     current: jax.Array
     adversarial: jax.Array
     broken: jax.Array
+    sound: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +63,9 @@ class Pgd:
     num_restarts: int = 1
 
     def __post_init__(self) -> None:
-        norm_of(self.norm)
+        check_settings(self, step_size=check_size("step_size", self.step_size))
         if self.loss not in _LOSSES:
             raise ValueError(f"loss is {self.loss!r}; expected one of {', '.join(_LOSSES)}.")
-        if self.num_steps < 0 or self.num_restarts < 1:
-            raise ValueError(
-                f"num_steps is {self.num_steps!r} and num_restarts is {self.num_restarts!r}; "
-                "expected at least 0 steps and 1 restart."
-            )
 
     @property
     def num_starts(self) -> int:
@@ -82,7 +80,8 @@ class Pgd:
         ball = norm_of(self.norm)
         drawn = jax.vmap(lambda key, image: ball.random(key, image[None], self.epsilon)[0])(keys, images)
         first = jnp.clip(images + drawn, 0, 1)
-        return PgdState(images, labels, first, first, _wrong(logits_fn(first), labels))
+        logits = logits_fn(first)
+        return PgdState(images, labels, first, first, misclassified(logits, labels), ~has_nan(logits))
 
     def advance(self, logits_fn: LogitsFn, state: PgdState, num_steps: int) -> PgdState:
         """See `StepwiseAttack`; a forward pass more than steps, for the image that the last one leads to."""
@@ -97,16 +96,17 @@ class Pgd:
             return jnp.sum(_LOSSES[self.loss](logits, state.labels)), logits
 
         gradient, logits = jax.grad(loss_fn, has_aux=True)(state.current)
-        moved = state.current + self.step_size * ball.steepest(gradient)
+        moved = state.current + self.step_size * ball.steepest(finite(gradient))
         inside = jnp.clip(state.images + ball.project(moved - state.images, self.epsilon), 0, 1)
-        return _noted(state, logits)._replace(current=inside)
+        state = _noted(state, logits)
+        return state._replace(current=inside, sound=state.sound & ~has_nan(gradient))
 
 
 def _noted(state: PgdState, logits: jax.Array) -> PgdState:
     """The state that knows whether its current image, which has these logits, is misclassified."""
-    wrong = _wrong(logits, state.labels)
-    return state._replace(adversarial=where(wrong, state.current, state.adversarial), broken=state.broken | wrong)
-
-
-def _wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.argmax(logits, axis=-1) != labels
+    wrong = misclassified(logits, state.labels)
+    return state._replace(
+        adversarial=where(wrong, state.current, state.adversarial),
+        broken=state.broken | wrong,
+        sound=state.sound & ~has_nan(logits),
+    )

@@ -22,20 +22,30 @@ import jax
 import numpy as np
 from absl import logging
 
-from rap_jax.attacks.stepwise import LogitsFn, in_float32
-from rap_jax.auto_attack.inputs import check_arrays, check_key, check_logits, check_state_path
+from rap_jax.attacks.checks import LogitsFn, in_float32
+from rap_jax.auto_attack.inputs import (
+    check_arrays,
+    check_devices,
+    check_gradients,
+    check_key,
+    check_network,
+    check_state_path,
+)
 from rap_jax.auto_attack.programs import Judged, Programs
 from rap_jax.auto_attack.record import Record, Saved, load, save
 from rap_jax.auto_attack.result import AutoAttackResult, PartResult, names_of_parts
 from rap_jax.auto_attack.slots import Found, Slots, even_slots
-from rap_jax.auto_attack.versions import NAMES, Part, Version, parts_of
+from rap_jax.auto_attack.versions import Part, Version, check_parts, parts_of, stream_of
+from rap_jax.batch_sizes import on_any_batch
 from rap_jax.captured import lift_captured
 from rap_jax.config.attack import check_radius
 from rap_jax.config.checks import require
 from rap_jax.diagnostics import check_left_out, check_square, diagnose
 from rap_jax.fingerprint import fingerprint
+from rap_jax.losses import check_labels
 from rap_jax.progress import Progress
 from rap_jax.state import make_mesh
+from rap_jax.traced import own_mesh, trace
 
 _SECONDS_BETWEEN_SAVES = 30.0
 # On a CPU the parts that a device works on at a time are no larger than 32 images; accelerators want more at once.
@@ -69,10 +79,12 @@ def auto_attack(
       norm: `linf` or `l2`.
       version: `standard`, `plus` or `rand`.
       key: typed PRNG key.
-      parts: other attacks than those of the version, in this order.
-      batch_size: examples that are attacked at a time, over all devices; 0 chooses. It changes nothing but rounding.
+      parts: other attacks than those of the version, in this order, each with a name of its own.
+      batch_size: examples that are attacked at a time, over all devices; 0 chooses. It changes nothing but rounding. A
+        network that takes batches of this size only is called with no others.
       state_path: file in which the progress is kept; a call that was killed goes on from there.
-      devices: those to run on; None for all.
+      devices: those to run on; None for all. A network that places itself (sharding constraints, `shard_map`, a mesh
+        that is set) runs on the devices of its mesh instead, and its captured arrays stay where they are.
       diagnostics: look for signs that the result cannot be trusted, see `rap_jax.diagnostics`; each is also logged as a
         warning.
       on_look: called many times a minute, between two programs; it may raise to stop, the progress is saved then.
@@ -85,14 +97,30 @@ def auto_attack(
     check_radius(norm, epsilon, images[0].size)
     check_key(key)
     path = check_state_path(state_path)
-    mesh, logits_fn = make_mesh(devices), in_float32(logits_fn)
+    check_network(logits_fn)
+    given, mesh = None if parts is None else check_parts(parts), make_mesh(check_devices(devices))
     num_slots = _num_slots(batch_size, len(images), mesh)
     draw = (key,) if version == "rand" else ()
-    batch = jax.ShapeDtypeStruct((num_slots // mesh.size, *images.shape[1:]), np.float32)
-    num_classes = check_logits(logits_fn, batch, labels, *draw)
-    chosen = parts_of(version, epsilon=epsilon, norm=norm, num_classes=num_classes) if parts is None else tuple(parts)
+    shape = (num_slots // mesh.size, *images.shape[1:])
+    logits_fn, num_classes = on_any_batch(
+        in_float32(logits_fn), shape[1:], _sizes(batch_size, num_slots, mesh.size), *draw
+    )
+    require(num_classes >= 2, "number of logits", num_classes, "2 or more: one logit z becomes [0, z]")
+    labels = np.asarray(check_labels(labels, num_classes=num_classes), np.int32)
+    chosen = parts_of(version, epsilon=epsilon, norm=norm, num_classes=num_classes) if given is None else given
+    batch = jax.ShapeDtypeStruct(shape, np.float32)
+    network = trace(logits_fn, batch, *draw)
+    check_gradients(network.no_gradient, chosen, logits_fn, batch)
+    own = own_mesh(network.jaxpr)
+    if own is not None:
+        mesh, num_slots = own, _num_slots(batch_size, len(images), own)
     programs = Programs(
-        *lift_captured(logits_fn, batch, *draw), mesh, epsilon=epsilon, norm=norm, randomized=version == "rand"
+        *lift_captured(logits_fn, batch, *draw),
+        mesh,
+        epsilon=epsilon,
+        norm=norm,
+        randomized=version == "rand",
+        places_itself=own is not None,
     )
     clean = _judge_all(programs, key, images, images, labels, num_slots)
     if not clean.sound.all():
@@ -177,7 +205,7 @@ class _Run:
                 self.on_look()
 
             slots = Slots(
-                self.programs.of_attack(attack, jax.random.fold_in(self.key, NAMES.index(part.name))),
+                self.programs.of_attack(attack, jax.random.fold_in(self.key, stream_of(part.name))),
                 self.images,
                 self.labels,
                 num_slots=num_slots,
@@ -217,10 +245,22 @@ def _judge_all(
 
 
 def _num_slots(batch_size: int, num_images: int, mesh: jax.sharding.Mesh) -> int:
-    require(batch_size >= 0, "batch_size", batch_size, "0, which chooses, or 1 or more images")
+    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool) and batch_size >= 0
+    require(whole, "batch_size", batch_size, "0, which chooses, or 1 or more images")
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     wanted = batch_size or mesh.size * (_SLOTS_PER_CPU if on_cpu else _SLOTS_PER_ACCELERATOR)
     return math.ceil(min(wanted, num_images) / mesh.size) * mesh.size
+
+
+def _sizes(batch_size: int, num_slots: int, num_devices: int) -> list[int]:
+    """Of batches that a network may want: what it is called with, or all at a time, for any split over devices."""
+    sizes = (
+        num_slots // num_devices,
+        num_slots,
+        batch_size,
+        math.ceil(num_slots / jax.device_count()) * jax.device_count(),
+    )
+    return [size for size in dict.fromkeys(sizes) if size]
 
 
 def _identity(

@@ -2,7 +2,8 @@
 
 A batch is a row of slots. An example that is broken, or has gone through all steps, makes room for another one in the
 same compiled program, so that no work is done on what is decided. The batch is split over the devices; no device waits
-for another inside a program (`state` says why).
+for another inside a program (`state` says why). A network that places itself on devices of its own is run on these, on
+the whole batch, as it is.
 """
 
 from collections.abc import Callable
@@ -46,12 +47,14 @@ class Judged(NamedTuple):
       margin: of the best wrong logit over the right one.
       size: norm of the perturbation.
       sound: finite logits; inside ball and box.
+      lost: an attack has met logits or gradients that are NaN on its way, so that surviving it means nothing.
     """
 
     wrong: Any
     margin: Any
     size: Any
     sound: Any
+    lost: Any
 
 
 class Programs:
@@ -60,15 +63,27 @@ class Programs:
     Args:
       logits_fn: (captured, images) -> logits, or (captured, images, key) of a randomised network.
       captured: its arrays.
+      mesh: the devices.
       randomized: whether it takes a key.
+      places_itself: whether the network says which of the devices does what; else each does its share of the batch.
     """
 
     def __init__(
-        self, logits_fn: LogitsFn, captured: Captured, mesh: Mesh, *, epsilon: float, norm: str, randomized: bool
+        self,
+        logits_fn: LogitsFn,
+        captured: Captured,
+        mesh: Mesh,
+        *,
+        epsilon: float,
+        norm: str,
+        randomized: bool,
+        places_itself: bool = False,
     ):
         self._logits_fn, self._mesh, self._randomized = logits_fn, mesh, randomized
-        self._epsilon, self._norm = epsilon, norm
-        self.captured = jax.device_put(captured, replicated(mesh))
+        self._epsilon, self._norm, self._places_itself = epsilon, norm, places_itself
+        # What is split over these devices already stays so.
+        stays = lambda array: places_itself and array.sharding.device_set == set(mesh.devices.flat)
+        self.captured = [array if stays(array) else jax.device_put(array, replicated(mesh)) for array in captured]
         self._judge = self.compile(self.judge_images)
 
     @property
@@ -91,7 +106,8 @@ class Programs:
         size = norm_of(self._norm).size(others - images)
         inside = is_inside(others, images, epsilon=self._epsilon, norm=self._norm)
         sound = jnp.isfinite(logits).all(-1) & inside
-        return Judged(logits.argmax(-1) != labels, margin(logits, labels), size, sound)
+        wrong = logits.argmax(-1).astype(labels.dtype) != labels
+        return Judged(wrong, margin(logits, labels), size, sound, jnp.zeros_like(wrong))
 
     def bound(self, captured: Captured, key: jax.Array) -> LogitsFn:
         """The network with its arrays; a randomised one with a draw of its own."""
@@ -103,18 +119,23 @@ class Programs:
         return lambda images, *draw: self._logits_fn(captured, images, *draw)
 
     def compile(self, function: Callable[[Captured, jax.Array, Any], Any]) -> jax.stages.Wrapped:
-        """Each device has arrays and key whole, and its share of the batch, which it goes through in parts."""
-        whole, share = replicated(self._mesh).spec, split_over_data(self._mesh).spec
+        """Each device has arrays and key whole, and its share of the batch, which it goes through in parts.
+
+        With a network that places itself, XLA and the network decide that.
+        """
 
         def on_share(captured: Captured, key: jax.Array, batch: Any) -> Any:
             return map_parts(lambda part: function(captured, key, part), batch, self._mesh)
 
+        if self._places_itself:
+            return jax.jit(on_share)
+        whole, share = replicated(self._mesh).spec, split_over_data(self._mesh).spec
         specs = (whole, whole, share)
         return jax.jit(jax.shard_map(on_share, mesh=self._mesh, in_specs=specs, out_specs=share, check_vma=False))
 
     def split(self, batch: Any) -> Any:
         """Puts a batch on the devices."""
-        return jax.device_put(batch, split_over_data(self._mesh))
+        return batch if self._places_itself else jax.device_put(batch, split_over_data(self._mesh))
 
     def _on_all(self, key: jax.Array) -> jax.Array:
         return jax.device_put(key, replicated(self._mesh))
@@ -155,11 +176,16 @@ class AttackPrograms:
     def _advance_state(self, captured: Captured, key: jax.Array, state: Any) -> tuple[Any, Judged]:
         state = self._attack.advance(self._programs.unbound(captured), state, self.steps)
         judged = self._programs.judge_images(captured, key, (state.images, state.adversarial, state.labels))
-        return state, judged._replace(wrong=judged.wrong & state.broken)
+        return state, judged._replace(wrong=judged.wrong & state.broken, lost=judged.lost | ~jnp.asarray(state.sound))
 
 
 def steps_between_checks(num_steps: int) -> int:
-    """The largest divisor of `num_steps` with which an attack is looked at ten times or more, and every 100 steps."""
+    """The largest divisor of `num_steps` with which an attack is looked at ten times or more, and every 100 steps.
+
+    0 for an attack that is nothing but its start.
+    """
+    if num_steps == 0:
+        return 0
     most = max(1, min(_MOST_STEPS, num_steps // _FEWEST_CHECKS))
     return next(steps for steps in range(most, 0, -1) if num_steps % steps == 0)
 

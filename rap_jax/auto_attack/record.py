@@ -11,6 +11,7 @@ import numpy as np
 from rap_jax.auto_attack.slots import Found
 from rap_jax.difference import difference
 from rap_jax.folder import write_atomically
+from rap_jax.unreadable import unreadable
 
 ROBUST, CLEAN = -1, 0
 # Two runs of one network on other devices differ by rounding; two networks differ by more.
@@ -101,13 +102,17 @@ def load(path: Path, images: np.ndarray, clean_margin: np.ndarray, identity: dic
         record.adversarial[record.broken_by > CLEAN] = arrays["adversarial"]
         saved = Saved(record, int(about["part"]), dict(about["seconds"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); delete it to begin anew.") from error
+        raise unreadable(path, error, "delete it to begin anew") from error
     expected = json.loads(json.dumps(identity))
     if about["identity"] != expected:
         raise ValueError(
             f"{path} holds another evaluation:\n{difference(about['identity'], expected)}\n"
-            f"Delete it to begin anew, or name another file."
+            f"Name another file, or move it away to begin anew."
         )
     if not np.allclose(record.clean_margin, clean_margin, rtol=_SAME_MARGIN, atol=_SAME_MARGIN):
-        raise ValueError(f"{path} was made with another network; delete it to begin anew, or name another file.")
+        raise ValueError(
+            f"{path} was made with another network, or computed otherwise, such as with another "
+            f"JAX_DEFAULT_MATMUL_PRECISION; expected margins of the clean images within {_SAME_MARGIN}. Name another "
+            f"file, or move it away to begin anew."
+        )
     return saved

@@ -66,7 +66,8 @@ class Slots:
           tell: called after every look.
 
         Raises:
-          ValueError: an adversarial image is outside ball or box, or its logits are NaN.
+          ValueError: an adversarial image is outside ball or box, or its logits are NaN; or an attack has met a NaN
+            and found nothing.
         """
         waiting = deque(pair for pair in zip(examples, survived, strict=True) if pair[1] < self._num_starts)
         while waiting or (self._example >= 0).any():
@@ -95,6 +96,8 @@ class Slots:
         survived = active & ~broken & (self._left <= 0)
         if (broken & ~judged.sound).any():
             raise _unsound(np.asarray(self._state.adversarial)[broken & ~judged.sound])
+        if (survived & judged.lost).any():
+            raise _lost(int((survived & judged.lost).sum()))
         images = np.asarray(self._state.adversarial)[broken] if broken.any() else self._images[:0]
         found = Found(
             self._example[broken], images, judged.margin[broken], judged.size[broken], self._example[survived]
@@ -129,4 +132,12 @@ def _unsound(images: np.ndarray) -> ValueError:
     return ValueError(
         f"{len(images)} adversarial images get logits that are NaN or infinite, or are outside ball or box; expected "
         f"none. The weights may be far too large, or the attack is at fault."
+    )
+
+
+def _lost(number: int) -> ValueError:
+    return ValueError(
+        f"{number} images have survived an attack that met logits or gradients that are NaN, so they are not known to "
+        f"be robust; expected finite ones at every image in [0, 1]. Usual causes are sqrt, log or a division at 0, and "
+        f"numbers that overflow."
     )

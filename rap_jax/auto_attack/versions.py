@@ -7,8 +7,11 @@ Croce and Hein, 2020, https://arxiv.org/abs/2003.01690, section 5 and the offici
     rand       APGD-CE and APGD-DLR, gradients averaged over 20 draws, for randomised networks
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.fab import Fab
@@ -18,7 +21,7 @@ from rap_jax.config.checks import require, require_choice
 
 Version = Literal["standard", "plus", "rand"]
 VERSIONS: tuple[Version, ...] = ("standard", "plus", "rand")
-# All parts that there are, PGD beside them; a part's random numbers follow from its place here.
+# The parts of the versions, and PGD; a part's random numbers follow from its place here.
 NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pgd-ce", "pgd-margin")
 MOST_TARGETS = 9
 NUM_SAMPLES = 20
@@ -30,6 +33,42 @@ class Part(NamedTuple):
     name: str
     attack: StepwiseAttack
     least_classes: int = 2
+
+
+def stream_of(name: str) -> int:
+    """Of random numbers, which is folded into the key: the same for a name always, another for each name."""
+    if name in NAMES:
+        return NAMES.index(name)
+    return len(NAMES) + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % (2**31 - len(NAMES))
+
+
+def check_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts as they are.
+
+    Raises:
+      ValueError: there are none, one is no `Part` of an attack, or two have one name.
+    """
+    hint = 'a sequence of Part(name, attack), such as (Part("square", Square(epsilon)),)'
+    is_sequence = isinstance(parts, Iterable) and not isinstance(parts, str | Part)
+    chosen = tuple(parts) if is_sequence else ()
+    require(chosen != () and all(isinstance(part, Part) for part in chosen), "parts", parts, hint)
+    for number, part in enumerate(chosen):
+        _check_part(part)
+        twice = part.name in [earlier.name for earlier in chosen[:number]]
+        require(not twice, "parts", part.name, "another name for each: random numbers and results go by the name")
+    return chosen
+
+
+def _check_part(part: Part) -> None:
+    named = isinstance(part.name, str) and part.name not in ("", "clean")
+    require(named, "name of a part", part.name, "text other than clean, which is for images that need no attack")
+    attack, protocol = part.attack, ("start", "advance", "num_starts", "num_steps")
+    missing = [name for name in protocol if isinstance(attack, type) or not hasattr(attack, name)]
+    require(not missing, f"attack of {part.name}", attack, f"an attack with {', '.join(protocol)}, such as Square(0.3)")
+    for name, least in (("num_starts", 1), ("num_steps", 0)):
+        value = getattr(attack, name)
+        whole = isinstance(value, int | np.integer) and value >= least
+        require(bool(whole), f"{name} of {part.name}", value, f"a whole number of {least} or more")
 
 
 def parts_of(version: Version, *, epsilon: float, norm: str, num_classes: int) -> tuple[Part, ...]:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from rap_jax.config.checks import require, require_at_least, require_choice, require_positive
 
+_MOST_EPOCHS = 10**6
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -28,6 +30,8 @@ class OptimizerConfig:
         increasing = all(a < b for a, b in zip((0.0, *self.step_epochs), self.step_epochs, strict=False))
         increasing = increasing and all(map(math.isfinite, self.step_epochs))
         require(increasing, "step_epochs", self.step_epochs, "epochs above 0 in rising order, such as 80,150")
+        counted = all(epoch <= _MOST_EPOCHS for epoch in self.step_epochs)
+        require(counted, "step_epochs", self.step_epochs, f"epochs up to {_MOST_EPOCHS}, whose steps can be counted")
         stepped = self.schedule != "step" or bool(self.step_epochs)
         require(stepped, "step_epochs", self.step_epochs, "at least one epoch when schedule is step")
         require_positive("step_factor", self.step_factor)

@@ -35,6 +35,9 @@ class PruneConfig:
         require_choice("structure", self.structure, STRUCTURES)
         require_choice("rho_rule", self.rho_rule, ("uniform", "gradient"))
         require_choice("budget", self.budget, ("layer", "global"))
+        patterns = [pattern for pattern, _ in self.sparsity]
+        hint = "each pattern once: the first that matches a layer decides"
+        require(len(set(patterns)) == len(patterns), "sparsity", self.sparsity, hint)
         for pattern, ratio in self.sparsity:
             require(bool(pattern), "sparsity", self.sparsity, "a layer pattern before each ratio, such as conv1:0.5")
             require(0 <= ratio < 1, f"sparsity of {pattern}", ratio, "a share of zeros in [0, 1)")

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from rap_jax.traced import closed, inner_jaxprs
+
 _PRODUCTS = ("conv_general_dilated", "dot_general")
 # Equations that are computed once, by the jaxpr in them.
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint")
-_JAXPRS = (core.Jaxpr, core.ClosedJaxpr)
 
 # A value that is known without the images, or None for one that depends on them.
 _Value = Any
@@ -83,7 +84,7 @@ def _count_one(eqn: Any, inputs: list[_Value]) -> tuple[Sequence[_Value], Multip
     unknown: list[_Value] = [None] * len(eqn.outvars)
     if name in _PRODUCTS:
         return unknown, _product(eqn, inputs)
-    if any(_has_product(inner) for inner in _inner_jaxprs(eqn)):
+    if any(_has_product(inner) for inner in inner_jaxprs(eqn)):
         raise ValueError(
             f"The network multiplies inside a {name}, which may run any number of times; expected convolutions and "
             f'matrix products alone: create the model with implementation="xla".'
@@ -92,9 +93,8 @@ def _count_one(eqn: Any, inputs: list[_Value]) -> tuple[Sequence[_Value], Multip
 
 
 def _count_call(eqn: Any, inputs: list[_Value]) -> tuple[list[_Value], MultiplyAdds]:
-    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    closed = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
-    return _count(closed.jaxpr, closed.consts, inputs)
+    inner = closed(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
+    return _count(inner.jaxpr, inner.consts, inputs)
 
 
 def _product(eqn: Any, inputs: list[_Value]) -> MultiplyAdds:
@@ -115,11 +115,5 @@ def _product(eqn: Any, inputs: list[_Value]) -> MultiplyAdds:
 
 def _has_product(jaxpr: core.Jaxpr) -> bool:
     return any(
-        eqn.primitive.name in _PRODUCTS or any(_has_product(inner) for inner in _inner_jaxprs(eqn))
-        for eqn in jaxpr.eqns
+        eqn.primitive.name in _PRODUCTS or any(_has_product(inner) for inner in inner_jaxprs(eqn)) for eqn in jaxpr.eqns
     )
-
-
-def _inner_jaxprs(eqn: Any) -> list[core.Jaxpr]:
-    leaves = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda leaf: isinstance(leaf, _JAXPRS))
-    return [leaf.jaxpr if isinstance(leaf, core.ClosedJaxpr) else leaf for leaf in leaves if isinstance(leaf, _JAXPRS)]

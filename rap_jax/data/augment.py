@@ -31,7 +31,7 @@ def augment(key: jax.Array, images: jax.Array, config: AugmentConfig) -> jax.Arr
     if config.crop_padding:
         images = _crop(crop_key, images, config.crop_padding)
     if config.horizontal_flip:
-        flipped = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
+        flipped = jax.random.bernoulli(flip_key, jnp.float32(0.5), (images.shape[0], 1, 1, 1))
         images = jnp.where(flipped, images[:, :, ::-1], images)
     return images
 
@@ -40,8 +40,8 @@ def _crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     num_images, *shape = images.shape
     smaller = min(shape[:2])
     require(padding < smaller, "crop_padding", padding, f"fewer pixels than the smaller side of the images, {smaller}")
-    corners = jax.random.randint(key, (num_images, 2), 0, 2 * padding + 1)
+    corners = jax.random.randint(key, (num_images, 2), 0, 2 * padding + 1, jnp.int32)
     around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     # Of the ways to write this the quickest on CPU; advanced indexing would also gather sharded images on one device.
-    take = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))
+    take = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, jnp.int32(0)), shape))
     return take(jnp.pad(images, around), corners)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,11 +101,19 @@ def content_hash(train: Split, test: Split) -> str:
     """SHA-256, in hex, of the shapes and values of both splits; the order of the examples counts."""
     digest = hashlib.sha256()
     for array in (*train, *test):
-        dtype = array.dtype.newbyteorder("<")
-        digest.update(f"{dtype.str}{array.shape}".encode())
-        for part in array.chunks() if isinstance(array, StreamedImages) else (array,):
-            digest.update(np.ascontiguousarray(part, dtype=dtype).data)
+        parts = array.chunks() if isinstance(array, StreamedImages) else (array,)
+        add_to_hash(digest, parts, array.dtype, array.shape)
     return digest.hexdigest()
+
+
+def add_to_hash(
+    digest: "hashlib._Hash", parts: Iterable[np.ndarray], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> None:
+    """One array of a `content_hash`, which may come in parts along its first axis."""
+    dtype = dtype.newbyteorder("<")
+    digest.update(f"{dtype.str}{shape}".encode())
+    for part in parts:
+        digest.update(np.ascontiguousarray(part, dtype=dtype).data)
 
 
 def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:

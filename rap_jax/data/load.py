@@ -4,11 +4,12 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 
 from rap_jax.config import DataConfig, require
 from rap_jax.data.cifar10_unverified import load_cifar10_unverified
-from rap_jax.data.dataset import Dataset, TrainTest, content_hash, hold_out
+from rap_jax.data.dataset import Dataset, Split, TrainTest, content_hash, hold_out
 from rap_jax.data.mnist_5k import load_mnist_5k
 from rap_jax.data.streamed import StreamedImages
 
@@ -48,15 +49,16 @@ def load_dataset(config: DataConfig, *, seed: int, streamed: bool = False) -> Da
       Three splits of uint8 images, [N, H, W, C], named after the data that is really there.
 
     Raises:
-      ValueError: the data cannot be had (told within seconds without a network), is damaged, or `config` asks for a
-        data set that does not exist. The message says what to do.
+      ValueError: the data cannot be had (told within seconds without a network), is damaged, leaves a class without
+        training images, or `config` asks for a data set that does not exist. The message says what to do.
     """
     _require_known(config)
-    name, (train, test, class_names) = _load_or_fall_back(config, streamed)
-    digest = content_hash(train, test)
+    name, (train, test, class_names), digest = _load_or_fall_back(config, streamed)
     fraction = config.validation_fraction
     seed = seed if config.validation_seed is None else config.validation_seed
     train, validation = hold_out(train, fraction, seed)
+    if config.dataset.startswith(_FOLDER):
+        _require_every_class(class_names, train=train, validation=validation, test=test)
     if isinstance(validation.images, StreamedImages):  # it is evaluated as a whole, and small
         validation = validation._replace(images=validation.images.read_all())
     return Dataset(name, train, validation, test, len(class_names), digest, class_names, fraction, seed)
@@ -70,22 +72,35 @@ def _require_known(config: DataConfig) -> None:
     require(fallback is None or fallback in _PACKAGED, "fallback_dataset", fallback, f"None or {', '.join(_PACKAGED)}")
 
 
-def _load_or_fall_back(config: DataConfig, streamed: bool) -> tuple[str, TrainTest]:
+def _require_every_class(names: tuple[str, ...], **splits: Split) -> None:
+    """Refuses what no network can learn; warns of what no number will tell."""
+    absent = {name: np.setdiff1d(np.arange(len(names)), split.labels) for name, split in splits.items()}
+    missing = {split: [names[label] for label in labels] for split, labels in absent.items() if len(labels)}
+    untaught = missing.pop("train", [])
+    hint = "one image or more of each, beside those held out for validation and test. Add images"
+    require(not untaught, "classes without an image to learn from", untaught, hint)
+    for split, classes in missing.items():
+        logging.warning("The %s split has no image of %s, so its numbers do not tell of them.", split, classes)
+
+
+def _load_or_fall_back(config: DataConfig, streamed: bool) -> tuple[str, TrainTest, str]:
+    """The name of what is there, the data, and their hash."""
     if config.dataset not in _PREPARED:
         require(not streamed, "stream_data", streamed, f"False with dataset {config.dataset}, which is not prepared")
-        return _load_unprepared(config)
+        name, data = _load_unprepared(config)
+        return name, data, content_hash(data.train, data.test)
     from rap_jax.data.prepared import DownloadError
 
     fallback = config.fallback_dataset
     try:
-        return config.dataset, _load_prepared(config, streamed)
+        return config.dataset, *_load_prepared(config, streamed)
     except DownloadError as error:
         if fallback is None or _SAMPLE_OF.get(fallback) != config.dataset:
             raise
         data = _PACKAGED[fallback]()
         size = len(data.train.labels) + len(data.test.labels)
         logging.warning(_FALLBACK_WARNING, config.dataset, fallback, size, error)
-    return fallback, data
+    return fallback, data, content_hash(data.train, data.test)
 
 
 def _load_unprepared(config: DataConfig) -> tuple[str, TrainTest]:
@@ -101,7 +116,7 @@ def _load_unprepared(config: DataConfig) -> tuple[str, TrainTest]:
     return folder_name(path), load_image_folder(path, config.image_size)
 
 
-def _load_prepared(config: DataConfig, streamed: bool) -> TrainTest:
+def _load_prepared(config: DataConfig, streamed: bool) -> tuple[TrainTest, str]:
     from rap_jax.data.prepared import prepare, prepared_path, read_prepared
 
     builder_class = pkgutil.resolve_name(_PREPARED[config.dataset])

@@ -4,18 +4,21 @@ TFDS prepares into a folder `incomplete.*` and renames that at the end, so a fol
 """
 
 import contextlib
+import hashlib
 import io
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rap_jax.data.array_builder import ArrayBuilder
-from rap_jax.data.dataset import Split, TrainTest, content_hash, make_split
+from rap_jax.data.dataset import Split, TrainTest, add_to_hash, make_split
 from rap_jax.data.network import why_unreachable
 from rap_jax.data.streamed import CHUNK, StreamedImages
+from rap_jax.unreadable import is_damage
 
 
 class DownloadError(ValueError):
@@ -49,14 +52,17 @@ def prepare(builder_class: type[ArrayBuilder], data_dir: Path, raw_data_dir: str
         _prepare(builder)
 
 
-def read_prepared(builder_class: type[ArrayBuilder], data_dir: Path, *, streamed: bool = False) -> TrainTest:
+def read_prepared(
+    builder_class: type[ArrayBuilder], data_dir: Path, *, streamed: bool = False
+) -> tuple[TrainTest, str]:
     """Reads the prepared copy and refuses it unless its content is the official one.
 
     Args:
       streamed: the training images stay on disk; they are looked through once, part after part.
 
     Returns:
-      The training and the test data, in the order of the official files, and the names of the classes.
+      The training and the test data, in the order of the official files, with the names of the classes; and the
+      `content_hash` of both.
 
     Raises:
       ValueError: the copy is damaged; the message says what to delete.
@@ -65,33 +71,49 @@ def read_prepared(builder_class: type[ArrayBuilder], data_dir: Path, *, streamed
     advice = f"Delete the folder {path} and run again, so that it is prepared anew."
     try:
         builder = builder_class(data_dir=data_dir)
-        train = (_stream_split if streamed else _read_split)(builder, "train")
-        test = _read_split(builder, "test")
+        found = hashlib.sha256()
+        train = (_stream_split if streamed else _read_split)(builder, "train", found)
+        test = _read_split(builder, "test", found)
         expected = builder.expected_hash
     except Exception as error:  # A damaged copy raises RuntimeError, KeyError, ParseError and more.
+        if not is_damage(error):
+            raise ValueError(
+                f"The prepared data in {path} cannot be read here ({error!r}). Keep it; mend that."
+            ) from error
         raise ValueError(f"The prepared data in {path} cannot be read ({error}). {advice}") from error
-    digest = content_hash(train, test)
+    digest = found.hexdigest()
     if digest != expected:
         wanted = f"expected SHA-256 {expected or 'stored with it, which is gone'}, got {digest}"
         raise ValueError(f"The prepared data in {path} is damaged: {wanted}. {advice}")
-    return TrainTest(train, test, builder_class.CLASS_NAMES)
+    return TrainTest(train, test, builder_class.CLASS_NAMES), digest
 
 
-def _read_split(builder: ArrayBuilder, split: str) -> Split:
-    source = builder.as_data_source(split=split)
+def _read_split(builder: ArrayBuilder, name: str, digest: "hashlib._Hash") -> Split:
+    source = builder.as_data_source(split=name)
     examples = source.__getitems__(list(range(len(source))))
     images = np.stack([example["image"] for example in examples])
-    return make_split(images, np.array([example["label"] for example in examples]))
+    split = make_split(images, np.array([example["label"] for example in examples]))
+    for array in split:
+        add_to_hash(digest, (array,), array.dtype, array.shape)
+    return split
 
 
-def _stream_split(builder: ArrayBuilder, split: str) -> Split:
-    source = builder.as_data_source(split=split)
-    labels = list[int]()
-    for start in range(0, len(source), CHUNK):
-        examples = source.__getitems__(list(range(start, min(start + CHUNK, len(source)))))
-        labels += [int(example["label"]) for example in examples]
+def _stream_split(builder: ArrayBuilder, name: str, digest: "hashlib._Hash") -> Split:
+    """One look at every example tells its label and the hash of all."""
+    source = builder.as_data_source(split=name)
     images: Any = StreamedImages(source, np.arange(len(source)), builder.SHAPE)
-    return Split(images, np.array(labels, np.int32))
+    noted = list[int]()
+
+    def parts() -> Iterator[np.ndarray]:
+        for start in range(0, len(source), CHUNK):
+            examples = source.__getitems__(list(range(start, min(start + CHUNK, len(source)))))
+            noted.extend(int(example["label"]) for example in examples)
+            yield np.stack([example["image"] for example in examples])
+
+    add_to_hash(digest, parts(), images.dtype, images.shape)
+    labels = np.array(noted, np.int32)
+    add_to_hash(digest, (labels,), labels.dtype, labels.shape)
+    return Split(images, labels)
 
 
 def _require_writable(data_dir: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rap_jax.config import require
+from rap_jax.unreadable import unreadable
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -80,7 +81,7 @@ def read_verified(path: str | Path, file: RawFile) -> bytes:
         data = Path(path).read_bytes()
         data = unpack(data) if file.digest_of_unpacked else data
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or unreadable: {error}. {advice}") from error
+        raise unreadable(path, error, advice.rstrip(".")) from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != file.sha256:
         what = "its uncompressed bytes" if file.digest_of_unpacked else "the file (packing it again changes it)"

@@ -29,6 +29,18 @@ def check_gradients(zero_gradients: float) -> list[Finding]:
     ]
 
 
+def without_gradient(reason: str) -> list[Finding]:
+    """A network that has no gradient, for this `reason`."""
+    return [
+        Finding(
+            "no gradient",
+            f"The network has no gradient ({reason}), so nothing could be looked for that shows in gradients, and no "
+            f"attack can follow them. Square and transferred images alone are a weak evaluation: the true robust "
+            f"accuracy is likely lower. Write the network in JAX, or give it a gradient by `jax.custom_vjp`.",
+        )
+    ]
+
+
 def check_one_step(
     logits_fn: LogitsFn,
     images: np.ndarray,
@@ -41,7 +53,8 @@ def check_one_step(
 ) -> list[Finding]:
     """One large step that breaks more than many small ones."""
     radius = jnp.float32(epsilon)
-    one_step = float(still_right(logits_fn, images, labels, radius, radius, key, norm=norm, num_steps=1).mean())
+    attacked = still_right(logits_fn, norm=norm, num_steps=1)
+    one_step = float(attacked(images, labels, radius, radius, key).mean())
     many_steps = next(point.accuracy for point in sweep if point.epsilon == epsilon)
     if one_step >= many_steps - _ODD:
         return []

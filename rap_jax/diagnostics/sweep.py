@@ -1,6 +1,5 @@
 """Robust accuracy over the radius."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,41 +46,37 @@ def epsilon_sweep(
     wanted = {0.0, *(epsilon * share for share in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)), largest}
     radii = sorted(radius for radius in wanted if radius <= max(largest, epsilon))
     right, sweep = np.ones(len(images), bool), list[SweepPoint]()
+    attacked = still_right(logits_fn, norm=norm, num_steps=NUM_STEPS)
     for radius in radii:
         step = jnp.float32(2.5 * radius / NUM_STEPS)
-        right &= np.asarray(
-            still_right(logits_fn, images, labels, jnp.float32(radius), step, key, norm=norm, num_steps=NUM_STEPS)
-        )
+        right &= np.asarray(attacked(images, labels, jnp.float32(radius), step, key))
         sweep.append(SweepPoint(float(radius), float(right.mean())))
         on_radius(len(sweep), len(radii))
     return sweep
 
 
-@functools.partial(jax.jit, static_argnames=("logits_fn", "norm", "num_steps"))
-def still_right(
-    logits_fn: LogitsFn,
-    images: jax.Array,
-    labels: jax.Array,
-    epsilon: jax.Array,
-    step_size: jax.Array,
-    key: jax.Array,
-    *,
-    norm: str,
-    num_steps: int,
-) -> jax.Array:
-    """Which images are right after PGD from a random start, or after one step of FGSM: bool [N].
+def still_right(logits_fn: LogitsFn, *, norm: str, num_steps: int) -> Callable[..., jax.Array]:
+    """(images, labels, epsilon, step_size, key) -> which images are right after PGD, or one step of FGSM: bool [N].
 
-    One step follows the cross-entropy, as FGSM does; several the margin, whose gradient does not vanish.
+    PGD begins at a random point and follows the margin, whose gradient does not vanish; one step follows the
+    cross-entropy from the image, as FGSM does. The compiled program lives no longer than the function.
     """
     loss = cross_entropy if num_steps == 1 else margin
-    adversarial = pgd(
-        key,
-        lambda x: loss(logits_fn(x), labels),
-        images,
-        epsilon=epsilon,
-        step_size=step_size,
-        num_steps=num_steps,
-        norm=norm,
-        random_start=num_steps > 1,
-    )
-    return logits_fn(adversarial).argmax(-1) == labels
+
+    @jax.jit
+    def still_right(
+        images: jax.Array, labels: jax.Array, epsilon: jax.Array, step_size: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        adversarial = pgd(
+            key,
+            lambda x: loss(logits_fn(x), labels),
+            images,
+            epsilon=epsilon,
+            step_size=step_size,
+            num_steps=num_steps,
+            norm=norm,
+            random_start=num_steps > 1,
+        )
+        return logits_fn(adversarial).argmax(-1).astype(labels.dtype) == labels
+
+    return still_right

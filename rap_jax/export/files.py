@@ -16,7 +16,7 @@ import numpy as np
 from rap_jax.config import require
 from rap_jax.export.metadata import describe
 from rap_jax.export.npz_file import npz_bytes, read_npz
-from rap_jax.export.onnx_file import onnx_model, open_session
+from rap_jax.export.onnx_file import onnx_model, open_reference, open_session
 from rap_jax.export.opened import OpenFile
 from rap_jax.export.optional import is_installed
 from rap_jax.export.safetensors_file import safetensors_bytes
@@ -53,7 +53,12 @@ def check_path(path: Path) -> Path:
 
 
 def write_file(subject: Subject, file_format: str, path: Path, command: str = "") -> Path:
-    """Writes the network, and beside a StableHLO file its metadata.
+    """`write_and_compare` without the difference."""
+    return write_and_compare(subject, file_format, path, command)[0]
+
+
+def write_and_compare(subject: Subject, file_format: str, path: Path, command: str = "") -> tuple[Path, float | None]:
+    """Writes the network, and beside a StableHLO file its metadata; reads it back and compares the logits.
 
     Args:
       subject: the network.
@@ -61,9 +66,13 @@ def write_file(subject: Subject, file_format: str, path: Path, command: str = ""
       path: the file; its folder is made.
       command: that asks for it, for the metadata.
 
+    Returns:
+      The path; how far the logits of the file are from those of the network, on random images, or None for safetensors,
+      which nothing here can run.
+
     Raises:
-      ValueError: an unknown format, a path that cannot be written or is taken, a package that is not installed, or a
-        network that the format cannot hold.
+      ValueError: an unknown format, a path that cannot be written or is taken, a package that is not installed, a
+        network that the format cannot hold, or logits that differ by more than rounding: the file is gone then.
     """
     require(file_format in FORMATS, "format", file_format, f"one of {', '.join(FORMATS)}")
     suffix = SUFFIXES[file_format]
@@ -77,7 +86,7 @@ def write_file(subject: Subject, file_format: str, path: Path, command: str = ""
         write_atomically(path, content)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
-    return path
+    return path, _compare(subject, path)
 
 
 def open_file(path: str | Path) -> OpenFile:
@@ -99,19 +108,15 @@ def open_file(path: str | Path) -> OpenFile:
     return openers[path.suffix](path)
 
 
-def check_file(subject: Subject, path: Path) -> float | None:
-    """How far the logits of a file are from those of the network that was written to it, on random images.
-
-    Returns:
-      The largest difference; None where nothing here can run the file: safetensors, or ONNX without onnxruntime.
-
-    Raises:
-      ValueError: they differ by more than rounding, or the file cannot be read; it is deleted then.
-    """
-    if path.suffix == SUFFIXES["safetensors"] or (path.suffix == SUFFIXES["onnx"] and not is_installed("onnxruntime")):
+def _compare(subject: Subject, path: Path) -> float | None:
+    """The largest difference of the logits; a file of others is deleted."""
+    if path.suffix == SUFFIXES["safetensors"]:
         return None
+    is_onnx = path.suffix == SUFFIXES["onnx"]
     try:
-        return _largest_difference(subject, open_file(path))
+        return _largest_difference(
+            subject, open_reference(path) if is_onnx and not is_installed("onnxruntime") else open_file(path)
+        )
     except ValueError:
         for written in (path, metadata_path(path)):
             written.unlink(missing_ok=True)

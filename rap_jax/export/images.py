@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from rap_jax.config import require
 from rap_jax.data.image_folder import to_bytes_per_channel
@@ -26,18 +26,18 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> ReadImage:
     """Reads an image with Pillow, upright, and converts it to the shape [H, W, 1 or 3].
 
     Raises:
-      ValueError: it cannot be read, has more than 8 bits per channel, or no image has so many channels.
+      ValueError: it cannot be read, has numbers without a known range, or no image has so many channels.
     """
     height, width, channels = shape
     require(channels in (1, 3), "channels of the network", channels, "1 (grey) or 3 (colour) to show it image files")
     try:
         with Image.open(path) as opened:
-            has_alpha = "A" in opened.getbands() or "transparency" in opened.info
-            mode, image = opened.mode, to_bytes_per_channel(ImageOps.exif_transpose(opened))
+            has_alpha = opened.has_transparency_data
+            mode, image = opened.mode, to_bytes_per_channel(opened)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError and more
         reason = str(error).rstrip(".")
         raise ValueError(f"The image {path} cannot be read ({reason}); expected a file that Pillow opens.") from error
-    wanted, changes = "L" if channels == 1 else "RGB", ["transparency ignored"] if has_alpha else []
+    wanted, changes = "L" if channels == 1 else "RGB", ["transparency laid on white"] if has_alpha else []
     if image.mode != wanted:
         changes.append(f"converted from {mode} to {'grey' if channels == 1 else 'colour'}")
         image = image.convert(wanted)

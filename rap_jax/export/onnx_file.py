@@ -88,6 +88,26 @@ def open_session(path: Path | bytes, num_threads: int = 0) -> OpenFile:
     )
 
 
+def open_reference(path: Path) -> OpenFile:
+    """Opens an ONNX file that `onnx_model` has made with the evaluator of the package onnx: slow, but always there.
+
+    Raises:
+      ValueError: onnx is not installed.
+    """
+    onnx, reference = optional_module("onnx"), optional_module("onnx.reference")
+    model = onnx.load(path)
+    sizes = lambda value: [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
+    height, width, channels = sizes(model.graph.input[0])
+    (num_classes,) = sizes(model.graph.output[0])
+    evaluator = reference.ReferenceEvaluator(model)
+    return OpenFile(
+        logits_fn=lambda images: evaluator.run(None, {"images": np.asarray(images, np.float32)})[0],
+        input_shape=(height, width, channels),
+        num_classes=num_classes,
+        metadata={},
+    )
+
+
 def _metadata(name: str, props: dict[str, str]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(props.get(METADATA_KEY, "{}"))

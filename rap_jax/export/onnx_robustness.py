@@ -94,12 +94,12 @@ def square_on_host(
 
     @jax.jit
     def judge(state: SquareState, candidate: jax.Array, logits: jax.Array) -> SquareState:
-        return accept(state, candidate, margin(logits, correct), logits.argmax(-1) != correct)
+        return accept(state, candidate, margin(logits, correct), logits.argmax(-1).astype(jnp.int32) != correct)
 
     ask = lambda candidate: jnp.asarray(logits_fn(np.asarray(candidate)))
     keys, clean = jax.random.split(key, len(images)), jnp.asarray(images)
-    nothing, asked = jnp.full(len(images), -jnp.inf), jnp.full(len(images), -1, jnp.int32)
-    state = SquareState(keys, clean, correct, asked, clean, nothing, ask(clean).argmax(-1) != correct)
+    nothing, asked = jnp.full(len(images), -jnp.inf, jnp.float32), jnp.full(len(images), -1, jnp.int32)
+    state = SquareState(keys, clean, correct, asked, clean, nothing, ask(clean).argmax(-1).astype(jnp.int32) != correct)
     first = start(keys, clean)
     state = judge(state, first, ask(first))
     for _ in range(attack.num_steps):

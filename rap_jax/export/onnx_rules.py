@@ -10,13 +10,21 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax import export
 from jax.extend import core
 
 from rap_jax.export.onnx_graph import Graph
+from rap_jax.models.pool import max_pool
+from rap_jax.traced import closed
 
 _CHANNELS_FIRST = (0, 3, 1, 2)
+# What calls a function once. Other primitives with a jaxpr inside, such as scan, do more than that.
+_CALLS = (
+    *("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,11 +77,12 @@ def natural(graph: Graph, tensor: Tensor) -> Tensor:
 
 
 def _lower_one(graph: Graph, eqn: Any, inputs: list[Value]) -> Sequence[Value]:
-    name, inner = eqn.primitive.name, eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
-    if eqn.params.get("name") == "max_pool" and inner is not None and isinstance(inputs[0], Tensor):
-        return [_pool(graph, eqn, inputs, (2, 2), (2, 2))]
-    if inner is not None:
-        return lower(graph, inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ()), inputs)
+    name = eqn.primitive.name
+    if name in _CALLS:
+        inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
+        if _is_max_pool(eqn, inner) and isinstance(inputs[0], Tensor):
+            return [_pool(graph, eqn, inputs, (2, 2), (2, 2))]
+        return lower(graph, closed(inner), inputs)
     if not any(isinstance(value, Tensor) for value in inputs):
         return _of_constants(eqn, inputs)
     if name not in _RULES:
@@ -81,12 +90,26 @@ def _lower_one(graph: Graph, eqn: Any, inputs: list[Value]) -> Sequence[Value]:
     return [_RULES[name](graph, eqn, inputs)]
 
 
+def _is_max_pool(eqn: Any, inner: Any) -> bool:
+    """Whether a call computes what `models.pool.max_pool` does: by its program, as any function may have the name."""
+    if eqn.params.get("name") != "max_pool" or len(eqn.invars) != 1 or len(eqn.invars[0].aval.shape) != 4:
+        return False
+    images = jax.ShapeDtypeStruct(eqn.invars[0].aval.shape, eqn.invars[0].aval.dtype)
+    (call,) = jax.make_jaxpr(max_pool)(images).jaxpr.eqns
+    return str(call.params["jaxpr"]) == str(inner)
+
+
 def _of_constants(eqn: Any, inputs: Sequence[Any]) -> Sequence[Value]:
-    if eqn.primitive.name == "broadcast_in_dim" and not all(isinstance(side, int) for side in eqn.params["shape"]):
-        shape = [1] * len(eqn.params["shape"])  # over the batch; ONNX broadcasts by itself
+    name = eqn.primitive.name
+    over_batch = [any(map(export.is_symbolic_dim, atom.aval.shape)) for atom in eqn.invars]
+    if any(over_batch) and name not in _ELEMENTWISE:  # of such a constant only one row is there
+        raise _unsupported(eqn, "expected a constant that is not repeated for each image")
+    if name == "broadcast_in_dim" and any(map(export.is_symbolic_dim, eqn.params["shape"])):
+        shape, sides = [1] * len(eqn.params["shape"]), eqn.params["shape"]  # ONNX repeats it for the batch by itself
         for axis, side in zip(eqn.params["broadcast_dimensions"], np.shape(inputs[0]), strict=True):
             shape[axis] = side
-        return [np.reshape(inputs[0], shape)]
+        known = [1 if export.is_symbolic_dim(side) else side for side in sides]
+        return [np.broadcast_to(np.reshape(inputs[0], shape), known)]
     found = eqn.primitive.bind(*inputs, **eqn.params)
     return [np.asarray(array) for array in (found if eqn.primitive.multiple_results else [found])]
 

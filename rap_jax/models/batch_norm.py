@@ -21,6 +21,7 @@ from jax import lax
 from jax.nn import initializers
 
 from rap_jax.layers import BATCH_NORM_EPSILON
+from rap_jax.models.mixed_precision import at_least_float32
 
 MOMENTUM = 0.9  # share of the old running statistics; PyTorch calls 1 - 0.9 momentum
 
@@ -39,12 +40,12 @@ class BatchNorm(nn.Module):
     folded: bool = False
 
     def setup(self) -> None:
-        self.scale = self.param("scale", initializers.ones, (self.features,))
-        self.shift = self.param("shift", initializers.zeros, (self.features,))
+        self.scale = self.param("scale", initializers.ones, (self.features,), jnp.float32)
+        self.shift = self.param("shift", initializers.zeros, (self.features,), jnp.float32)
         if self.folded:
             return
-        self.mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
-        self.var = self.variable("batch_stats", "var", jnp.ones, (self.features,))
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,), jnp.float32)
+        self.var = self.variable("batch_stats", "var", jnp.ones, (self.features,), jnp.float32)
 
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         """[..., C] -> [..., C]."""
@@ -69,7 +70,7 @@ class BatchNorm(nn.Module):
 def batch_moments(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance, [C] each, of inputs [..., C]; in float32 or wider."""
     axes = tuple(range(inputs.ndim - 1))
-    inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
+    inputs = at_least_float32(inputs)
     mean = inputs.mean(axes, keepdims=True)
     var = jnp.square(inputs - mean).mean(axes)
     return mean.reshape(-1), var
@@ -79,12 +80,13 @@ def factor_and_offset(
     mean: jax.Array, var: jax.Array, scale: jax.Array, shift: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(inputs - mean) / sqrt(var + 1e-5) * scale + shift as inputs * factor + offset; all are vectors [C]."""
-    factor = scale * lax.rsqrt(var + BATCH_NORM_EPSILON)
-    return factor, shift - mean * factor
+    factor = at_least_float32(scale) * lax.rsqrt(var + BATCH_NORM_EPSILON)
+    return factor, at_least_float32(shift) - mean * factor
 
 
 def scale_and_shift(inputs: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
     """inputs * factor + offset for inputs [..., C] and two vectors [C]; as narrow as the inputs."""
     per_channel = (1,) * (inputs.ndim - 1) + (-1,)
-    outputs = inputs * factor.reshape(per_channel) + offset.reshape(per_channel)
-    return outputs.astype(inputs.dtype)
+    wider = max(inputs.dtype, factor.dtype, key=lambda dtype: dtype.itemsize)
+    factor, offset = (vector.reshape(per_channel).astype(wider) for vector in (factor, offset))
+    return (inputs.astype(wider) * factor + offset).astype(inputs.dtype)

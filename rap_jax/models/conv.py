@@ -10,6 +10,7 @@ Two implementations compute the same function and the same gradients:
 """
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from rap_jax.config import require
@@ -44,10 +45,10 @@ class Conv(nn.Module):
     def __call__(self, images: jax.Array, norm: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
         """[N, H, W, C] -> [N, H', W', features]; with a norm, a factor and an offset [features], scaled and shifted."""
         shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", bias_initializer(shape[0] * shape[1] * shape[2]), (self.features,))
+            bias = self.param("bias", bias_initializer(shape[0] * shape[1] * shape[2]), (self.features,), jnp.float32)
         if norm is not None:
             factor, offset = norm
             kernel = kernel * factor.reshape(1, 1, 1, -1)

@@ -65,8 +65,8 @@ class ConvReluPool(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         fan_in = self.kernel_size * self.kernel_size * images.shape[-1]
         shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", bias_initializer(fan_in), (self.features,))
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", bias_initializer(fan_in), (self.features,), jnp.float32)
         return conv_relu_pool(images, kernel, bias, implementation=self.implementation)
 
 
@@ -119,7 +119,7 @@ def _by_cells(images: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     fits = (size - 1) % 4 == 0 and images.shape[1] % 4 == 0 and images.shape[2] % 4 == 0
     side = 4 if channels == 1 and features < _VECTOR_SIZE and fits else 2
     scores = lax.dot_general(_patches(images, size, side), _patch_matrix(kernel, side), (((3,), (0,)), ((), ())))
-    pooled = _first_max(scores.reshape(*scores.shape[:3], 4, -1))
+    pooled = _first_max(scores.reshape(*scores.shape[:3], 4, scores.shape[3] // 4))
     return _from_cells(_relu_with_bias(pooled, jnp.tile(bias, (side // 2) ** 2)), side // 2, features)
 
 

@@ -141,6 +141,7 @@ def _split_phases(kernel: jax.Array, front: int, stride: int) -> jax.Array:
 
 def _from_cells(cells: jax.Array, stride: int) -> jax.Array:
     """[N, h, w, s s C] -> [N, s h, s w, C]: the channels of a cell become its s x s pixels."""
-    batch, height, width, _ = cells.shape
-    pixels = cells.reshape(batch, height, width, stride, stride, -1).transpose(0, 1, 3, 2, 4, 5)
-    return pixels.reshape(batch, stride * height, stride * width, -1)
+    batch, height, width, channels = cells.shape
+    channels //= stride * stride
+    pixels = cells.reshape(batch, height, width, stride, stride, channels).transpose(0, 1, 3, 2, 4, 5)
+    return pixels.reshape(batch, stride * height, stride * width, channels)

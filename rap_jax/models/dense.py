@@ -18,6 +18,6 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         fan_in = inputs.shape[-1]
-        kernel = self.param("kernel", dense_kernel_initializer(), (fan_in, self.features))
-        bias = self.param("bias", bias_initializer(fan_in), (self.features,))
+        kernel = self.param("kernel", dense_kernel_initializer(), (fan_in, self.features), jnp.float32)
+        bias = self.param("bias", bias_initializer(fan_in), (self.features,), jnp.float32)
         return jnp.dot(inputs, kernel) + bias.reshape(1, -1)

@@ -1,6 +1,7 @@
 """The LeNet of the paper's MNIST experiments, of any width."""
 
 import functools
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
@@ -37,6 +38,6 @@ class LeNetMnist(Network):
         )
         hidden = conv(self.num_outputs("conv1", 2 * self.width), name="conv1")(images)
         hidden = conv(self.num_outputs("conv2", 4 * self.width), name="conv2")(hidden)
-        hidden = hidden.reshape(hidden.shape[0], -1)
+        hidden = hidden.reshape(hidden.shape[0], math.prod(hidden.shape[1:]))
         hidden = nn.relu(Dense(self.num_outputs("fc1", 64 * self.width), name="fc1")(hidden))
         return Dense(self.num_classes, name=self.OUTPUT_LAYER)(hidden)

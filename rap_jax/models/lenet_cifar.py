@@ -1,6 +1,7 @@
 """The LeNet of the paper's CIFAR-10 experiments, of any width."""
 
 import functools
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
@@ -40,7 +41,7 @@ class LeNetCifar(Network):
         )
         hidden = max_pool(nn.relu(conv(self.num_outputs("conv1", 6 * self.width), name="conv1")(images)))
         hidden = max_pool(nn.relu(conv(self.num_outputs("conv2", 16 * self.width), name="conv2")(hidden)))
-        hidden = hidden.reshape(hidden.shape[0], -1)
+        hidden = hidden.reshape(hidden.shape[0], math.prod(hidden.shape[1:]))
         hidden = nn.relu(Dense(self.num_outputs("fc1", 120 * self.width), name="fc1")(hidden))
         hidden = nn.relu(Dense(self.num_outputs("fc2", 84 * self.width), name="fc2")(hidden))
         return Dense(self.num_classes, name=self.OUTPUT_LAYER)(hidden)

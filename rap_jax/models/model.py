@@ -37,6 +37,9 @@ class ApplyFn(Protocol):
 
     With `train` BatchNorm normalises by the batch and moves its statistics; without, it uses `batch_stats` and returns
     them unchanged. `train` is static: mark it so under `jax.jit`, or close over it.
+
+    It computes in the dtype of the params, and so are the logits: images of other floats are cast to it, and their
+    gradient is in their own. N may be 0 without `train`.
     """
 
     def __call__(
@@ -96,7 +99,7 @@ def from_linen(
         wiring: layers whose outputs can be removed, and their readers.
 
     Returns:
-        The model. Its `apply` raises a `ValueError` for images of another shape.
+        The model. Its `apply` raises a `ValueError` for images of another shape, or of whole numbers.
 
     Raises:
         ValueError: for a shape or a number of classes that no network can have.
@@ -108,11 +111,13 @@ def from_linen(
     height, width, channels = input_shape
 
     def init(key: jax.Array) -> tuple[Params, BatchStats]:
-        variables = module.init(key, jnp.zeros((1, *input_shape)), train=False)
+        variables = module.init(key, jnp.zeros((1, *input_shape), jnp.float32), train=False)
         return variables["params"], variables.get("batch_stats", {})
 
     def apply(params: Params, batch_stats: BatchStats, images: jax.Array, train: bool) -> tuple[jax.Array, BatchStats]:
         require(images.shape[1:] == input_shape, "images.shape", images.shape, f"[N, {height}, {width}, {channels}]")
+        require(not train or images.shape[0] != 0, "number of images", 0, "1 or more, for the statistics of a batch")
+        images = _in_dtype_of(params, images)
         variables = {"params": params, "batch_stats": batch_stats}
         # Any: the type of Linen's apply depends on `mutable`.
         outputs: Any = module.apply(variables, images, train=train, mutable=["batch_stats"] if train else False)
@@ -122,6 +127,14 @@ def from_linen(
         return logits, moved.get("batch_stats", {})
 
     return Model(init, apply, input_shape, num_classes, output_layer, wiring)
+
+
+def _in_dtype_of(params: Params, images: jax.Array) -> jax.Array:
+    """The images in the dtype of the params; as they are where the params have several."""
+    known = jnp.issubdtype(images.dtype, jnp.floating)
+    require(known, "dtype of images", str(images.dtype), "floats in [0, 1]: bytes / 255")
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
+    return images.astype(dtypes.pop()) if len(dtypes) == 1 else images
 
 
 def num_params(params: Params) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-@jax.jit  # so that it keeps its name in a jaxpr, by which an export to ONNX knows it
+@jax.jit  # so that it stays one call in a jaxpr, by whose program an export to ONNX knows it
 def max_pool(images: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, H // 2, W // 2, C]. An odd last row or column is not pooled, as in PyTorch."""
     top, bottom = _every_second(images, axis=1)

@@ -30,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from rap_jax.models.mixed_precision import at_least_float32
+
 # Matrix products of fewer rows are slow.
 _MIN_ROWS = 256
 
@@ -122,7 +124,7 @@ def _of_kernel(table: _Table, kernel: jax.Array) -> jax.Array:
     """[k, k, C, F] -> [t, t, C, F]."""
     # As sums of slices: as a product of matrices it took 20 times as long, which for one image was nearly all of the
     # time of a network.
-    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    wide = at_least_float32(kernel)
     rows = [jnp.stack(_weighted_sums(table.kernel, row)) for row in _weighted_sums(table.kernel, wide)]
     return lax.optimization_barrier(jnp.stack(rows).astype(kernel.dtype))
 

@@ -118,5 +118,5 @@ def _size(results: dict[str, Any]) -> Size:
     try:
         parameters, sparsity = results["model"]["num_params"], results["sparsity"]["overall"]["sparsity"]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"The results of {results.get('name')} lack {error}; delete results.json there.") from error
+        raise ValueError(f"The results of {results.get('name')} lack {error}; move results.json away.") from error
     return Size(parameters, compacted["parameters"] if compacted else None, sparsity)

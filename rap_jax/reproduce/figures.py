@@ -1,17 +1,19 @@
 """The figures of a table: our means with the spread of the seeds, and the paper's numbers as hollow marks."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
-from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, quiet
+from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, new_figure, quiet
 from rap_jax.reproduce.claim import COLLAPSED
 from rap_jax.reproduce.collect import Measured, Value
 from rap_jax.reproduce.grid import Grid, all_values, as_grid
 from rap_jax.reproduce.pictures import Picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe-Ito, as in `rap_jax.picture`, and a mark for each, so that the lines differ in grey as well.
 _COLORS = (NATURAL, ROBUST, "#009E73", "#CC79A7", "#000000")
@@ -122,7 +124,7 @@ def _width(row: str, column: str) -> int:
 
 def _png(rows: Sequence[Sequence[_Panel]], title: str, words: str) -> bytes:
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(max(6.5, 4 * columns), 3.4 * len(rows) + 0.9), layout="constrained")
+    figure = new_figure(max(6.5, 4 * columns), 3.4 * len(rows) + 0.9)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for all_axes, panels in zip(grid, rows, strict=True):
         for axes, panel in zip(all_axes, panels, strict=True):
@@ -195,6 +197,8 @@ def _floor(lines: Iterable[_Line]) -> float | None:
 
 
 def _legend(figure: Figure, lines: Sequence[_Line], ncols: int) -> None:
+    from matplotlib.lines import Line2D
+
     handles = [Line2D([], [], marker=line.mark, color=line.color, label=line.name) for line in lines]
     common: dict[str, Any] = {"color": NEUTRAL, "linestyle": "none", "marker": "o", "markersize": 8}
     handles.append(Line2D([], [], label="ours, lowest to highest seed", **common))

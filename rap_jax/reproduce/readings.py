@@ -36,6 +36,6 @@ def read(results: dict[str, Any], reading: Reading) -> Accuracy:
         return Accuracy(found["robust_accuracy"], found["num_examples"])
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(
-            f"The results of {results.get('name')} have no {reading} ({error!r}); delete results.json there and run "
-            f"the job again."
+            f"The results of {results.get('name')} have no {reading} ({error!r}); move results.json away and run the "
+            f"job again."
         ) from error

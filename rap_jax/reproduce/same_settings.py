@@ -28,7 +28,7 @@ def check_settings(job: Job, out: Path, settings: Settings) -> None:
     place = out / job.place
     config = results.get("config")
     if not isinstance(config, dict):
-        raise ValueError(f"{place / 'results.json'} has no config; delete it to have it made again.")
+        raise ValueError(f"{place / 'results.json'} has no config; move it away to have it made again.")
     wanted = settings.run if settings.evaluation is None else settings.evaluation
     assert wanted is not None  # one of the two
     before, now = _settings(config), _settings(json.loads(json.dumps(dataclasses.asdict(wanted))))

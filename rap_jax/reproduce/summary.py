@@ -40,7 +40,7 @@ def notes(measured: Measured) -> Iterator[str]:
     """What a reader has to know to read the numbers, each a sentence or two."""
     yield (
         "Ours is the mean over the seeds, on the test set, which each run reads once; the difference is ours less the "
-        "paper's, in points."
+        "paper's, in points. PGD is judged by the last image of each restart."
     )
     values = list(all_values(measured))
     stuck = sorted({value.paper for value in values if value.paper in _ONE_CLASS})
@@ -61,7 +61,7 @@ def notes(measured: Measured) -> Iterator[str]:
         yield f"Epochs of training, all stages together: {'; '.join(parts)}."
     jobs = {job.name for value in values if value.label == "AutoAttack" for job in value.jobs}
     if any(name in jobs and not results.get("auto_attack") for name, results in measured.results.items()):
-        yield "This scale runs no AutoAttack: the column of that name shows what a short PGD leaves."
+        yield "This scale runs no AutoAttack: the column of that name shows what a short PGD leaves at any step."
 
 
 def _lengths(measured: Measured) -> dict[int, list[str]]:

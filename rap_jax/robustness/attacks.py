@@ -27,6 +27,7 @@ from rap_jax.robustness.predictor import Predictor
 from rap_jax.robustness.sample import Sample
 from rap_jax.robustness.transfer import load, save, transfer
 from rap_jax.robustness.worst_case import Attack, accuracy_of
+from rap_jax.wording import PGD_ANY_STEP
 
 Kind = Literal["pgd", "transfer", "auto_attack"]
 Stream = Literal["predictions", "diagnostics", "pgd", "auto_attack", "transfer"]
@@ -132,7 +133,7 @@ def _pgd(setup: Setup, pgd: AttackConfig) -> Attack:
     attacks = [Pgd(pgd.epsilon, pgd.step_size, pgd.norm, loss, pgd.num_steps, pgd.num_restarts) for loss in losses]
     parts = [Part(f"pgd-{attack.loss}", attack) for attack in attacks]
     found = _ensemble(setup, "pgd", "standard", parts)
-    return _as_attack("PGD", found, {"attack": dataclasses.asdict(pgd), "losses": list(losses)})
+    return _as_attack(PGD_ANY_STEP, found, {"attack": dataclasses.asdict(pgd), "losses": list(losses)})
 
 
 def _auto_attack(setup: Setup, version: Version) -> Attack:

@@ -44,6 +44,7 @@ from rap_jax.robustness.report import write_robustness_report
 from rap_jax.robustness.sample import Sample, take_sample
 from rap_jax.robustness.worst_case import WorstCase, accuracy_of
 from rap_jax.state import make_mesh
+from rap_jax.unreadable import unreadable
 
 _RESULT_KEYS = ("name", "network", "data", "config", "clean", "pgd", "auto_attack", "transfer", "combined", "findings")
 # Two devices differ by rounding; two networks differ by more.
@@ -164,7 +165,8 @@ def _clean(setup: Setup, predictor: Predictor) -> Predictions:
         if before.shape != clean.margin.shape or not np.allclose(before, clean.margin, _SAME_MARGIN, _SAME_MARGIN):
             raise ValueError(
                 f"{setup.folder.path} holds an evaluation of another network: {setup.network.name} gives other "
-                f"logits now than it did then. Choose another --out_dir."
+                f"logits now than it did then. Choose another --out_dir, or compute as then: another "
+                f"JAX_DEFAULT_MATMUL_PRECISION changes logits too."
             )
     return clean
 
@@ -174,7 +176,7 @@ def _read_margins(path: Path) -> np.ndarray:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:  # numpy leaves a damaged file open
             return found["margin"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); delete it to have it made again.") from error
+        raise unreadable(path, error, "delete it to have it made again") from error
 
 
 def _attack(setup: Setup, predictor: Predictor, clean: Predictions) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import export, lax
+from jax import export
 from jax.custom_batching import sequential_vmap
+
+from rap_jax.batch_sizes import in_batches
 
 _HOW = 'export.export(jax.jit(logits_fn))(jax.ShapeDtypeStruct(export.symbolic_shape("b, 28, 28, 1"), "float32"))'
 # In FILE.json, the metadata that lie beside an exported file.
@@ -50,35 +51,63 @@ def read_exported(path: Path) -> ExportedNetwork:
         images -> logits in float32; it was made for another kind of device, or without the gradient.
     """
     content = path.read_bytes()
-    _check_digest(path, content)
+    about = _metadata(path)
+    if about.get(FILE_SHA256) not in (None, hashlib.sha256(content).hexdigest()):
+        raise ValueError(
+            f"{path} is not the file that {path.name}.json tells of (SHA-256); copy both again, or export it again."
+        )
     try:
         exported = export.deserialize(bytearray(content))
+        if _version(about) != jax.__version__:  # a program that cannot be read here would only fail when it is run
+            exported.mlir_module()
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         what = "expected a file written by exported.serialize(vjp_order=1) of jax.export"
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); {what}.") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"{path} cannot be read ({reason}); {what}. {about_age(about)}") from error
     _check(path, exported)
     batch, *shape = exported.in_avals[0].shape
     batch_size = 0 if export.is_symbolic_dim(batch) else int(batch)
     is_open = any(export.is_symbolic_dim(side) for side in shape)
     height, width, channels = shape
     return ExportedNetwork(
-        logits_fn=_in_batches(_differentiable(exported), batch_size) if batch_size else _differentiable(exported),
+        logits_fn=in_batches(_differentiable(exported), batch_size) if batch_size else _differentiable(exported),
         input_shape=None if is_open else (int(height), int(width), int(channels)),
         num_classes=int(exported.out_avals[0].shape[1]),
         batch_size=batch_size,
     )
 
 
-def _check_digest(path: Path, content: bytes) -> None:
-    """A damaged program may load, hang, or answer wrongly, so it is compared with what `launch.export` noted of it."""
+def _metadata(path: Path) -> dict[str, Any]:
+    """What `launch.export` noted beside the file; {} where there is nothing.
+
+    A damaged program may load, hang, or answer wrongly, so it is compared with the checksum in it.
+    """
     try:
-        noted = json.loads(path.with_name(f"{path.name}.json").read_text())[FILE_SHA256]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if noted != hashlib.sha256(content).hexdigest():
-        raise ValueError(
-            f"{path} is not the file that {path.name}.json tells of (SHA-256); copy both again, or export it again."
-        )
+        found = json.loads(path.with_name(f"{path.name}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def about_age(metadata: dict[str, Any]) -> str:
+    """For how long a file of `jax.export` can be read, by which JAX this one was written, and what to do.
+
+    Args:
+      metadata: of the file, as `launch.export` writes them; {} where there are none.
+    """
+    written = f"JAX {_version(metadata)}" if _version(metadata) else "an unknown version of JAX"
+    return (
+        f"It was written by {written}, here is JAX {jax.__version__}: JAX reads such files for six months. Read it "
+        f"with the JAX that wrote it, or export the run again by python -m launch.export; --format=npz and onnx do "
+        f"not expire."
+    )
+
+
+def _version(metadata: dict[str, Any]) -> str | None:
+    try:
+        return str(metadata["exported"]["versions"]["jax"])
+    except (KeyError, TypeError):
+        return None
 
 
 def _check(path: Path, exported: export.Exported) -> None:
@@ -115,16 +144,3 @@ def _differentiable(exported: export.Exported) -> Callable[[jax.Array], jax.Arra
 
     logits_fn.defvjp(lambda images: (forward(images), images), lambda images, cotangent: (backward(images, cotangent),))
     return lambda images: logits_fn(images)
-
-
-def _in_batches(logits_fn: Callable[[jax.Array], jax.Array], batch_size: int) -> Callable[[jax.Array], jax.Array]:
-    """For any number of images a function that takes `batch_size`; the last batch is filled up with black ones."""
-
-    def on_any(images: jax.Array) -> jax.Array:
-        num_images = len(images)
-        filled = jnp.pad(images, ((0, -num_images % batch_size), *[(0, 0)] * (images.ndim - 1)))
-        batches = filled.reshape(-1, batch_size, *images.shape[1:])
-        logits = logits_fn(batches[0])[None] if len(batches) == 1 else lax.map(logits_fn, batches)
-        return logits.reshape(-1, logits.shape[-1])[:num_images]
-
-    return on_any

@@ -26,6 +26,7 @@ from rap_jax.models import Implementation, Model, create_model, num_params
 from rap_jax.robustness.exported import read_exported
 from rap_jax.saved_network import load_network
 from rap_jax.state import Weights
+from rap_jax.traced import own_mesh, trace
 
 _KINDS = "the folder of a finished run, module:function of a function images -> logits, or a file written by jax.export"
 
@@ -128,6 +129,7 @@ def check_finite(network: AttackedNetwork, images: np.ndarray, labels: np.ndarra
     few, right = images[:_FEW], jnp.asarray(labels[:_FEW])
     draw = (jax.random.key(0),) if randomized else ()
     logits_fn, captured = lift_captured(network.logits_fn, few, *draw)
+    places_itself = own_mesh(trace(network.logits_fn, few, *draw).jaxpr) is not None
 
     @jax.jit
     def look(captured: Captured, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -137,7 +139,7 @@ def check_finite(network: AttackedNetwork, images: np.ndarray, labels: np.ndarra
 
     finite = [
         np.isfinite(np.asarray(found)).reshape(len(few), -1).all(1)
-        for found in look(jax.device_put(captured, jax.devices()[0]), few)
+        for found in look(captured if places_itself else jax.device_put(captured, jax.devices()[0]), few)
     ]
     for what, hint, holds in zip(("logits", "gradients"), _CAUSES, finite, strict=True):
         if not holds.all():

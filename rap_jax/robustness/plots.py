@@ -1,16 +1,19 @@
 """The pictures of an evaluation: results in, PNG bytes out."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from rap_jax.interval import wilson_interval
-from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, quiet
+from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, new_figure, quiet
 from rap_jax.robustness.sample import Sample
 from rap_jax.robustness.worst_case import CLEAN
 from rap_jax.wording import as_percent, as_radius
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Radii beyond this many times epsilon would squeeze the part that matters.
 _WIDEST = 4.001
@@ -25,7 +28,7 @@ def robustness_png(results: dict[str, Any], title: str) -> bytes | None:
     diagnosis, epsilon = results["diagnostics"], results["config"]["epsilon"]
     if diagnosis is None:
         return None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(8, 4.5)
     axes = figure.subplots()
     _draw_sweep(axes, diagnosis, epsilon)
     axes.axvline(epsilon, color="black", linewidth=0.9, linestyle="--")
@@ -64,7 +67,7 @@ def examples_png(
     difference = perturbed - clean
     largest = epsilon if norm == "linf" else float(np.abs(difference).max())
     names = [sample.class_names[label] for label in range(sample.num_classes)]
-    figure = Figure(figsize=(1.35 * len(broken) + 1.6, 5.2), layout="constrained")
+    figure = new_figure(1.35 * len(broken) + 1.6, 5.2)
     grid = figure.subplots(3, len(broken), squeeze=False)
     for column, number in enumerate(broken):
         by = examples["broken_by"][number]

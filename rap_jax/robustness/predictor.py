@@ -15,6 +15,7 @@ from rap_jax.captured import Captured, lift_captured
 from rap_jax.config.evaluation import EvaluationConfig
 from rap_jax.robustness.network import AttackedNetwork
 from rap_jax.robustness.sample import Sample
+from rap_jax.traced import own_mesh, trace
 
 _IMAGES_PER_DEVICE = 128
 
@@ -58,12 +59,19 @@ class Predictor:
         on_batch: Callable[[], None] = lambda: None,
     ):
         self.network, self.sample, self.on_batch = network, sample, on_batch
+        draw = (key,) if randomized else ()
+        own = own_mesh(trace(network.logits_fn, _some(sample.images, network.batch_size or 1), *draw).jaxpr)
+        mesh = mesh if own is None else own
         self._size = _batch_size(batch_size or network.batch_size * mesh.size, len(sample.labels), mesh)
         self._key, self._threat = key, f"the {config.norm} ball of radius {config.epsilon:.6g}"
-        batch = jax.ShapeDtypeStruct((self._size // mesh.size, *sample.images.shape[1:]), np.float32)
-        lifted, captured = lift_captured(network.logits_fn, batch, *((key,) if randomized else ()))
+        batch = _some(sample.images, self._size if own is not None else self._size // mesh.size)
         self.programs = Programs(
-            lifted, captured, mesh, epsilon=config.epsilon, norm=config.norm, randomized=randomized
+            *lift_captured(network.logits_fn, batch, *draw),
+            mesh,
+            epsilon=config.epsilon,
+            norm=config.norm,
+            randomized=randomized,
+            places_itself=own is not None,
         )
         self._program = self.programs.compile(self._answer)
 
@@ -101,6 +109,10 @@ class Predictor:
                 f"outside {self._threat} or outside [0, 1]; expected none. The weights may be NaN or far too large, or "
                 f"the attack is at fault."
             )
+
+
+def _some(images: np.ndarray, number: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((number, *images.shape[1:]), np.float32)
 
 
 def _batch_size(wanted: int, num_examples: int, mesh: Mesh) -> int:

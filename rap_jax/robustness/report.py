@@ -16,7 +16,7 @@ from rap_jax.checked_json import read_checked
 from rap_jax.folder import write_atomically
 from rap_jax.robustness.plots import examples_png, robustness_png
 from rap_jax.robustness.sample import Sample
-from rap_jax.wording import as_attack, as_interval, as_percent, as_radius, as_seconds, as_table
+from rap_jax.wording import PGD_ANY_STEP, as_attack, as_interval, as_percent, as_radius, as_seconds, as_table
 
 Results = dict[str, Any]
 _WIDTH = 100
@@ -30,10 +30,8 @@ def format_robustness(results: Results) -> str:
       results: the content of `results.json`.
     """
     title = f"{_short(results['name'])}: robustness under {_threat(results)}, {results['images']}"
-    header = ("Attack", "Attacked", "Broken", "Accuracy", "Seconds")
-    parts = [_wrapped(title), as_table(header, list(_rows(results))), *_notes(results), "", *_findings(results), ""]
-    parts.append(f"- Folder: {results['out_dir']}")
-    return "\n\n".join([*parts[:2], "\n".join(parts[2:])]) + "\n"
+    below = [*_notes(results), "", *_findings(results), "", f"- Folder: {results['out_dir']}"]
+    return "\n\n".join([_wrapped(title), _table(results), "\n".join(below)]) + "\n"
 
 
 def write_robustness_report(folder: str | os.PathLike[str], sample: Sample) -> Path:
@@ -67,6 +65,10 @@ def _threat(results: Results) -> str:
     return f"{results['config']['norm']}, epsilon {as_radius(results['config']['epsilon'])}"
 
 
+def _table(results: Results) -> str:
+    return as_table(("Attack", "Attacked", "Broken", "Accuracy", "Seconds"), list(_rows(results)))
+
+
 def _rows(results: Results) -> Iterator[tuple[str, ...]]:
     """A row per part, then one for the attack as a whole; each part sees what the ones before it have left."""
     total, right = results["clean"]["num_examples"], results["clean"]["natural_correct"]
@@ -77,7 +79,8 @@ def _rows(results: Results) -> Iterator[tuple[str, ...]]:
             accuracy = as_percent(part["robust_accuracy"])
             yield part["name"], f"{part['attacked']:,}", f"{part['broken']:,}", accuracy, as_seconds(part["seconds"])
         if attack:
-            yield _row(attack["name"], attack, right, attack["seconds"])
+            name = PGD_ANY_STEP if kind == "pgd" else attack["name"]  # older results call it PGD
+            yield _row(name, attack, right, attack["seconds"])
     for attack in results["transfer"]:
         yield _row(_short(attack["name"]), attack, right, attack["seconds"])
     yield _row("worst case of all", results["combined"], right, results["seconds"]["total"])
@@ -96,7 +99,11 @@ def _notes(results: Results) -> Iterator[str]:
     if results["pgd"]:
         names = {"ce": "cross-entropy", "margin": "the margin"}
         losses = ", then on ".join(names[loss] for loss in results["config"]["pgd_losses"])
-        yield _wrapped(f"- PGD: {as_attack(results['pgd']['attack'])}; on {losses}")
+        yield _wrapped(f"- {PGD_ANY_STEP}: {as_attack(results['pgd']['attack'])}; on {losses}")
+        yield _wrapped(
+            "- Any step: one misclassified image on the way breaks an example. PGD elsewhere, as in the table of a "
+            "run, is judged by the last image of each restart alone."
+        )
     for attack in results["transfer"]:
         own = as_percent(attack["source"]["robust_accuracy"])
         yield _wrapped(f"- {attack['name']}: PGD images of {attack['checkpoint']}, on which that network has {own}")
@@ -129,9 +136,7 @@ def _findings(results: Results) -> Iterator[str]:
 
 
 def _markdown(results: Results, pictures: list[str]) -> str:
-    text = format_robustness(results)
-    table = text[text.index("| Attack") : text.index("\nFindings")].strip()
-    parts = [f"# {results['name']} under attack", _headline(results), table]
+    parts = [f"# {results['name']} under attack", _headline(results), _table(results), "\n".join(_notes(results))]
     if "robustness" in pictures:
         parts += ["## Accuracy over the radius", "![Accuracy over the radius](robustness.png)", _of_sweep(results)]
     parts += ["## Findings", "\n".join(_findings(results))]
@@ -182,4 +187,5 @@ def _short(name: str) -> str:
 
 def _wrapped(text: str) -> str:
     indent = "  " if text.startswith("- ") else ""
-    return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent=indent, break_long_words=False))
+    lines = textwrap.wrap(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)

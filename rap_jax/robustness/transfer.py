@@ -17,6 +17,7 @@ from rap_jax.auto_attack.programs import AttackPrograms, Examples
 from rap_jax.config import AttackConfig
 from rap_jax.folder import write_atomically
 from rap_jax.robustness.predictor import Predictor
+from rap_jax.unreadable import unreadable
 
 
 class Transferred(NamedTuple):
@@ -98,4 +99,4 @@ def load(path: Path) -> tuple[Transferred, float]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:  # numpy leaves a damaged file open
             return Transferred(*(found[name] for name in Transferred._fields)), float(found["seconds"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); delete it to have it made again.") from error
+        raise unreadable(path, error, "delete it to have it made again") from error

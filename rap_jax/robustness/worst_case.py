@@ -16,7 +16,7 @@ class Attack(NamedTuple):
     """What one attack has left.
 
     Attributes:
-      name: `PGD`, `AutoAttack standard`, `transfer from NAME`.
+      name: `PGD, any step`, `AutoAttack standard`, `transfer from NAME`.
       broken_by: name of the part that broke the example; empty where none did, str [N].
       adversarial: the image by which it did, float32 [N, H, W, C].
       about: settings, parts and time, for results.json.
