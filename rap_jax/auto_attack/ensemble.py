@@ -239,7 +239,8 @@ def _judge_all(
     """Predicts all `others`, a batch at a time; the gaps of the last one repeat its last image."""
     numbers = np.arange(math.ceil(len(images) / num_slots) * num_slots).clip(max=len(images) - 1)
     batches = [
-        programs.judge(key, images[batch], others[batch], labels[batch]) for batch in numbers.reshape(-1, num_slots)
+        programs.judge(key, (images[batch], others[batch], labels[batch], batch))
+        for batch in numbers.astype(np.int32).reshape(-1, num_slots)
     ]
     return Judged(*(np.concatenate(leaves)[: len(images)] for leaves in zip(*batches, strict=True)))
 

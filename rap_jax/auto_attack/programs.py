@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rap_jax.attacks.norms import is_inside, norm_of
-from rap_jax.attacks.stepwise import LogitsFn, StepwiseAttack, where
+from rap_jax.attacks.stepwise import LogitsFn, StepwiseAttack, where, with_own_keys
 from rap_jax.captured import Captured
 from rap_jax.losses import margin
 from rap_jax.parts import map_parts
@@ -84,39 +84,41 @@ class Programs:
         # What is split over these devices already stays so.
         stays = lambda array: places_itself and array.sharding.device_set == set(mesh.devices.flat)
         self.captured = [array if stays(array) else jax.device_put(array, replicated(mesh)) for array in captured]
-        self._judge = self.compile(self.judge_images)
+        self._judge = self.compile(self._judge_examples)
 
     @property
     def num_devices(self) -> int:
         """Of the mesh."""
         return self._mesh.size
 
-    def judge(self, key: jax.Array, images: np.ndarray, others: np.ndarray, labels: np.ndarray) -> Judged:
-        """Predicts `others` [N, ...] anew, perturbed `images`, with labels int32 [N]."""
-        return jax.device_get(self._judge(self.captured, self._on_all(key), self.split((images, others, labels))))
+    def judge(self, key: jax.Array, batch: tuple[np.ndarray, ...]) -> Judged:
+        """Predicts others anew: batch of images, others, perturbed images, [N, ...], and labels, numbers int32 [N]."""
+        return jax.device_get(self._judge(self.captured, self._on_all(key), self.split(batch)))
 
     def of_attack(self, attack: StepwiseAttack, key: jax.Array) -> "AttackPrograms":
         """Those of one attack."""
         return AttackPrograms(self, attack, self._on_all(key))
 
-    def judge_images(self, captured: Captured, key: jax.Array, batch: Any) -> Judged:
-        """What `judge` compiles; batch: (images, others, labels)."""
-        images, others, labels = batch
-        logits = self.bound(captured, key)(others)
+    def judge_images(self, images: jax.Array, others: jax.Array, labels: jax.Array, logits: jax.Array) -> Judged:
+        """What the logits [N, K] of `others` say."""
         size = norm_of(self._norm).size(others - images)
         inside = is_inside(others, images, epsilon=self._epsilon, norm=self._norm)
         sound = jnp.isfinite(logits).all(-1) & inside
         wrong = logits.argmax(-1).astype(labels.dtype) != labels
         return Judged(wrong, margin(logits, labels), size, sound, jnp.zeros_like(wrong))
 
-    def bound(self, captured: Captured, key: jax.Array) -> LogitsFn:
-        """The network with its arrays; a randomised one with a draw of its own."""
-        draw = (key,) if self._randomized else ()
-        return lambda images: self._logits_fn(captured, images, *draw)
+    def logits(self, captured: Captured, keys: jax.Array, images: jax.Array) -> jax.Array:
+        """Of images [N, ...]; a randomised network draws for each by its own key [N]."""
+        logits_fn = self.unbound(captured)
+        return with_own_keys(logits_fn)(images, keys) if self._randomized else logits_fn(images)
 
     def unbound(self, captured: Captured) -> LogitsFn:
         """The network with its arrays, without a draw: an attack on a randomised one makes its own."""
         return lambda images, *draw: self._logits_fn(captured, images, *draw)
+
+    def _judge_examples(self, captured: Captured, key: jax.Array, batch: Any) -> Judged:
+        images, others, labels, numbers = batch
+        return self.judge_images(images, others, labels, self.logits(captured, keys_of(key, numbers), others))
 
     def compile(self, function: Callable[[Captured, jax.Array, Any], Any]) -> jax.stages.Wrapped:
         """Each device has arrays and key whole, and its share of the batch, which it goes through in parts.
@@ -168,15 +170,21 @@ class AttackPrograms:
         return state, jax.device_get(judged)
 
     def _start_examples(self, captured: Captured, key: jax.Array, examples: Examples) -> Any:
-        fold = jax.vmap(jax.random.fold_in, (None, 0))
-        keys = jax.vmap(jax.random.fold_in)(fold(key, examples.numbers), examples.starts)
+        keys = jax.vmap(jax.random.fold_in)(keys_of(key, examples.numbers), examples.starts)
         logits_fn = self._programs.unbound(captured)
         return self._attack.start(logits_fn, keys, examples.images, examples.labels, examples.starts)
 
     def _advance_state(self, captured: Captured, key: jax.Array, state: Any) -> tuple[Any, Judged]:
         state = self._attack.advance(self._programs.unbound(captured), state, self.steps)
-        judged = self._programs.judge_images(captured, key, (state.images, state.adversarial, state.labels))
+        keys = getattr(state, "keys", key)  # attacks without randomness keep none, and meet no randomised network
+        logits = self._programs.logits(captured, keys, state.adversarial)
+        judged = self._programs.judge_images(state.images, state.adversarial, state.labels, logits)
         return state, judged._replace(wrong=judged.wrong & state.broken, lost=judged.lost | ~jnp.asarray(state.sound))
+
+
+def keys_of(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    """One key for each example, by its number: int32 [N] -> [N]."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def steps_between_checks(num_steps: int) -> int:

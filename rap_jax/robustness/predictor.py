@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax.auto_attack.programs import Judged, Programs
+from rap_jax.auto_attack.programs import Judged, Programs, keys_of
 from rap_jax.captured import Captured, lift_captured
 from rap_jax.config.evaluation import EvaluationConfig
 from rap_jax.robustness.network import AttackedNetwork
@@ -41,7 +41,7 @@ class Predictor:
 
     Args:
       network: whose logits are asked for; it must fit the sample.
-      randomized: whether it takes a key; all predictions are then those of one draw.
+      randomized: whether it takes a key; an example then has one draw for all predictions, clean and perturbed.
       batch_size: images at a time, over all devices; 0 chooses.
       on_batch: called after every batch; may raise to stop.
     """
@@ -90,7 +90,7 @@ class Predictor:
         """
         found: list[tuple[Judged, np.ndarray]] = []
         for numbers, count in self.batches():
-            batch = (self.sample.images[numbers], images[numbers], self.sample.labels[numbers])
+            batch = (self.sample.images[numbers], images[numbers], self.sample.labels[numbers], numbers)
             answers = jax.device_get(self._program(self.programs.captured, self._key, self.programs.split(batch)))
             found.append(jax.tree.map(operator.itemgetter(slice(count)), answers))
             self.on_batch()
@@ -99,8 +99,9 @@ class Predictor:
         return Predictions(predicted, judged.wrong, judged.margin, judged.size)
 
     def _answer(self, captured: Captured, key: jax.Array, batch: Any) -> tuple[Judged, jax.Array]:
-        logits = self.programs.bound(captured, key)(batch[1])
-        return self.programs.judge_images(captured, key, batch), jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        images, others, labels, numbers = batch
+        logits = self.programs.logits(captured, keys_of(key, numbers), others)
+        return self.programs.judge_images(images, others, labels, logits), jnp.argmax(logits, -1).astype(jnp.int32)
 
     def _refuse_unsound(self, unsound: np.ndarray) -> None:
         if unsound.any():
