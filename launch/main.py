@@ -18,6 +18,7 @@ from launch.flags import define_flags
 from launch.help import HELP, help_text
 from rap_jax.config import RunConfig
 from rap_jax.data import Dataset, load_dataset
+from rap_jax.data.image_folder import require_outside
 from rap_jax.describe import describe_devices
 from rap_jax.devices import start_cpu_devices
 from rap_jax.forecast import forecast, format_forecast
@@ -55,6 +56,8 @@ def main(arguments: list[str]) -> None:
         enable_compilation_cache(FLAGS.compilation_cache_dir)
         dataset = first_before_others(lambda: load_dataset(config.data, seed=config.seed, streamed=compute.stream_data))
         out_dir = _out_dir(config, dataset)
+        if config.data.dataset.startswith("folder:"):
+            require_outside(config.data.dataset.removeprefix("folder:"), out_dir)
         command = shlex.join(["python", "-m", "launch.main", *sys.argv[1:]])
         mesh = make_mesh(num_model_shards=compute.num_model_shards)
         check_batch_size(config.batch_size, mesh)

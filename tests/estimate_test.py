@@ -222,7 +222,7 @@ def test_more_flags_win_and_those_of_the_process_stay() -> None:
     before = flags.FLAGS["width"].value
     assert config_of(DENSE, ["--width=7"]).model.width == 7
     assert config_of(DENSE).model.width == 2 and flags.FLAGS["width"].value == before
-    assert config_of(PRUNED).start.run_dir == f"out/{DENSE.place}"
+    assert config_of(PRUNED).start.run_dir == str(Path(f"out/{DENSE.place}").absolute())
     with pytest.raises(ValueError, match=r"expected launch\.main"):
         config_of(ATTACKED)
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageCms
 from rap_jax.config import DataConfig
 from rap_jax.data import hold_out, load_dataset
 from rap_jax.data.dataset import TrainTest, make_split
-from rap_jax.data.image_folder import folder_name, load_image_folder
+from rap_jax.data.image_folder import folder_name, load_image_folder, require_outside
 
 
 def pixels(index: int, height: int = 4, width: int = 6, *, grey: bool = False) -> np.ndarray:
@@ -412,3 +412,36 @@ def test_load_dataset_passes_the_size_on_and_refuses_raw_data_dir(tmp_path: Path
 def test_what_is_no_folder_is_refused_with_the_layout(path: str) -> None:
     with pytest.raises(ValueError, match=f"dataset is 'folder:{path}'; expected folder:PATH, .*PATH/train/CLASS"):
         load_dataset(DataConfig(dataset=f"folder:{path}"), seed=0)
+
+
+def grey_tiff(data: bytes, *, bits: int, photometric: int) -> bytes:
+    """A TIFF of 4x6 pixels."""
+    tags = {256: 6, 257: 4, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 4, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_a_tiff_says_how_many_bits_it_has_and_what_black_is(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (4, 6))
+    first, second = values.reshape(-1, 2).T
+    in_three_bytes = np.stack([first >> 4, ((first & 15) << 4) | (second >> 8), second & 255], axis=-1)
+    twelve = grey_tiff(in_three_bytes.astype(np.uint8).tobytes(), bits=12, photometric=1)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{number}.tif").write_bytes(twelve)
+    np.testing.assert_array_equal(load_image_folder(str(tmp_path)).train.images[0, :, :, 0], values >> 4)
+    white_is_zero = grey_tiff(values.astype("<u2").tobytes(), bits=16, photometric=0)
+    (tmp_path / "a/0.tif").write_bytes(white_is_zero)
+    with pytest.raises(ValueError, match=r"a/0.tif cannot be read \(its PhotometricInterpretation is \[0\]"):
+        load_image_folder(str(tmp_path))
+
+
+def test_an_output_folder_that_would_be_a_class_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "whole", {"a/0.png": pixels(0), "b/0.png": pixels(1)})
+    write(tmp_path / "split", {"train/a/0.png": pixels(0), "test/a/0.png": pixels(1)})
+    for folder, out_dir in (("whole", "whole/runs/first"), ("split", "split/train/run")):
+        with pytest.raises(ValueError, match="out_dir is .*; expected a folder outside of the images in"):
+            require_outside(str(tmp_path / folder), tmp_path / out_dir)
+    for folder, out_dir in (("whole", "wholesale"), ("split", "split/runs/first")):
+        require_outside(str(tmp_path / folder), tmp_path / out_dir)

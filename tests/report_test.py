@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from rap_jax import plots, report
 from rap_jax.checked_json import write_checked
@@ -196,7 +198,7 @@ def test_report_has_headline_table_pictures_and_the_way_back(tmp_path: Path) -> 
 
 def test_no_label_names_another_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
-    monkeypatch.setattr(plots.Figure, "suptitle", lambda self, text: titles.append(text))
+    monkeypatch.setattr(Figure, "suptitle", lambda self, text: titles.append(text))
     results = make_results()
     results["model"]["name"], results["name"], results["dataset"] = "lenet", "a run", "mnist_5k"
     results["command"] = "launch"
@@ -232,14 +234,14 @@ def test_run_without_metrics_file(tmp_path: Path) -> None:
 
 def test_marked_checkpoint_is_the_last_selected_of_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     stars: list[tuple[list[float], list[float]]] = []
-    plot = plots.Axes.plot
+    plot = Axes.plot
 
     def watch(self: Any, x: Any, y: Any, style: str = "", **kwargs: Any) -> Any:
         if style == "*" and len(x):
             stars.append((list(x), list(y)))
         return plot(self, x, y, style, **kwargs)
 
-    monkeypatch.setattr(plots.Axes, "plot", watch)
+    monkeypatch.setattr(Axes, "plot", watch)
     assert plots.training_png(make_metrics(), "title")
     assert sorted({epochs[0] for epochs, _ in stars}) == [9.0, 23.0]  # stages of 10, 8 and 6 epochs
     assert len(stars) == 4 and all(len(epochs) == 1 for epochs, _ in stars)

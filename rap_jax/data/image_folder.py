@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from rap_jax.config import require
 from rap_jax.data.dataset import Split, TrainTest, hold_out, make_split
@@ -84,7 +84,7 @@ def to_bytes_per_channel(opened: Image.Image) -> Image.Image:
     require(color is None or not scaled, "its transparent color", color, "8 bits per channel where a color is")
     image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PPM"):
-        return Image.fromarray((np.asarray(image, np.int64) >> 8).astype(np.uint8))
+        return Image.fromarray((np.asarray(image, np.int64) >> _lower_bits(opened)).astype(np.uint8))
     hint = "8 bits per channel or fewer, or 16 bits; convert it, since its range is not known"
     require(not image.mode.startswith(("I", "F")), "its mode", image.mode, hint)
     wanted = "L" if image.mode in ("1", "L", "LA") else "RGB"
@@ -92,6 +92,32 @@ def to_bytes_per_channel(opened: Image.Image) -> Image.Image:
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image.convert("RGBA"))
     return image.convert(wanted)
+
+
+def _lower_bits(opened: Image.Image) -> int:
+    """How many bits a number of more than 8 has below the upper 8; a TIFF says how many it has, and what they mean."""
+    if not isinstance(opened, TiffImagePlugin.TiffImageFile):
+        return 8
+    meaning = {"PhotometricInterpretation": (262, 1), "SampleFormat": (339, 1)}
+    for name, (tag, expected) in meaning.items():
+        value = np.ravel(opened.tag_v2.get(tag, expected)).tolist()
+        require(
+            value == [expected], f"its {name}", value, f"[{expected}], black is 0, with more than 8 bits; convert it"
+        )
+    return int(np.ravel(opened.tag_v2[258])[0]) - 8
+
+
+def require_outside(path: str, out_dir: Path) -> None:
+    """Refuses an output folder among the class folders of PATH, where it would be one of them at the next start.
+
+    Raises:
+      ValueError: so it is.
+    """
+    folder = Path(path).expanduser().resolve()
+    parts = [folder / "train", folder / "test"]
+    among = parts if all(part.is_dir() for part in parts) else [folder]
+    inside = any(out_dir.expanduser().resolve().is_relative_to(part) for part in among)
+    require(not inside, "out_dir", str(out_dir), f"a folder outside of the images in {folder}: give --out_dir")
 
 
 def _find_classes(folder: Path) -> dict[str, list[Path]]:

@@ -61,7 +61,7 @@ def read_exported(path: Path) -> ExportedNetwork:
         if _version(about) != jax.__version__:  # a program that cannot be read here would only fail when it is run
             exported.mlir_module()
     except Exception as error:  # what a damaged file raises depends on where it is damaged
-        what = "expected a file written by exported.serialize(vjp_order=1) of jax.export"
+        what = "expected a file written by exported.serialize(vjp_order=1) of jax.export, or the folder of a run"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(f"{path} cannot be read ({reason}); {what}. {about_age(about)}") from error
     _check(path, exported)
