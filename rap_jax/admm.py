@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rap_jax.layers import leaves_by_name
-from rap_jax.projections import widened
+from rap_jax.layers import arrays_by_name, leaves_by_name
+from rap_jax.projections import is_number, widened
 
 _GRADIENT_DECAY = 0.98
 _TINY = 1e-12
@@ -79,8 +79,11 @@ def add_admm_penalty(
     float32, or wider where they are.
 
     Args:
-      rho: penalty, one number above 0 that may be traced, or a schedule of it over the number of dual steps so far.
-      project_fn: projects a tree like the params on the sparsity sets.
+      rho: penalty, one number above 0 that may be traced, or a schedule of it over the number of dual steps so far. Of
+        a schedule the first number is looked at in `init`, outside of `jit`; that the later ones stay above 0 is up to
+        it.
+      project_fn: projects a tree like the params on the sparsity sets, `project_tree` and not `masks_of`. What it
+        returns is cast to the dtype of the weights.
       rho_rule: `uniform` is the paper's one rho for all layers. `gradient` takes rho_l = rho ||g_l|| / ||w_l||, with
         ||g_l|| the running root mean square of the loss gradient's norm, measured anew at each dual step: then rho is
         a pure number, the pull on a layer relative to what its loss gradient can pull back. A penalty in units of
@@ -95,14 +98,21 @@ def add_admm_penalty(
         updates out, such as `optax.MultiSteps`, only this counts right: a flag is lost with its update.
 
     Raises:
-      ValueError: at once if rho is not above 0, the interval not 1 or more, or the rule unknown; in `init` if weights
-        have no floating-point dtype; in `update` if params are missing, or `dual_step` is and no interval was given,
-        or both are given.
+      ValueError: at once if rho is not above 0, the interval no whole number, 1 or more, `project_fn` no function, or
+        the rule unknown; in `init` if weights have no floating-point dtype, a schedule starts at a rho that is not
+        above 0, or `project_fn` returns other shapes, names, or no floating-point numbers; in `update` if params are
+        missing, or `dual_step` is and no interval was given, or both are given.
     """
     if not callable(rho):
         _check_number("rho", rho, "one finite number above 0, or a schedule")
     if dual_interval is not None:
-        _check_number("dual_interval", dual_interval, "a whole number of updates, 1 or more", least=1)
+        expected = "a whole number of updates, 1 or more"
+        _check_number("dual_interval", dual_interval, expected, least=1, dtype=jnp.integer)
+    if not callable(project_fn):
+        raise ValueError(
+            f"project_fn is {project_fn!r:.60}; expected a function of the weights, such as "
+            f"functools.partial(project_tree, specs)."
+        )
     if rho_rule not in ("uniform", "gradient"):
         raise ValueError(f"rho_rule is {rho_rule!r}; expected uniform or gradient.")
     schedule: optax.Schedule = rho if callable(rho) else optax.constant_schedule(rho)
@@ -115,9 +125,13 @@ def add_admm_penalty(
 
     def init_fn(params: optax.Params) -> AdmmState:
         _check_floating(params)
+        if callable(rho):
+            _check_number("rho of the schedule at 0", schedule(jnp.zeros((), jnp.int32)), "one finite number above 0")
+        projected = project_fn(params)
+        _check_projected(projected, params)
         # Arrays of their own: a state of which one lies in two places, or is a weight, cannot be donated.
         scalars = lambda: jax.tree.map(lambda w: jnp.zeros((), widened(w).dtype), params)
-        z = jax.tree.map(lambda z, w: jnp.array(z, w.dtype, copy=True), project_fn(params), params)
+        z = jax.tree.map(lambda z, w: jnp.array(z, w.dtype, copy=True), projected, params)
         zeros = jax.tree.map(jnp.zeros_like, params)
         count = lambda: jnp.zeros((), jnp.int32)
         interval = None if dual_interval is None else jnp.array(dual_interval, jnp.int32)
@@ -146,21 +160,33 @@ def add_admm_penalty(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _check_number(name: str, value: Any, expected: str, least: float = 0) -> None:
+def _check_number(name: str, value: Any, expected: str, least: float = 0, dtype: Any = jnp.number) -> None:
     """Refuses what is not one number above 0 and at least `least`; of a traced one the value is open."""
-    if isinstance(value, jax.core.Tracer):
-        is_good = value.ndim == 0
-    else:
-        is_good = np.ndim(value) == 0 and np.isfinite(value) and value > 0 and value >= least
+    is_good = is_number(value) and jnp.issubdtype(jnp.result_type(value), dtype)
+    if is_good and not isinstance(value, jax.core.Tracer):
+        is_good = np.isfinite(value) and value > 0 and value >= least
     if not is_good:
         raise ValueError(f"{name} is {value!r}; expected {expected}.")
 
 
 def _check_floating(params: chex.ArrayTree) -> None:
-    others = {name: w.dtype for name, w in leaves_by_name(params).items() if not jnp.issubdtype(w.dtype, jnp.floating)}
+    others = {name: w.dtype for name, w in arrays_by_name(params).items() if not jnp.issubdtype(w.dtype, jnp.floating)}
     if others:
         found = ", ".join(f"{name} ({dtype})" for name, dtype in others.items())
         raise ValueError(f"ADMM cannot pull at {found}; expected floating-point weights. Leave others to optax.masked.")
+
+
+def _check_projected(projected: chex.ArrayTree, params: chex.ArrayTree) -> None:
+    found, expected = (jax.tree.structure(tree) for tree in (projected, params))
+    if not found == expected:
+        raise ValueError(f"project_fn returns a tree {found}; expected the one of the weights, {expected}.")
+    for (name, w), leaf in zip(leaves_by_name(params).items(), leaves_by_name(projected).values(), strict=True):
+        dtype = jnp.result_type(leaf)
+        if jnp.shape(leaf) != w.shape or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"project_fn returns {dtype}{list(jnp.shape(leaf))} for {name}; expected the weights projected, "
+                f"{w.dtype}{list(w.shape)}: project_tree, not masks_of."
+            )
 
 
 def _is_dual_step(state: AdmmState, dual_step: jax.Array | bool | None) -> jax.Array | bool:

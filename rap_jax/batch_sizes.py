@@ -4,6 +4,7 @@ Such are functions that `jax.export` wrote for one size, that reshape to a const
 devices.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import jax
@@ -12,6 +13,25 @@ import numpy as np
 from jax import lax
 
 LogitsFn = Callable[..., jax.Array]
+# What to do, by what an error says; the first that fits.
+_HINTS = {
+    "trace level": "A Flax NNX network changes its state in training mode: call model.eval() before.",
+    "ModifyScopeVariable|is immutable|needs PRNG": (
+        "A Flax network is in training mode: call it with train=False, or use_running_average=True for BatchNorm and "
+        "deterministic=True for Dropout."
+    ),
+    "UnboundModule": "A Flax module needs its variables: lambda images: model.apply(variables, images).",
+    "positional argument|required argument|too many arguments": (
+        'version="rand" calls logits_fn(images, key), all others call logits_fn(images): use functools.partial for '
+        "further arguments."
+    ),
+    r"returns a (tuple|list|dict)": "Take the logits out: lambda images: network(images)[0].",
+    "Dtype mismatch": "Convert the images: lambda images: network(images.astype(dtype)).",
+    r"shape\[0\] \(expected|reshape|divisible|[Ii]ncompatible shapes|batch": (
+        "If it takes batches of one size only, pass that as batch_size."
+    ),
+    "": "Try it by jax.eval_shape with such an array, channels last.",
+}
 
 
 def in_batches(logits_fn: LogitsFn, batch_size: int) -> LogitsFn:
@@ -59,13 +79,13 @@ def _num_classes(logits_fn: LogitsFn, size: int, image_shape: tuple[int, ...], *
 
 
 def _refused(error: Exception, shape: tuple[int, ...]) -> ValueError:
-    hint = "If it takes batches of one size only, pass that as batch_size."
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    hint = next(hint for cause, hint in _HINTS.items() if re.search(cause, text))
     if isinstance(error, jax.errors.JAXTypeError):
         hint = "If it cannot be traced, call it by `jax.pure_callback`, and attack it with Square alone."
     refused = ValueError(
-        f"logits_fn cannot be called with float32{list(shape)} ({type(error).__name__}: "
-        f"{' '.join(str(error).split())[:300]}); expected a JAX function of images [N, H, W, C] that returns logits "
-        f"[N, K]. {hint}"
+        f"logits_fn cannot be called with float32{list(shape)} ({text[:300]}); expected a JAX function of images "
+        f"[N, H, W, C] that returns logits [N, K]. {hint}"
     )
     refused.__cause__ = error
     return refused

@@ -44,6 +44,22 @@ def leaves_by_name(params: chex.ArrayTree) -> dict[str, Any]:
     return found
 
 
+def arrays_by_name(params: chex.ArrayTree) -> dict[str, Any]:
+    """As `leaves_by_name`, of a tree of which every leaf has a shape and a dtype.
+
+    Raises:
+      ValueError: a leaf is a function, a Python number or anything else that is no array; two leaves have one name.
+    """
+    found = leaves_by_name(params)
+    for name, leaf in found.items():
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise ValueError(
+                f"{name} is {leaf!r:.60}; expected an array. Make numbers arrays, jnp.asarray(value), and leave "
+                f"functions and settings out of the tree, as eqx.filter(params, eqx.is_array) does."
+            )
+    return found
+
+
 def tree_by_name(params: chex.ArrayTree, by_name: Mapping[str, Any]) -> Any:
     """The tree of the params with other leaves, `by_name[name]` for each name of `leaves_by_name`."""
     return jax.tree.unflatten(jax.tree.structure(params), [by_name[name] for name in leaves_by_name(params)])

@@ -2,7 +2,9 @@
 
 Attacks need one loss per example: an example's gradient must not depend on its neighbours in the batch. So a loss
 refuses labels that would broadcast. Shapes and dtypes are looked at when a function is traced; values only where they
-are known then, as those of labels that `jax.jit` is not given as an argument.
+are known then, as those of labels that `jax.jit` is not given as an argument. A traced label that is none of the
+classes cannot be refused, and the losses do not agree on it: `cross_entropy` is NaN, or counts a negative label from
+the last class; `margin` and the ratios take its logit as 0.
 
 Logits of 16 bits are taken as float32: in bfloat16 the probability of a confident answer rounds to 1, and its gradient
 to 0. Labels may have any integer dtype.
@@ -52,11 +54,13 @@ def smooth_labels(targets: jax.Array, label_smoothing: float, num_classes: int) 
       Float [N, K], rows of sum 1 (or the targets themselves).
 
     Raises:
-      ValueError: targets that `cross_entropy` refuses, or another share.
+      ValueError: targets that `cross_entropy` refuses, another share, or a number of classes that is not whole.
     """
     is_known = not isinstance(label_smoothing, jax.core.Tracer)
     if is_known and not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing!r}; expected a share of 0 or more and below 1.")
+    if not isinstance(num_classes, int | np.integer):
+        raise ValueError(f"num_classes is {num_classes!r}; expected a whole number, of the logits.")
     if _are_distributions(targets):
         distribution = _checked_distributions(targets, (len(targets), num_classes))
     else:

@@ -5,6 +5,7 @@ finished update is masked, so neither can move a pruned weight; (2) the bias of 
 so do the scale and the shift of its BatchNorm.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import chex
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rap_jax.layers import leaves_by_name, names_left_out, tree_by_name
+from rap_jax.layers import arrays_by_name, leaves_by_name, names_left_out, tree_by_name
 from rap_jax.projections import zeroed
 
 
@@ -40,15 +41,8 @@ def keep_masked(masks: chex.ArrayTree) -> optax.GradientTransformationExtraArgs:
     """
 
     def init_fn(params: optax.Params) -> MaskState:
-        by_name = leaves_by_name(masks)
-        weights = leaves_by_name(params)
-        surplus = by_name.keys() - weights.keys() - names_left_out(params)
-        if surplus:
-            raise ValueError(f"The masks have {', '.join(sorted(surplus))}; expected names of {', '.join(weights)}.")
-        for name, leaf in weights.items():
-            _check_mask(name, by_name.get(name), jnp.shape(leaf))
         # A copy: the trainer donates its state, and the caller keeps its masks.
-        return MaskState(jax.tree.map(jnp.copy, tree_by_name(params, by_name)))
+        return MaskState(jax.tree.map(jnp.copy, _masks_like(params, masks)))
 
     def update_fn(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
@@ -61,8 +55,28 @@ def keep_masked(masks: chex.ArrayTree) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _masks_like(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree:
+    """The masks in the tree of the params, leaf by leaf of the same name, without those that `optax.masked` hides."""
+    by_name, weights, hidden = leaves_by_name(masks), arrays_by_name(params), names_left_out(params)
+    surplus = [name for name in sorted(by_name.keys() - weights.keys()) if not _lies_in(name, hidden)]
+    if surplus:
+        raise ValueError(
+            f"The masks have {', '.join(surplus)}; expected names of {', '.join(weights)}. For a part of the tree take "
+            f"masks_of(specs, tree) of that part, or let keep_masked be the outermost and last in the chain."
+        )
+    for name, leaf in weights.items():
+        _check_mask(name, by_name.get(name), leaf.shape)
+    return tree_by_name(params, by_name)
+
+
+def _lies_in(name: str, hidden: Collection[str]) -> bool:
+    """`optax.masked` hides single leaves, or whole branches of the tree."""
+    return any(name == node or name.startswith(f"{node}/") for node in hidden)
+
+
 def _check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
-    found = "missing" if mask is None else f"{mask.dtype}{list(mask.shape)}"
+    is_array = hasattr(mask, "dtype") and hasattr(mask, "shape")
+    found = f"{mask.dtype}{list(mask.shape)}" if is_array else "missing" if mask is None else repr(mask)
     if found != f"bool{list(shape)}":
         raise ValueError(f"The mask of {name} is {found}; expected bool{list(shape)}, see specs.masks_of.")
 
@@ -73,10 +87,22 @@ def _masked(keep: jax.Array, update: jax.Array, weights: jax.Array) -> jax.Array
 
 
 def apply_masks(masks: chex.ArrayTree, params: chex.ArrayTree) -> chex.ArrayTree:
-    """The params with exact zeros where the masks are False; NaN stays NaN, to be seen."""
-    return jax.tree.map(zeroed, masks, params)
+    """The params with exact zeros where the masks are False; NaN stays NaN, to be seen.
+
+    Args:
+      masks: as for `keep_masked`.
+
+    Raises:
+      ValueError: a weight has no mask, or one of another shape or dtype, or a mask no weight.
+    """
+    return jax.tree.map(zeroed, _masks_like(params, masks), params)
 
 
 def both(masks: chex.ArrayTree, other: chex.ArrayTree) -> chex.ArrayTree:
-    """True where both trees of masks are: what survives two rounds of pruning."""
-    return jax.tree.map(jnp.logical_and, masks, other)
+    """True where both trees of masks are: what survives two rounds of pruning.
+
+    Raises:
+      ValueError: the masks are not bool, or differ in their names or shapes.
+    """
+    masks = _masks_like(masks, masks)
+    return jax.tree.map(jnp.logical_and, masks, _masks_like(masks, other))

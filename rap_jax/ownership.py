@@ -1,6 +1,6 @@
 """What a sparsity set takes along when an output goes, and which sets are refused because nobody can tell.
 
-    check(specs, leaves, left_out)
+    specs, leaves = checked(specs, params)
     names = owned("conv1/kernel", Filter(0.5), leaves)
 
 To the outputs of a weight belong the leaves that `layers.belongings` finds beside it, and those that its spec names.
@@ -8,11 +8,23 @@ A filter of which a part stays would go on sending a constant, so a spec is refu
 """
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from rap_jax.layers import belongings, beside, is_weight, neighbours, per_output
-from rap_jax.projections import Column, Filter, ScaleFilter, Spec
+import chex
+
+from rap_jax.layers import (
+    arrays_by_name,
+    belongings,
+    beside,
+    is_kernel,
+    is_weight,
+    names_left_out,
+    neighbours,
+    per_output,
+)
+from rap_jax.projections import Column, Filter, Irregular, ScaleFilter, Spec
 
 Specs = Mapping[str, Spec]
 Leaves = Mapping[str, Any]
@@ -29,12 +41,16 @@ def owned(name: str, spec: Spec | None, leaves: Leaves) -> list[str]:
     return [leaf for leaf in leaves if leaf in found]
 
 
+def has_inputs(name: str, leaf: Any, outputs: tuple[int, ...]) -> bool:
+    """Whether a leaf has inputs and outputs; of a stack [L, out], one number per output and layer, has none."""
+    return is_weight(name, leaf) and (is_kernel(name) or not per_output(leaf, outputs))
+
+
 def kernels_of(scale: str, spec: Spec, leaves: Leaves) -> list[str]:
     """The weights whose outputs a scale decides about: the kernel beside it, and those that its spec names."""
-    layer = neighbours(scale, leaves)
-    kernel, weights = beside(scale, "kernel"), [name for name, leaf in layer.items() if is_weight(name, leaf)]
+    layer, outputs = neighbours(scale, leaves), outputs_of(scale, spec, leaves)
+    kernel, weights = beside(scale, "kernel"), [name for name, leaf in layer.items() if has_inputs(name, leaf, outputs)]
     own = [kernel] if kernel in layer else weights if len(weights) == 1 else []
-    outputs = outputs_of(scale, spec, leaves)
     own = [name for name in own if _ends(leaves[name].shape, outputs) == outputs]
     return own + [name for name in spec.belongs or () if name in leaves and is_weight(name, leaves[name])]
 
@@ -72,6 +88,28 @@ def with_names_of(specs: Specs, names: Collection[str]) -> dict[str, Spec]:
         return spec if not spec.belongs else dataclasses.replace(spec, belongs=[of_tree(name) for name in spec.belongs])
 
     return {of_tree(name): renamed(spec) for name, spec in specs.items()}
+
+
+def checked(specs: Specs, params: chex.ArrayTree) -> tuple[dict[str, Spec], dict[str, Any]]:
+    """The specs by the names of the tree, and its leaves.
+
+    Raises:
+      ValueError: see `check`; the specs are no mapping of names to sparsity sets, or a leaf is no array.
+    """
+    _check_types(specs)
+    leaves, left_out = arrays_by_name(params), names_left_out(params)
+    specs = with_names_of(specs, leaves.keys() | left_out)
+    check(specs, leaves, left_out)
+    return specs, leaves
+
+
+def _check_types(specs: Any) -> None:
+    expected = "expected {'conv1/kernel': Filter(0.5), ...}: a set Irregular, Filter, Column or ScaleFilter by name"
+    if not isinstance(specs, Mapping):
+        raise ValueError(f"specs are {specs!r:.60}; {expected}.")
+    for name, spec in specs.items():
+        if not (isinstance(name, str) and isinstance(spec, Spec)):
+            raise ValueError(f"specs hold {name!r}: {spec!r:.60}; {expected}. The specs are not the params.")
 
 
 def check(specs: Specs, leaves: Leaves, left_out: Collection[str] = ()) -> None:
@@ -120,7 +158,16 @@ def _check_named(name: str, spec: Spec, leaves: Leaves, left_out: Collection[str
 def _check_outputs_last(name: str, spec: Spec, leaves: Leaves) -> None:
     """Weights of other libraries may have their outputs first."""
     shape, last = leaves[name].shape, name.rsplit("/", 1)[-1]
-    if last == "kernel" or not isinstance(spec, Filter | Column) or len(shape) < 2:
+    if not isinstance(spec, Filter | Column) or len(shape) < 2:
+        return
+    bias = leaves.get(beside(name, "bias"))
+    if last == "kernel":
+        if bias is not None and not _fits(bias, name, spec, leaves):
+            raise ValueError(
+                f"{name} has shape {shape} and its bias {bias.shape}: its outputs are not on the last axis "
+                f"(ConvTranspose with transpose_kernel, nn.scan over another axis than 0), or on several. Prune a tree "
+                f"with jnp.moveaxis(kernel, outputs, -1), or take Irregular, which has no outputs."
+            )
         return
     layer = neighbours(name, leaves).values()
     first = any(leaf.shape and leaf.size == leaf.shape[0] == shape[0] != shape[-1] for leaf in layer)
@@ -132,22 +179,42 @@ def _check_outputs_last(name: str, spec: Spec, leaves: Leaves) -> None:
         )
 
 
+def _fits(bias: Any, name: str, spec: Spec, leaves: Leaves) -> bool:
+    """Whether a bias has one number per output, is one number for all, or tells of other axes, see `check_stack`."""
+    is_one = math.prod(bias.shape) == 1
+    return is_one or per_output(bias, outputs_of(name, spec, leaves)) or _is_part(bias.shape, leaves[name].shape)
+
+
 def check_stack(name: str, spec: Spec | None, leaves: Leaves) -> None:
     """Refuses weights beside which a leaf has more than one number per output."""
+    parts = _parts(name, spec, leaves)
+    if isinstance(spec, Irregular):  # single weights need no outputs, but each layer of a stack makes its own choice
+        told = spec.stack_axes is not None
+        parts = {other: part for other, part in parts.items() if not told and _is_of_stack(part, leaves[name].shape)}
+    if parts:
+        raise _unclear_axes(name, leaves, f"{parts} beside it, more than one number per output")
+
+
+def _parts(name: str, spec: Spec | None, leaves: Leaves) -> dict[str, tuple[int, ...]]:
+    """The leaves beside some weights that have more than one number per output, as far as the spec tells."""
     shape, outputs = leaves[name].shape, outputs_of(name, spec, leaves)
-    parts = {
+    return {
         other: leaf.shape
         for other, leaf in neighbours(name, leaves).items()
         if 1 < len(leaf.shape) < len(shape) and not per_output(leaf, outputs) and _is_part(leaf.shape, shape)
     }
-    if parts:
-        raise _unclear_axes(name, leaves, f"{parts} beside it, more than one number per output")
+
+
+def has_clear_outputs(name: str, spec: Spec | None, leaves: Leaves) -> bool:
+    """Whether the outputs of some weights are on their last axis, as far as the leaves beside them tell."""
+    return not _parts(name, spec, leaves)
 
 
 def _check_first_axes(name: str, spec: Spec, leaves: Leaves, left_out: Collection[str]) -> None:
     """A kernel of 3 axes, and of more than 4, is one layer if something beside it has one number per output."""
     axes = len(leaves[name].shape)
-    decided = spec.stack_axes is not None or owned(name, spec, leaves) or _hides_neighbours(name, left_out)
+    beside_it = bool(owned(name, spec, leaves) or _parts(name, spec, leaves))
+    decided = spec.stack_axes is not None or beside_it or _hides_neighbours(name, left_out)
     if (axes == 3 or axes > 4) and not decided:
         raise _unclear_axes(name, leaves, "nothing beside it tells which")
 
@@ -156,21 +223,27 @@ def _unclear_axes(name: str, leaves: Leaves, reason: str) -> ValueError:
     return ValueError(
         f"{name} has shape {leaves[name].shape}: the kernel of one layer, a stack of layers (nn.scan, nn.vmap), or "
         f"outputs on several axes (DenseGeneral); {reason}. Write stack_axes=1 in its spec where the first axis counts "
-        f"layers, and stack_axes=0 where it does not. Outputs on several axes cannot be pruned: make them one."
+        f"layers, and stack_axes=0 where it does not. Outputs on several axes cannot be pruned: make them one, or take "
+        f"Irregular. Without specs nothing tells either: give those of the weights that were pruned."
     )
 
 
 def _is_part(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
     """Whether a shape is the first axes of a kernel and its outputs, or its last axes."""
-    return shape in (kernel[: len(shape) - 1] + kernel[-1:], kernel[-len(shape) :])
+    return _is_of_stack(shape, kernel) or shape == kernel[-len(shape) :]
+
+
+def _is_of_stack(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
+    return shape == kernel[: len(shape) - 1] + kernel[-1:]
 
 
 def _check_elsewhere(name: str, spec: Spec, leaves: Leaves, left_out: Collection[str]) -> None:
     if isinstance(spec, Filter):
-        found, hint = _could_belong(name, spec, leaves), ""
+        found, hint = [*_could_belong(name, spec, leaves), *_wider(name, spec, leaves)], ""
     elif isinstance(spec, ScaleFilter) and not kernels_of(name, spec, leaves) and not _hides_neighbours(name, left_out):
         outputs = outputs_of(name, spec, leaves)
-        found = [other for other, leaf in leaves.items() if is_weight(other, leaf) and leaf.shape[-1:] == outputs[-1:]]
+        weights = [other for other, leaf in leaves.items() if has_inputs(other, leaf, outputs)]
+        found = [other for other in weights if leaves[other].shape[-1:] == outputs[-1:]]
         hint = "no kernel lies beside the scale; "
     else:
         return
@@ -196,13 +269,31 @@ def _could_belong(name: str, spec: Spec, leaves: Leaves) -> list[str]:
         layer
         for path, layer in layers.items()
         if path == own
-        or (not any(map(is_weight, layer, layer.values())) and beside(next(iter(layer)), "shift") not in layer)
+        or (not any(has_inputs(*item, outputs) for item in layer.items()) and not _is_ours(layer, outputs))
     ]
     return [
         other
         for layer in lone
         for other, leaf in layer.items()
-        if other != name and other not in beside_it and not is_weight(other, leaf) and per_output(leaf, outputs)
+        if other != name and other not in beside_it and not is_kernel(other) and per_output(leaf, outputs)
+    ]
+
+
+def _is_ours(layer: Leaves, outputs: tuple[int, ...]) -> bool:
+    """This package has no stacks of layers."""
+    return len(outputs) == 1 and beside(next(iter(layer)), "shift") in layer
+
+
+def _wider(name: str, spec: Spec, leaves: Leaves) -> list[str]:
+    """Leaves beside a kernel, or below it, with its outputs on the last axis and more axes, as of a LoRA."""
+    outputs, layer = outputs_of(name, spec, leaves), name.rpartition("/")[0]
+    if not is_kernel(name):
+        return []
+    below = {other: leaf for other, leaf in leaves.items() if layer and other.startswith(f"{layer}/")}
+    return [
+        other
+        for other, leaf in {**below, **neighbours(name, leaves)}.items()
+        if has_inputs(other, leaf, outputs) and not is_kernel(other) and _ends(leaf.shape, outputs) == outputs
     ]
 
 

@@ -23,8 +23,9 @@ import dataclasses
 import functools
 import itertools
 import math
+import numbers
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +60,21 @@ class _Spec:
             raise ValueError(f"stack_axes is {self.stack_axes!r}; expected a number of axes, 0 or more.")
         if self.stack_axes and self.budget == "global":
             raise ValueError(f"stack_axes is {self.stack_axes!r}; expected 0 with the budget 'global'.")
-        if not 0 <= self.sparsity < 1:
+        if not (is_number(self.sparsity) and 0 <= self.sparsity < 1):
             raise ValueError(f"sparsity is {self.sparsity!r}; expected a share of zeros in [0, 1).")
         if self.budget not in ("layer", "global"):
             raise ValueError(f"budget is {self.budget!r}; expected layer or global.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one real number, of Python or an array without axes; bool is none."""
+    if isinstance(value, numbers.Real):
+        return not isinstance(value, bool)
+    return (
+        np.ndim(value) == 0
+        and jnp.issubdtype(getattr(value, "dtype", object), jnp.number)
+        and not np.iscomplexobj(value)
+    )
 
 
 class Irregular(_Spec):

@@ -5,8 +5,8 @@ from typing import Any
 import chex
 import numpy as np
 
-from rap_jax.layers import is_kernel, is_weight, leaves_by_name
-from rap_jax.ownership import Specs, check, check_stack, outputs_of, owned, owners, with_names_of
+from rap_jax.layers import is_kernel, is_weight
+from rap_jax.ownership import Specs, check_stack, checked, has_clear_outputs, outputs_of, owned, owners
 from rap_jax.projections import check_finite
 
 
@@ -21,17 +21,16 @@ def count_sparsity(params: chex.ArrayTree, specs: Specs | None = None) -> dict[s
       `{"layers": {"conv1/kernel": {"size", "zeros", "sparsity", "filters", "filters_kept", "columns",
       "columns_kept", "leftovers"}, ...}, "overall": {"size", "zeros", "sparsity", "leftovers"}}`. `size` counts
       weights; a filter (last axis) or a column (all other axes) is kept if any of its weights is not zero. Biases and
-      BatchNorm do not count, but `leftovers` are those of them that are not zero though their filter is: constants
-      that a removed filter would go on sending, 0 after a cut. A share of no weights at all is 0.
+      BatchNorm do not count, but `leftovers` are those of them that are not zero though their filter is: constants that
+      a removed filter would go on sending, 0 after a cut. Filters and columns are None where the outputs lie on several
+      axes, or no spec tells a stack of layers. A share of no weights at all is 0.
 
     Raises:
       ValueError: a weight is NaN or infinite, or may be a stack of layers; weights have inputs and outputs, but none of
         them is named `kernel` or by a spec.
     """
-    leaves = leaves_by_name(params)
-    specs = with_names_of(specs or {}, leaves)
-    check(specs, leaves)
-    everything = owners(specs, leaves)
+    named, leaves = checked({} if specs is None else specs, params)
+    everything = owners(named, leaves)
     weights = [
         name for name, leaf in leaves.items() if is_kernel(name) or (name in everything and is_weight(name, leaf))
     ]
@@ -39,11 +38,14 @@ def count_sparsity(params: chex.ArrayTree, specs: Specs | None = None) -> dict[s
     layers = {}
     for name in weights:
         spec = everything.get(name)
-        check_stack(name, spec, leaves)
+        if specs is None:
+            check_stack(name, spec, leaves)
         for counted in (name, *owned(name, spec, leaves)):
             check_finite(counted, leaves[counted])
         beside = [np.asarray(leaves[belonging]) for belonging in owned(name, spec, leaves)]
         layers[name] = _count(np.asarray(leaves[name]), beside, len(outputs_of(name, spec, leaves)) - 1)
+        if not has_clear_outputs(name, spec, leaves):
+            layers[name] |= dict.fromkeys(("filters", "filters_kept", "columns", "columns_kept"))
     size, zeros, leftovers = (sum(layer[key] for layer in layers.values()) for key in ("size", "zeros", "leftovers"))
     overall = {"size": size, "zeros": zeros, "sparsity": _share(zeros, size), "leftovers": leftovers}
     return {"layers": layers, "overall": overall}

@@ -34,12 +34,11 @@ from rap_jax.layers import (
     is_weight,
     kernels,
     leaves_by_name,
-    names_left_out,
     per_output,
     tree_by_name,
 )
 from rap_jax.masking import apply_masks
-from rap_jax.ownership import Specs, check, check_stack, kernels_of, outputs_of, owned, owners, with_names_of
+from rap_jax.ownership import Specs, check_stack, checked, kernels_of, outputs_of, owned, owners
 from rap_jax.projections import Column, Filter, Irregular, ScaleFilter, Spec, check_finite
 
 _STRUCTURES: dict[str, type[Spec]] = {
@@ -123,7 +122,7 @@ def selected(params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
     Raises:
       ValueError: see `masks_of`.
     """
-    specs, leaves = _checked(specs, params)
+    specs, leaves = checked(specs, params)
     chosen = set(specs)
     for name, spec in specs.items():
         if isinstance(spec, Filter):
@@ -162,7 +161,7 @@ def masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
         specs, for kernel and scale; specs with the budget `global` differ; it is open what belongs to an output, see
         `ownership.check`; weights are NaN or infinite.
     """
-    specs, leaves = _checked(specs, params)
+    specs, leaves = checked(specs, params)
     for name, spec in specs.items():
         projections.check_weights(spec, leaves[name], name)
     masks = {name: projections.mask(specs[name], leaves[name]) for name in leaves if _has_budget(specs, name, "layer")}
@@ -184,16 +183,16 @@ def masks_of_zeros(params: chex.ArrayTree, specs: Specs | None = None) -> chex.A
 
     Args:
       specs: the sets of the earlier pruning, where they name weights that are not called `kernel`, or what belongs to
-        them elsewhere in the tree.
+        them elsewhere in the tree. They name every stack of layers that lost outputs.
 
     Raises:
       ValueError: see `ownership.check`; weights are NaN or infinite.
     """
-    specs, leaves = _checked(specs or {}, params)
-    weights = [name for name, leaf in leaves.items() if is_kernel(name) or (name in specs and is_weight(name, leaf))]
-    everything = owners(specs, leaves)
-    for name in weights:
-        check_stack(name, everything.get(name), leaves)
+    named, leaves = checked({} if specs is None else specs, params)
+    weights = [name for name, leaf in leaves.items() if is_kernel(name) or (name in named and is_weight(name, leaf))]
+    everything = owners(named, leaves)
+    for name in weights if specs is None else ():
+        check_stack(name, None, leaves)
     return _on_whole_tree({name: leaves[name] != 0 for name in weights}, params, everything)
 
 
@@ -221,11 +220,3 @@ def _on_outputs(alive: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _has_budget(specs: Specs, name: str, budget: str) -> bool:
     return name in specs and specs[name].budget == budget
-
-
-def _checked(specs: Specs, params: chex.ArrayTree) -> tuple[dict[str, Spec], dict[str, jax.Array]]:
-    """The specs by the names of the tree, and its leaves."""
-    leaves, left_out = leaves_by_name(params), names_left_out(params)
-    specs = with_names_of(specs, leaves.keys() | left_out)
-    check(specs, leaves, left_out)
-    return specs, leaves

@@ -1,6 +1,7 @@
 """ADMM's transformation against autodiff of the augmented Lagrangian, and on a problem with a known answer."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -189,3 +190,33 @@ def test_refuses() -> None:
     with pytest.raises(ValueError, match="0 AdmmState"):
         find_admm_state(optax.adam(0.1).init(PARAMS))
     assert isinstance(find_admm_state(add_admm_penalty(1.0, project_fn).init(PARAMS)), AdmmState)
+
+
+@pytest.mark.parametrize("rho", [None, "0.1", True, 0.1j, [0.1], float("nan"), -1])
+def test_a_rho_that_is_no_number_above_zero_is_refused(rho: Any) -> None:
+    with pytest.raises(ValueError, match="rho is .*; expected one finite number above 0"):
+        add_admm_penalty(rho, project_fn)
+
+
+@pytest.mark.parametrize("dual_interval", [2.5, 2.0, True, "5", 0, np.array([2])])
+def test_an_interval_that_is_no_whole_number_is_refused(dual_interval: Any) -> None:
+    with pytest.raises(ValueError, match="dual_interval is .*; expected a whole number"):
+        add_admm_penalty(1.0, project_fn, dual_interval=dual_interval)
+    assert int(add_admm_penalty(1.0, project_fn, dual_interval=np.int64(2)).init(PARAMS).dual_interval) == 2
+
+
+@pytest.mark.parametrize("start", [0.0, -1.0, float("nan"), None])
+def test_a_schedule_that_starts_at_no_rho_is_refused(start: Any) -> None:
+    with pytest.raises(ValueError, match="rho of the schedule at 0 is .*; expected one finite number above 0"):
+        add_admm_penalty(lambda count: start, project_fn).init(PARAMS)
+
+
+def test_a_projection_that_returns_no_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="project_fn is .*; expected a function"):
+        add_admm_penalty(1.0, SPECS)
+    for bad in (lambda w: jax.tree.map(lambda a: a != 0, w), lambda w: jax.tree.map(lambda a: a[..., :1], w)):
+        with pytest.raises(ValueError, match=r"project_fn returns (bool|float32)\[.*\] for conv1/bias; .*float32\[4\]"):
+            add_admm_penalty(1.0, bad).init(PARAMS)
+    for bad in (lambda w: None, lambda w: w["conv1"]):
+        with pytest.raises(ValueError, match="project_fn returns a tree .*; expected the one of the weights"):
+            add_admm_penalty(1.0, bad).init(PARAMS)

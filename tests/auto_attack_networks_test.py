@@ -3,11 +3,14 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 from jax import export
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -219,3 +222,54 @@ def test_logits_that_are_no_numbers_are_never_counted(parts: tuple[Part, ...], b
 
     with pytest.raises(ValueError, match="NaN"):
         broken_by(network, parts)
+
+
+class Normed(nnx.Module):
+    def __init__(self) -> None:
+        self.norm = nnx.BatchNorm(36, rngs=nnx.Rngs(0))
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return logits_fn(self.norm(images.reshape(len(images), -1)).reshape(images.shape))
+
+
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = True) -> jax.Array:
+        x = nn.BatchNorm(use_running_average=not train)(images)
+        return logits_fn(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+def exported_for(shape: tuple[int, ...] = (4, 6, 6, 1), dtype: str = "float32", **settings: Any) -> export.Exported:
+    network = lambda x: logits_fn(x.reshape(-1, 6, 6, 1).astype(jnp.float32))
+    return export.export(jax.jit(network), **settings)(jax.ShapeDtypeStruct(shape, dtype))
+
+
+MODULE = Dropped()
+VARIABLES = MODULE.init({"params": KEY, "dropout": KEY}, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("network", "hint"),
+    [
+        (Normed(), r"call model.eval\(\)"),
+        (nnx.jit(Normed()), r"call model.eval\(\)"),
+        (functools.partial(MODULE.apply, VARIABLES), "call it with train=False, or use_running_average=True"),
+        (nn.Dropout(0.5, deterministic=False).bind({}), "deterministic=True for Dropout"),
+        (MODULE, "lambda images: model.apply"),
+        (lambda images, key: logits_fn(images), r'version="rand" calls logits_fn\(images, key\)'),
+        (lambda images: (logits_fn(images), {}), r"lambda images: network\(images\)\[0\]"),
+        (exported_for(), "logits_fn is 'an Exported'; expected its function: pass exported.call.$"),
+        (exported_for().call, "pass that as batch_size"),
+        (lambda x: logits_fn(x.reshape(7, 6, 6, 1)), "pass that as batch_size"),
+        (exported_for((11, 6, 6, 1), "bfloat16").call, "Convert the images"),
+        (exported_for((11, 1, 6, 6)).call, "channels last"),
+        (exported_for((11, 6, 6, 1), platforms=["tpu"]).call, "cannot run here .*platforms="),
+        (export.deserialize(exported_for((11, 6, 6, 1)).serialize()).call, "vjp_order=1"),
+        (lambda x: {}["missing"], "KeyError: 'missing'.*Try it by jax.eval_shape"),
+    ],
+)  # fmt: skip
+def test_a_network_that_cannot_be_called_is_refused_with_what_to_do(network: Network, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint) as refused:
+        broken_by(network, devices=jax.devices()[:1], batch_size=11)
+    assert len(str(refused.value)) < 900
+    assert ("batch_size" in str(refused.value)) == ("batch_size" in hint)

@@ -1,5 +1,7 @@
 """AutoAttack as a whole: what it says of each example, and that nothing but the key decides it."""
 
+import dataclasses
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.fab import Fab
 from rap_jax.attacks.square import Square
 from rap_jax.attacks.stepwise import run_attack
+from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.auto_attack import AutoAttackResult, auto_attack
 from rap_jax.auto_attack.programs import steps_between_checks
 from rap_jax.auto_attack.slots import even_slots
@@ -126,8 +129,9 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.npz"
     parts = PARTS[:1]
     attack(state_path=path, parts=parts)
+    wider = [Part("apgd-ce", Apgd(0.05, num_steps=10))]
     with pytest.raises(ValueError, match="epsilon: 0.04 in the folder, 0.05 now"):
-        attack(state_path=path, parts=parts, epsilon=0.05)
+        attack(state_path=path, parts=wider, epsilon=0.05)
     without_gradient = lambda x: logits_fn(jax.lax.stop_gradient(x)) + 0 * x.sum()
     for other in (lambda x: 2 * logits_fn(x), without_gradient):
         with pytest.raises(ValueError, match="holds another evaluation:\n  program and weights of the network"):
@@ -144,7 +148,7 @@ def test_a_network_that_answers_one_class_is_robust_and_one_that_is_wrong_is_not
     constant = lambda x: jnp.zeros((len(x), CLASSES)).at[:, 2].set(1.0) + 0 * x.sum((1, 2, 3))[:, None]
     labels = np.full(50, 2, np.int32)
     labels[:10] = 1
-    found = auto_attack(constant, IMAGES, labels, epsilon=0.3, key=KEY, parts=PARTS, diagnostics=False)
+    found = auto_attack(constant, IMAGES, labels, epsilon=EPSILON, key=KEY, parts=PARTS, diagnostics=False)
     assert found.robust.tolist() == [False] * 10 + [True] * 40
 
 
@@ -305,7 +309,7 @@ def test_refuses_settings(changes: dict[str, object], message: str) -> None:
 
 
 def test_refuses_arrays() -> None:
-    call = lambda images, labels, fn=logits_fn: auto_attack(fn, images, labels, epsilon=0.1, key=KEY, parts=PARTS)
+    call = lambda images, labels, fn=logits_fn: auto_attack(fn, images, labels, epsilon=EPSILON, key=KEY, parts=PARTS)
     with pytest.raises(ValueError, match=r"Pixels go from 0 to 255; expected \[0, 1\]"):
         call(np.linspace(0, 255, IMAGES.size, dtype=np.float32).reshape(IMAGES.shape), LABELS)
     with pytest.raises(ValueError, match=r"images is 'uint8\[50, 6, 6, 1\]'"):
@@ -373,3 +377,88 @@ def test_slots_are_full_to_the_end(num_devices: int) -> None:
             parts = -(-slots // num_devices // 32)
             assert slots // num_devices % parts == 0  # equal parts for the caches
     assert even_slots(212, 212, 128, 2) == 108
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"epsilon": 0.01}, "has epsilon 0.01; expected 0.04, that of the call"),
+        ({"epsilon": 0.3}, "has epsilon 0.3; expected 0.04, that of the call"),
+        ({"norm": "l2"}, "has norm l2; expected linf, that of the call"),
+    ],
+)
+def test_a_part_of_another_threat_model_is_refused(part: Part, other: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"part {part.name} {message}"):
+        attack(parts=[PARTS[0]._replace(name="first"), part._replace(attack=dataclasses.replace(part.attack, **other))])
+
+
+@pytest.mark.parametrize("epsilon", [np.float32(EPSILON), np.array(EPSILON), jnp.float32(EPSILON), Fraction(1, 25)])
+def test_a_radius_is_one_number_of_any_kind(epsilon: Any) -> None:
+    few: dict[str, Any] = {"key": KEY, "diagnostics": False, "devices": jax.devices()[:1]}
+    found = auto_attack(logits_fn, IMAGES[:4], LABELS[:4], epsilon=epsilon, parts=PARTS[3:], **few)
+    assert type(found.epsilon) is float and found.epsilon == pytest.approx(EPSILON)
+    with pytest.raises(ValueError, match="epsilon is .*; expected a number"):
+        attack(epsilon=np.full(1, EPSILON))
+
+
+@pytest.mark.parametrize("attack_of", [Apgd, Fab, Square, Pgd])
+def test_an_attack_without_draws_is_refused_for_a_randomised_network(attack_of: Any) -> None:
+    settings = {"step_size": 0.01} if attack_of is Pgd else {}
+    with pytest.raises(ValueError, match="mine has num_samples 0 and calls logits_fn.images.; version rand needs"):
+        attack(version="rand", parts=[Part("mine", attack_of(EPSILON, **settings))])
+
+
+@pytest.mark.parametrize("version", ["standard", "plus"])
+def test_an_attack_with_draws_is_refused_for_a_network_without_a_key(version: str) -> None:
+    with pytest.raises(ValueError, match=f"mine has num_samples 2 and calls .*; version {version} needs num_samples"):
+        attack(version=version, parts=[Part("mine", Apgd(EPSILON, num_samples=2))])
+
+
+@pytest.mark.parametrize("spatial", [True, False])
+@pytest.mark.parametrize("num_images", [1, 5])
+def test_batch_norm_in_training_mode_is_found_in_a_randomised_network(spatial: bool, num_images: int) -> None:
+    axes = (0, 1, 2) if spatial else 0
+
+    def network(images: jax.Array, key: jax.Array) -> jax.Array:
+        normed = images - images.mean(axes, keepdims=True)
+        return logits_fn(normed) + 0.1 * jax.random.normal(key, (len(images), CLASSES))
+
+    parts = [Part("apgd-ce", Apgd(EPSILON, num_steps=1, num_samples=1))]
+    found = auto_attack(
+        network, IMAGES[:num_images], LABELS[:num_images], epsilon=EPSILON, key=KEY, version="rand", parts=parts,
+        diagnostics=False,
+    )  # fmt: skip
+    assert [finding.name for finding in found.findings] == ["depends on the batch"]
+    assert "BatchNorm is in training mode" in found.findings[0].text
+    assert "attacked one image at a time" in found.findings[0].text
+
+
+@pytest.mark.parametrize(
+    ("logit", "message"),
+    [
+        (jnp.nan, r"NaN, at images 1, 7\).*Look for NaN among the weights"),
+        (-jnp.inf, r"-infinity, at images 1, 7\).*columns of masked classes"),
+        (jnp.inf, r"infinite, at images 1, 7\).*overflow"),
+    ],
+)
+def test_clean_images_without_finite_logits_are_named(logit: float, message: str) -> None:
+    def network(images: jax.Array) -> jax.Array:
+        bad = (images[:, None] == IMAGES[[1, 7]]).all((2, 3, 4)).any(1)
+        return jnp.where(bad[:, None], logits_fn(images).at[:, 1].set(logit), logits_fn(images))
+
+    with pytest.raises(ValueError, match=rf"2 clean images get logits that are NaN or infinite \({message}"):
+        auto_attack(network, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS)
+
+
+def test_masked_arrays_and_traced_ones_are_refused() -> None:
+    call = lambda images, labels: auto_attack(logits_fn, images, labels, epsilon=EPSILON, key=KEY, parts=PARTS)
+    with pytest.raises(ValueError, match="images is 'a masked array'"):
+        call(np.ma.masked_greater(IMAGES, 0.9), LABELS)
+    with pytest.raises(ValueError, match="labels is 'a masked array'"):
+        call(IMAGES, np.ma.masked_equal(LABELS, 1))
+    inside = "is called inside jax.jit, jax.vmap or jax.grad"
+    with pytest.raises(ValueError, match=rf"{inside} \(images: traced float32\[50, 6, 6, 1\]\)"):
+        jax.jit(lambda images: call(images, LABELS))(IMAGES)
+    with pytest.raises(ValueError, match=inside):
+        jax.jit(lambda: call(IMAGES, LABELS))()

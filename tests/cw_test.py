@@ -175,3 +175,11 @@ def test_refuses_images(images: jax.Array) -> None:
         cw_l2(linear, images.astype(jnp.uint8), labels, **SHORT)
     with pytest.raises(ValueError, match=r"labels are int32\[3\]"):
         cw_l2(linear, images, labels[:3], **SHORT)
+
+
+def test_logits_that_are_nan_on_the_way_are_warned_of(images: jax.Array) -> None:
+    away = lambda x: (jnp.abs(x - images).max(1) > 0.02)[:, None]  # the gradient of the logits there is 0
+    network = lambda x: jnp.where(away(x), jnp.nan, linear(x))
+    with pytest.warns(RuntimeWarning, match="NaN at [1-9][0-9]* of 10 images"):
+        found = cw_l2(network, images, labels_of(images), **SHORT | {"initial_c": 1.0})
+    assert not (found.broken & jnp.isnan(network(found.adversarial)).any(1)).any()

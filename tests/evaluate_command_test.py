@@ -1,5 +1,6 @@
 """The command: what it evaluates, where its settings come from, and what it refuses in one line."""
 
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from launch import evaluate, evaluate_flags
 from launch import flags as training_flags
 from launch.evaluate_flags import GROUPS, data_for, evaluation_from_flags, help_text, without_training
 from launch.flagfiles import expand_flagfiles
-from rap_jax.auto_attack import auto_attack
+from rap_jax.auto_attack import AutoAttackResult, auto_attack
 from rap_jax.config import DataConfig
 from rap_jax.robustness import attacks
 from rap_jax.robustness.network import open_network
@@ -43,7 +44,12 @@ def make_run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def tiny_data_and_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "load_dataset", lambda config, seed: tiny.tiny_dataset())
-    short = lambda *given, **settings: auto_attack(*given, **settings | {"parts": settings["parts"] or PARTS})
+
+    def short(*given: Any, **settings: Any) -> AutoAttackResult:
+        radius = {"epsilon": settings["epsilon"], "norm": settings["norm"]}
+        parts = [part._replace(attack=dataclasses.replace(part.attack, **radius)) for part in PARTS]
+        return auto_attack(*given, **settings | {"parts": settings["parts"] or parts})
+
     monkeypatch.setattr(attacks, "auto_attack", short)
 
 

@@ -175,3 +175,8 @@ def test_a_loss_is_one_number_for_each_image_or_refused(
     else:
         with pytest.raises(ValueError, match=r"(labels|targets) are .*; expected"):
             jax.eval_shape(LOSSES[loss], logits, labels)
+
+
+def test_a_number_of_classes_that_is_not_whole_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_classes is 4.0; expected a whole number"):
+        smooth_labels(jnp.asarray(LABELS), 0.1, 4.0)  # type: ignore[arg-type]

@@ -1,10 +1,14 @@
 """Pruned weights stay at exactly zero under every optimizer, and the biases of removed filters with them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from rap_jax.config import OptimizerConfig
 from rap_jax.masking import apply_masks, both, keep_masked
@@ -85,3 +89,43 @@ def test_refuses() -> None:
         tx.update(PARAMS, tx.init(PARAMS))
     with pytest.raises(ValueError, match="masks have fc1/bias, fc1/kernel; expected names of conv1/bias, conv1/kernel"):
         tx.init({"conv1": PARAMS["conv1"]})
+
+
+@pytest.mark.parametrize(
+    "bad", [lambda m: m[:1], lambda m: m[..., :1], lambda m: m.astype(jnp.float32), lambda m: True, lambda m: None]
+)
+def test_masks_of_another_shape_or_dtype_are_refused_by_name(bad: Callable[[jax.Array], Any]) -> None:
+    masks = jax.tree.map(lambda w: jnp.ones(w.shape, bool), PARAMS)
+    broken = {**masks, "fc1": {**masks["fc1"], "kernel": bad(masks["fc1"]["kernel"])}}
+    for call in (
+        lambda: apply_masks(broken, PARAMS),
+        lambda: keep_masked(broken).init(PARAMS),
+        lambda: both(masks, broken),
+    ):
+        with pytest.raises(ValueError, match=r"mask of fc1/kernel is .*; expected bool\[6, 4\]"):
+            call()
+    with pytest.raises(ValueError, match="fc1/kernel"):
+        both(broken, masks)
+
+
+def test_masks_that_are_floats_both_are_refused() -> None:
+    with pytest.raises(ValueError, match="mask of conv1/bias is float32"):
+        both(PARAMS, PARAMS)
+
+
+def test_plain_masks_apply_to_an_nnx_state() -> None:
+    masks = masks_of({"fc1/kernel": Filter(0.5)}, PARAMS)
+    cut = apply_masks(masks, nnx.State(jax.tree.map(nnx.Param, PARAMS)))
+    assert isinstance(cut, nnx.State)
+    for found, expected in zip(jax.tree.leaves(cut), jax.tree.leaves(apply_masks(masks, PARAMS)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_masks_of_the_whole_tree_hold_where_optax_hides_a_branch() -> None:
+    masks = masks_of({"fc1/kernel": Filter(0.5)}, PARAMS)
+    tx = optax.masked(keep_masked(masks), {"conv1": False, "fc1": True})
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS), PARAMS)
+    trained = optax.apply_updates(PARAMS, updates)
+    assert not np.asarray(trained["fc1"]["kernel"])[~np.asarray(masks["fc1"]["kernel"])].any()
+    with pytest.raises(ValueError, match=r"masks_of\(specs, tree\) of that part, or let keep_masked be the outermost"):
+        keep_masked(masks).init({"fc1": PARAMS["fc1"]})

@@ -24,6 +24,7 @@ from rap_jax.attacks import (
     run_attack,
     square,
 )
+from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.checks import check_count, check_size
 from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.losses import cross_entropy
@@ -245,3 +246,34 @@ def test_dtypes_stay_under_x64_and_strict_promotion(name: str, width: str) -> No
         assert found.adversarial.dtype == images.dtype
         if name != "cw_l2":
             assert is_inside(found.adversarial, images, epsilon=0.2, norm="l2" if name == "square" else "linf").all()
+
+
+@pytest.mark.parametrize("name", ["apgd", "fab", "square"])
+def test_a_radius_in_bytes_is_refused_under_linf(name: str) -> None:
+    attack = {"apgd": apgd, "fab": fab, "square": square}[name]
+    with pytest.raises(ValueError, match="epsilon is 8; expected at most 1 under linf: .* so 8/255 is meant"):
+        attack(KEY, plain, IMAGES, LABELS, epsilon=8, num_steps=2)
+    assert attack(KEY, plain, IMAGES, LABELS, epsilon=8, num_steps=2, norm="l2").broken.any()
+
+
+def test_a_radius_in_bytes_is_refused_by_pgd() -> None:
+    loss = lambda x: cross_entropy(plain(x), LABELS)
+    for attack in (
+        lambda: pgd(KEY, loss, IMAGES, epsilon=8.0, step_size=2.0, num_steps=2),
+        lambda: momentum_pgd(KEY, loss, IMAGES, epsilon=8.0, step_size=2.0, num_steps=2),
+        lambda: fgsm(loss, IMAGES, epsilon=8.0),
+    ):
+        with pytest.raises(ValueError, match="8/255 is meant"):
+            attack()
+
+
+@pytest.mark.parametrize("rho", [-0.1, 2.0, float("nan")])
+def test_a_share_of_steps_that_is_none_is_refused(rho: float) -> None:
+    with pytest.raises(ValueError, match="rho is"):
+        Apgd(0.1, rho=rho)
+
+
+def test_keys_of_another_shape_are_refused_by_pgd() -> None:
+    keys = jax.random.split(KEY, N)[:, None]
+    with pytest.raises(ValueError, match=r"keys \[6, 1\]; expected one, or one for each image \[6\]"):
+        pgd(keys, lambda x: cross_entropy(plain(x), LABELS), IMAGES, **steps("linf"))

@@ -232,3 +232,107 @@ def test_frozen_and_boxed_trees_have_the_same_names() -> None:
 def test_two_leaves_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="Two leaves of the tree are named 'a/kernel'"):
         masks_of({"a/kernel": Filter(0.5)}, {"a/kernel": normal(2, 4), "a": {"kernel": normal(2, 4)}})
+
+
+STACK = {"cell": {"kernel": normal(3, 6, 8), "bias": normal(3, 8)}}
+
+
+@pytest.mark.parametrize("norm", [{"scale": normal(3, 8), "bias": normal(3, 8)}, {"shift": normal(3, 1, 8)}])
+def test_a_normalisation_of_the_same_stack_is_named_or_refused(norm: dict[str, Any]) -> None:
+    params = STACK | {"norm": norm}
+    with pytest.raises(ValueError, match=f"cell/kernel with Filter.*norm/{min(norm)}.*could belong"):
+        masks_of({"cell/kernel": Filter(0.5, stack_axes=1)}, params)
+    named = Filter(0.5, stack_axes=1, belongs=[f"norm/{leaf}" for leaf in norm])
+    cut = project_tree({"cell/kernel": named}, params)
+    assert all((np.asarray(leaf) == 0).sum() == 12 for leaf in cut["norm"].values())
+    masks_of({"cell/kernel": Filter(0.5, stack_axes=1, belongs=())}, params)
+
+
+def test_a_scale_of_a_stack_finds_no_kernel_in_the_bias_beside() -> None:
+    params = STACK | {"norm": {"scale": normal(3, 8), "bias": normal(3, 8)}}
+    with pytest.raises(ValueError, match="no kernel lies beside the scale; cell/kernel could"):
+        masks_of({"norm/scale": ScaleFilter(0.5, stack_axes=1)}, params)
+
+
+def test_a_stack_under_another_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="cell/w with Filter.*cell/b could belong"):
+        masks_of({"cell/w": Filter(0.5, stack_axes=1)}, {"cell": {"w": normal(3, 6, 8), "b": normal(3, 8)}})
+
+
+HEADS = {"query": {"kernel": normal(8, 2, 4), "bias": normal(2, 4)}, "mlp": {"kernel": normal(8, 6), "bias": normal(6)}}
+
+
+@pytest.mark.parametrize("stack_axes", [None, 0])
+def test_single_weights_go_where_outputs_lie_on_several_axes(stack_axes: int | None) -> None:
+    specs = {"query/kernel": Irregular(0.5, stack_axes=stack_axes)}
+    cut = project_tree(specs, HEADS)
+    found = count_sparsity(cut, specs)
+    assert found["layers"]["query/kernel"]["zeros"] == 32 and found["layers"]["query/kernel"]["filters"] is None
+    assert found["overall"]["size"] == 8 * 8 + 48
+    np.testing.assert_array_equal(masks_of_zeros(cut, specs)["query"]["kernel"], cut["query"]["kernel"] != 0)
+
+
+@pytest.mark.parametrize("other", [HEADS["query"], STACK["cell"]])
+def test_weights_without_a_spec_are_no_reason_to_refuse(other: dict[str, Any]) -> None:
+    params, specs = {"other": other, "mlp": HEADS["mlp"]}, {"mlp/kernel": Filter(0.5)}
+    cut = project_tree(specs, params)
+    found = count_sparsity(cut, specs)["layers"]
+    assert found["mlp/kernel"]["filters_kept"] == 3 and found["mlp/kernel"]["leftovers"] == 0
+    assert found["other/kernel"]["zeros"] == 0 and found["other/kernel"]["filters"] is None
+    zeros = masks_of_zeros(cut, specs)
+    assert zeros["other"]["kernel"].all() and zeros["mlp"]["bias"].sum() == 3
+
+
+@pytest.mark.parametrize("kind", [Filter, Column])
+@pytest.mark.parametrize(
+    "kernel,bias,stack_axes", [((3, 3, 7, 3), 7, None), ((3, 3, 7, 1), 7, 0), ((6, 3, 8), (8, 3), 1), ((9, 6), 9, None)]
+)
+def test_a_bias_that_does_not_fit_the_last_axis_is_refused(kind: type, kernel: Any, bias: Any, stack_axes: Any) -> None:
+    layer = {"kernel": normal(*kernel), "bias": jnp.ones(bias)}
+    with pytest.raises(ValueError, match=r"conv/kernel has shape .* outputs are not on the last axis"):
+        masks_of({"conv/kernel": kind(0.5, stack_axes=stack_axes)}, {"conv": layer})
+    masks_of({"conv/kernel": Irregular(0.5, stack_axes=stack_axes)}, {"conv": layer})
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_wider_leaf_with_the_same_outputs_is_named_or_refused(nested: bool) -> None:
+    """As a LoRA adds to its layer, beside the kernel or below."""
+    low_rank = {"lora_a": normal(6, 2), "lora_b": normal(2, 8)}
+    params = {"fc": {"kernel": normal(6, 8), "bias": normal(8)} | ({"lora": low_rank} if nested else low_rank)}
+    name = "fc/lora/lora_b" if nested else "fc/lora_b"
+    with pytest.raises(ValueError, match=f"fc/kernel with Filter.*: {name} could belong"):
+        masks_of({"fc/kernel": Filter(0.5)}, params)
+    cut = project_tree({"fc/kernel": Filter(0.5, belongs=[name])}, params)["fc"]
+    lora_b = np.asarray((cut["lora"] if nested else cut)["lora_b"])
+    np.testing.assert_array_equal(lora_b.any(0), np.asarray(cut["kernel"]).any(0))
+    masks_of({"fc/kernel": Filter(0.5, belongs=())}, params)
+
+
+@pytest.mark.parametrize(
+    "specs", [None, Filter(0.5), ["mlp/kernel"], {"mlp/kernel": 0.5}, {"mlp/kernel": Filter}, HEADS]
+)
+def test_what_is_no_mapping_of_names_to_sets_is_refused(specs: Any) -> None:
+    functions = [masks_of, project_tree, lambda specs, params: selected(params, specs)]
+    if specs is not None:
+        functions += [lambda specs, params: count_sparsity(params, specs)]
+    for function in functions:
+        with pytest.raises(ValueError, match=r"specs (are|hold) .*expected \{'conv1/kernel': Filter\(0.5\)"):
+            function(specs, HEADS)
+
+
+@pytest.mark.parametrize("leaf", [1.0, True, "relu", jax.nn.relu])
+def test_a_leaf_that_is_no_array_is_refused_by_name(leaf: Any) -> None:
+    params, specs = HEADS | {"extra": leaf}, {"mlp/kernel": Filter(0.5)}
+    for function in (masks_of, lambda specs, params: selected(params, specs)):
+        with pytest.raises(ValueError, match="extra is .*; expected an array"):
+            function(specs, params)
+    for call in (count_sparsity, keep_masked(HEADS).init, add_admm_penalty(1.0, lambda w: w).init):
+        with pytest.raises(ValueError, match="extra is .*; expected an array"):
+            call(params)
+
+
+@pytest.mark.parametrize("sparsity", ["0.5", None, True, 0.5j, [0.5], np.array([0.5])])
+def test_a_sparsity_that_is_no_number_is_refused(sparsity: Any) -> None:
+    with pytest.raises(ValueError, match="sparsity is .*; expected a share of zeros"):
+        Filter(sparsity)
+    assert Filter(np.float32(0.5)) == Filter(0.5)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rap_jax.attacks.apgd_state import ApgdState, check, move
-from rap_jax.attacks.checks import LogitsFn, check_count
+from rap_jax.attacks.checks import LogitsFn, check_count, check_size
 from rap_jax.attacks.norms import finite, has_nan, norm_of
 from rap_jax.attacks.stepwise import (
     Outcome,
@@ -80,6 +80,8 @@ class Apgd:
         targets = check_count("num_targets", self.num_targets, 0, "0 targets")
         samples = check_count("num_samples", self.num_samples, 0, "0 samples")
         check_settings(self, num_targets=targets, num_samples=samples)
+        if not check_size("rho", self.rho) <= 1:
+            raise ValueError(f"rho is {self.rho!r}; expected a share of the steps, 0 to 1, such as the paper's 0.75.")
         if self.loss not in _LOSSES:
             raise ValueError(f"loss is {self.loss!r}; expected one of {', '.join(_LOSSES)}.")
 

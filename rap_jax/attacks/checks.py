@@ -69,6 +69,16 @@ def check_size(name: str, value: Any, dtype: Any = None) -> Any:
     return float(value)
 
 
+def check_radius(epsilon: Any, norm: str, dtype: Any = None) -> Any:
+    """`check_size` of a radius, for images in [0, 1]; a `ValueError` too for a known one above 1 under `linf`."""
+    radius = check_size("epsilon", epsilon, dtype)
+    if norm == "linf" and isinstance(radius, float) and radius > 1:
+        raise ValueError(
+            f"epsilon is {radius:g}; expected at most 1 under linf: pixels are in [0, 1], so {radius:g}/255 is meant?"
+        )
+    return radius
+
+
 def check_count(name: str, value: Any, least: int, what: str) -> int:
     """A number of steps or restarts as an int of Python; a `ValueError` for what is none, or below `least`."""
     if isinstance(value, jax.core.Tracer):

@@ -53,7 +53,7 @@ class _Search(NamedTuple):
 
     Attributes:
       lower, upper: the largest c that failed, the smallest that succeeded.
-      sound: whether no gradient was NaN, bool [N].
+      sound: whether no logits and no gradient were NaN, bool [N].
     """
 
     c: jax.Array
@@ -109,7 +109,7 @@ def cw_l2(
         an impossible setting.
 
     Warns:
-      RuntimeWarning: a gradient was NaN, where it counted as 0; outside `jax.jit` only, where that is known.
+      RuntimeWarning: logits or a gradient were NaN, where it counted as 0; outside `jax.jit` only, where that is known.
     """
     images, labels = check_batch(images, labels)
     confidence = check_size("confidence", confidence, images.dtype)
@@ -156,18 +156,19 @@ def _descend(
 ) -> _Descent:
     """Minimises the objective from the images on; its end has the nearest misclassified x up to now."""
 
-    def objective(w: jax.Array) -> tuple[jax.Array, Nearest]:
+    def objective(w: jax.Array) -> tuple[jax.Array, tuple[Nearest, jax.Array]]:
         x = _to_images(w)
         squared = jnp.sum(jnp.square(x - images), range(1, images.ndim))
         shortfall = shortfall_fn(x)
         total = jnp.sum(squared + c * jnp.maximum(shortfall, 0))
-        return total, Nearest(x, shortfall < 0, jnp.sqrt(lax.stop_gradient(squared)))
+        now = Nearest(x, shortfall < 0, jnp.sqrt(lax.stop_gradient(squared)))
+        return total, (now, ~jnp.isnan(shortfall))
 
     def step(_: int, state: _Descent) -> _Descent:
-        gradient, now = jax.grad(objective, has_aux=True)(state.w)
+        gradient, (now, is_number) = jax.grad(objective, has_aux=True)(state.w)
         with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in whole numbers, as powers of a float
             updates, adam_state = adam.update(finite(gradient), state.adam_state)
-        sound = state.sound & ~has_nan(gradient)
+        sound = state.sound & is_number & ~has_nan(gradient)
         return _Descent(state.w + updates, adam_state, state.found | now.broken, _nearer(state.nearest, now), sound)
 
     w = _from_images(images)

@@ -21,7 +21,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rap_jax.attacks.checks import LossFn, check_count, check_images, check_size, checked_loss, warn_of_nan
+from rap_jax.attacks.checks import (
+    LossFn,
+    check_count,
+    check_images,
+    check_radius,
+    check_size,
+    checked_loss,
+    warn_of_nan,
+)
 from rap_jax.attacks.norms import Norm, finite, has_nan, norm_of
 from rap_jax.losses import at_least_32_bits, is_array
 
@@ -162,7 +170,7 @@ def ascend(key: jax.Array, loss_fn: LossFn, images: jax.Array, settings: PgdSett
 def _checked(settings: PgdSettings, dtype: Any) -> PgdSettings:
     """Settings that can be, with radius and step in `dtype` where they are traced."""
     return settings._replace(
-        epsilon=check_size("epsilon", settings.epsilon, dtype),
+        epsilon=check_radius(settings.epsilon, settings.norm, dtype),
         step_size=check_size("step_size", settings.step_size, dtype),
         num_steps=check_count("num_steps", settings.num_steps, 0, "0 steps"),
         num_restarts=check_count("num_restarts", settings.num_restarts, 1, "1 restart"),
@@ -177,6 +185,8 @@ def _start(ball: Norm, key: jax.Array, num_examples: int) -> Start:
     """`ball.random`, for one key or one key for each example."""
     if not is_array(key):
         raise ValueError(f"key is {key!r}; expected a typed key, jax.random.key(seed).")
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 1:
+        raise ValueError(f"There are keys {list(key.shape)}; expected one, or one for each image [{num_examples}].")
     if not _one_for_each(key):
         return ball.random
     if len(key) != num_examples:

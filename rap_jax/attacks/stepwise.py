@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rap_jax.attacks.checks import LogitsFn as LogitsFn
-from rap_jax.attacks.checks import check_batch, check_count, check_size, in_dtype, warn_of_nan
+from rap_jax.attacks.checks import check_batch, check_count, check_radius, in_dtype, warn_of_nan
 from rap_jax.attacks.checks import in_float32 as in_float32
 from rap_jax.attacks.norms import has_nan, norm_of
 from rap_jax.losses import check_labels, is_array
@@ -125,11 +125,12 @@ def check_settings(attack: Any, **others: Any) -> None:
     """Refuses what no attack can have; numbers of NumPy become Python's, and `others` take the place of what there is.
 
     Raises:
-      ValueError: an unknown norm, a radius that is no number of 0 or more, fewer than 0 steps or than 1 restart.
+      ValueError: an unknown norm, a radius that is no number of 0 or more, or above 1 under `linf`, fewer than 0
+        steps, or fewer than 1 restart.
     """
     norm_of(attack.norm)
     checked = {
-        "epsilon": check_size("epsilon", attack.epsilon),
+        "epsilon": check_radius(attack.epsilon, attack.norm),
         "num_steps": check_count("num_steps", attack.num_steps, 0, "0 steps"),
         "num_restarts": check_count("num_restarts", attack.num_restarts, 1, "1 restart"),
     }

@@ -26,21 +26,24 @@ from rap_jax.attacks.checks import LogitsFn, in_float32
 from rap_jax.auto_attack.inputs import (
     check_arrays,
     check_devices,
+    check_epsilon,
     check_gradients,
     check_key,
     check_network,
+    check_outside_jit,
     check_state_path,
+    for_this_platform,
+    refuse_logits,
 )
 from rap_jax.auto_attack.programs import Judged, Programs
 from rap_jax.auto_attack.record import Record, Saved, load, save
 from rap_jax.auto_attack.result import AutoAttackResult, PartResult, names_of_parts
 from rap_jax.auto_attack.slots import Found, Slots, even_slots
-from rap_jax.auto_attack.versions import Part, Version, check_parts, parts_of, stream_of
+from rap_jax.auto_attack.versions import VERSIONS, Part, Version, check_parts, parts_of, stream_of
 from rap_jax.batch_sizes import on_any_batch
 from rap_jax.captured import lift_captured
-from rap_jax.config.attack import check_radius
-from rap_jax.config.checks import require
-from rap_jax.diagnostics import check_left_out, check_square, diagnose
+from rap_jax.config.checks import require, require_choice
+from rap_jax.diagnostics import check_alone, check_left_out, check_square, diagnose
 from rap_jax.fingerprint import fingerprint
 from rap_jax.losses import check_labels
 from rap_jax.progress import Progress
@@ -75,30 +78,34 @@ def auto_attack(
         with `version="rand"` (images, key) -> logits.
       images: float in [0, 1], [N, H, W, C].
       labels: int [N], 0 to K - 1.
-      epsilon: radius in input units (8/255, not 8).
+      epsilon: radius in input units (8/255, not 8), one number of any kind.
       norm: `linf` or `l2`.
       version: `standard`, `plus` or `rand`.
       key: typed PRNG key.
-      parts: other attacks than those of the version, in this order, each with a name of its own.
+      parts: other attacks than those of the version, in this order, each with a name of its own, and with this
+        epsilon and norm. With `rand` they have `num_samples` of 1 or more.
       batch_size: examples that are attacked at a time, over all devices; 0 chooses. It changes nothing but rounding. A
         network that takes batches of this size only is called with no others.
       state_path: file in which the progress is kept; a call that was killed goes on from there.
       devices: those to run on; None for all. A network that places itself (sharding constraints, `shard_map`, a mesh
         that is set) runs on the devices of its mesh instead, and its captured arrays stay where they are.
       diagnostics: look for signs that the result cannot be trusted, see `rap_jax.diagnostics`; each is also logged as a
-        warning.
+        warning. Whether a randomised network mixes its batch is always looked at, and nothing else of it.
       on_look: called many times a minute, between two programs; it may raise to stop, the progress is saved then.
 
     Raises:
       ValueError: arrays or settings that cannot be, a state of another evaluation, logits that are NaN, or an attack
         that left ball or box.
     """
+    check_outside_jit(images=images, labels=labels, epsilon=epsilon, key=key)
     images, labels = check_arrays(images, labels)
-    check_radius(norm, epsilon, images[0].size)
+    epsilon = check_epsilon(norm, epsilon, images[0].size)
     check_key(key)
     path = check_state_path(state_path)
     check_network(logits_fn)
-    given, mesh = None if parts is None else check_parts(parts), make_mesh(check_devices(devices))
+    require_choice("version", version, VERSIONS)
+    given = None if parts is None else check_parts(parts, epsilon=epsilon, norm=norm, version=version)
+    mesh = make_mesh(check_devices(devices))
     num_slots = _num_slots(batch_size, len(images), mesh)
     draw = (key,) if version == "rand" else ()
     shape = (num_slots // mesh.size, *images.shape[1:])
@@ -122,16 +129,18 @@ def auto_attack(
         randomized=version == "rand",
         places_itself=own is not None,
     )
-    clean = _judge_all(programs, key, images, images, labels, num_slots)
-    if not clean.sound.all():
-        raise ValueError(f"{(~clean.sound).sum()} clean images get logits that are NaN or infinite; expected none.")
+    with for_this_platform():
+        clean = _judge_all(programs, key, images, images, labels, num_slots)
+    refuse_logits(logits_fn, images, ~clean.sound, *draw)
     identity = _identity(images, labels, chosen, epsilon, norm, version, key)
     if path is not None:
         identity["program and weights of the network"] = fingerprint(logits_fn, images.shape[1:], *draw)
     title = "AutoAttack " if parts is None else ""
     run = _Run(programs, chosen, images, labels, key, num_slots, path, identity, title, on_look)
     findings = check_left_out(version, num_classes) if parts is None else []
-    if diagnostics and version != "rand":
+    if version == "rand":
+        findings += check_alone(logits_fn, images)
+    elif diagnostics:
         findings += diagnose(logits_fn, images, labels, epsilon=epsilon, norm=norm, key=key).findings
     record, results = run.go_on(_begin(path, images, clean, identity))
     findings += check_square({part.name: part.robust_accuracy for part in results}, len(images))

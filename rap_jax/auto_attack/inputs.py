@@ -1,18 +1,24 @@
 """What a caller of AutoAttack may get wrong: refused at once, by what it is and what was expected."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from rap_jax.attacks.stepwise import LogitsFn, StepwiseAttack
 from rap_jax.auto_attack.versions import Part
+from rap_jax.config.attack import check_radius
 from rap_jax.config.checks import require
 from rap_jax.diagnostics import check_images
-from rap_jax.losses import check_labels, describe
+from rap_jax.losses import check_labels, describe, is_array
+
+_MOST_NAMED = 5
 
 
 def check_arrays(images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +39,59 @@ def check_arrays(images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array)
     return images, labels
 
 
+def check_outside_jit(**values: Any) -> None:
+    """Refuses to run while JAX traces: the values are no numbers then."""
+    traced = {name: value for name, value in values.items() if isinstance(value, jax.core.Tracer)}
+    if traced or isinstance(jnp.zeros(()), jax.core.Tracer):
+        found = "; ".join(f"{name}: traced {describe(value)}" for name, value in traced.items())
+        raise ValueError(
+            f"auto_attack is called inside jax.jit, jax.vmap or jax.grad ({found or 'arrays are traced'}); expected a "
+            f"call outside of them: it compiles its own programs."
+        )
+
+
+def check_epsilon(norm: str, epsilon: Any, num_pixels: int) -> float:
+    """The radius as a number of Python, from any kind of number; a `ValueError` for what `check_radius` refuses."""
+    is_number = is_array(epsilon) and epsilon.ndim == 0 and np.isrealobj(epsilon)
+    number = float(epsilon) if is_number or isinstance(epsilon, Real) else epsilon
+    check_radius(norm, number, num_pixels)
+    return number
+
+
+def refuse_logits(logits_fn: LogitsFn, images: np.ndarray, bad: np.ndarray, *draw: jax.Array) -> None:
+    """Raises a `ValueError` that says which images have no finite logits, bool [N], and why; silent if none is bad."""
+    numbers = np.flatnonzero(bad)
+    if not len(numbers):
+        return
+    logits = np.asarray(jax.jit(logits_fn)(images[numbers[:_MOST_NAMED]], *draw))
+    if np.isnan(logits).any():
+        what, hint = "NaN", "Look for NaN among the weights, and for 0 / 0, sqrt or log in the network"
+    elif np.isposinf(logits).any():
+        what, hint = "infinite", "Numbers overflow: compute in float32, and look for infinite weights"
+    else:
+        what, hint = "-infinity", "Leave the columns of masked classes out, or give them a large negative logit, -1e4"
+    named = ", ".join(map(str, numbers[:_MOST_NAMED])) + (", ..." if len(numbers) > _MOST_NAMED else "")
+    raise ValueError(
+        f"{len(numbers)} clean images get logits that are NaN or infinite ({what}, at images {named}); expected finite "
+        f"ones. {hint}."
+    )
+
+
+@contextmanager
+def for_this_platform() -> Iterator[None]:
+    """Says what to do about a network that was exported for other platforms, which shows when it is compiled."""
+    try:
+        yield
+    except ValueError as error:
+        if "exported for platforms" not in str(error):
+            raise
+        hint = 'export.export(jax.jit(network), platforms=["cpu", "cuda", "tpu"])'
+        raise ValueError(f"logits_fn cannot run here ({error}); expected one for this platform: {hint}.") from error
+
+
 def _as_array(name: str, values: Any) -> np.ndarray:
+    masked = isinstance(values, np.ma.MaskedArray)
+    require(not masked, name, "a masked array", f"an array without a mask: leave the masked {name} out")
     try:
         array = np.asarray(values)
         return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX takes no other order of bytes
@@ -60,6 +118,8 @@ def check_state_path(state_path: str | Path | None) -> Path | None:
 
 def check_network(logits_fn: LogitsFn) -> None:
     """Refuses what cannot be traced: no function, or one that has been compiled already."""
+    exported = isinstance(logits_fn, export.Exported)
+    require(not exported, "logits_fn", "an Exported", "its function: pass exported.call")
     require(callable(logits_fn), "logits_fn", logits_fn, "a function of images that returns logits")
     compiled = isinstance(logits_fn, jax.stages.Compiled)
     require(not compiled, "logits_fn", logits_fn, "the function before lower(...).compile(), so that it has a gradient")
@@ -89,9 +149,10 @@ def check_gradients(no_gradient: str, parts: Sequence[Part], logits_fn: LogitsFn
     """
     need = [part.name for part in parts if no_gradient and not _can_be_traced(part.attack, logits_fn, batch)]
     if need:
+        way = "`exported.serialize(vjp_order=1)` keeps" if "No VJP" in no_gradient else "`jax.custom_vjp` gives"
         raise ValueError(
             f"The network has no gradient ({no_gradient}), which {', '.join(need)} need; expected one, such as "
-            f"`jax.custom_vjp` gives it, or attacks that need none: "
+            f"{way} it, or attacks that need none: "
             f'parts=(Part("square", Square(epsilon, norm)),) of rap_jax.auto_attack.versions.'
         )
 

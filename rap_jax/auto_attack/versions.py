@@ -8,8 +8,9 @@ Croce and Hein, 2020, https://arxiv.org/abs/2003.01690, section 5 and the offici
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.fab import Fab
 from rap_jax.attacks.square import Square
 from rap_jax.attacks.stepwise import StepwiseAttack
+from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.config.checks import require, require_choice
 
 Version = Literal["standard", "plus", "rand"]
@@ -25,6 +27,8 @@ VERSIONS: tuple[Version, ...] = ("standard", "plus", "rand")
 NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pgd-ce", "pgd-margin")
 MOST_TARGETS = 9
 NUM_SAMPLES = 20
+# Of a radius that is computed in float32, such as 8/255.
+_FLOAT32_ROUNDING = 1e-6
 
 
 class Part(NamedTuple):
@@ -42,11 +46,17 @@ def stream_of(name: str) -> int:
     return len(NAMES) + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % (2**31 - len(NAMES))
 
 
-def check_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
+def check_parts(parts: Sequence[Part], *, epsilon: float, norm: str, version: Version) -> tuple[Part, ...]:
     """The parts as they are.
 
+    Args:
+      parts: of the call.
+      epsilon, norm: of the call, which those of every part must equal.
+      version: of the call; with `rand` the network takes a key, and the attacks must give it one.
+
     Raises:
-      ValueError: there are none, one is no `Part` of an attack, or two have one name.
+      ValueError: there are none, one is no `Part` of an attack or has another radius or norm, two have one name, or
+        an attack does not call the network as the version does.
     """
     hint = 'a sequence of Part(name, attack), such as (Part("square", Square(epsilon)),)'
     is_sequence = isinstance(parts, Iterable) and not isinstance(parts, str | Part)
@@ -54,6 +64,8 @@ def check_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
     require(chosen != () and all(isinstance(part, Part) for part in chosen), "parts", parts, hint)
     for number, part in enumerate(chosen):
         _check_part(part)
+        _check_threat(part, epsilon, norm)
+        _check_samples(part, version)
         twice = part.name in [earlier.name for earlier in chosen[:number]]
         require(not twice, "parts", part.name, "another name for each: random numbers and results go by the name")
     return chosen
@@ -69,6 +81,36 @@ def _check_part(part: Part) -> None:
         value = getattr(attack, name)
         whole = isinstance(value, int | np.integer) and value >= least
         require(bool(whole), f"{name} of {part.name}", value, f"a whole number of {least} or more")
+
+
+def _check_threat(part: Part, epsilon: float, norm: str) -> None:
+    """Refuses another radius or norm than those of the call, under which its result would be reported."""
+    of_part = {name: getattr(part.attack, name, None) for name in ("epsilon", "norm")}
+    if of_part["epsilon"] is not None and not math.isclose(of_part["epsilon"], epsilon, rel_tol=_FLOAT32_ROUNDING):
+        raise ValueError(_other_threat(part, "epsilon", float(of_part["epsilon"]), epsilon))
+    if of_part["norm"] not in (None, norm):
+        raise ValueError(_other_threat(part, "norm", of_part["norm"], norm))
+
+
+def _other_threat(part: Part, name: str, found: Any, expected: Any) -> str:
+    hint = "images are broken inside one ball, by every part. Give the part the same"
+    return f"part {part.name} has {name} {found}; expected {expected}, that of the call: {hint} {name}."
+
+
+def _check_samples(part: Part, version: Version) -> None:
+    """Refuses an attack without draws of a randomised network, and one with draws of another network."""
+    never = isinstance(part.attack, Fab | Square | Pgd)
+    samples = getattr(part.attack, "num_samples", 0 if never else None)
+    if version == "rand" and samples == 0:
+        raise ValueError(
+            f"{part.name} has num_samples 0 and calls logits_fn(images); version rand needs num_samples of 1 or more, "
+            f"such as Apgd(epsilon, norm, num_samples={NUM_SAMPLES})."
+        )
+    if version != "rand" and samples:
+        raise ValueError(
+            f"{part.name} has num_samples {samples} and calls logits_fn(images, key); version {version} needs "
+            f'num_samples of 0. A randomised network is for version="rand".'
+        )
 
 
 def parts_of(version: Version, *, epsilon: float, norm: str, num_classes: int) -> tuple[Part, ...]:

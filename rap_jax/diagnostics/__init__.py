@@ -10,7 +10,7 @@ ensemble    what the parts of AutoAttack give away
 diagnose    all of it in turn, but for the last
 """
 
-from rap_jax.diagnostics.answers import check_images
+from rap_jax.diagnostics.answers import check_alone, check_images
 from rap_jax.diagnostics.diagnose import MOST_IMAGES, Diagnosis, diagnose
 from rap_jax.diagnostics.ensemble import check_left_out, check_square
 from rap_jax.diagnostics.finding import Finding
@@ -21,6 +21,7 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "SweepPoint",
+    "check_alone",
     "check_images",
     "check_left_out",
     "check_square",

@@ -1,5 +1,6 @@
 """What the answers of a network to clean images give away."""
 
+import jax
 import numpy as np
 
 from rap_jax.attacks.stepwise import LogitsFn
@@ -8,6 +9,7 @@ from rap_jax.diagnostics.finding import Finding
 _NEARLY_ALL = 0.95
 # Rounding changes logits by far less than this share of the largest.
 _SAME_LOGITS = 1e-3
+_FEW_IMAGES = 8
 
 
 def check_images(images: np.ndarray) -> list[Finding]:
@@ -67,6 +69,15 @@ def check_neighbours(logits_fn: LogitsFn, images: np.ndarray, logits: np.ndarray
             f"mode, apply(params, batch_stats, images, train=False).",
         )
     ]
+
+
+def check_alone(logits_fn: LogitsFn, images: np.ndarray) -> list[Finding]:
+    """A randomised network, (images, key) -> logits, whose answer to an image depends on the others under one key."""
+    key, few = jax.random.key(0), images[:_FEW_IMAGES]
+    drawn, pairs = jax.jit(lambda batch: logits_fn(batch, key)), np.concatenate([few, 1 - few])
+    alone = "A randomised network is attacked one image at a time, so this result is that of another network."
+    found = check_neighbours(drawn, pairs, np.asarray(drawn(pairs)))
+    return [finding._replace(text=f"{finding.text} {alone}") for finding in found]
 
 
 def check_collapse(predicted: np.ndarray, labels: np.ndarray) -> list[Finding]:
