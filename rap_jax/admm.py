@@ -177,8 +177,9 @@ def _check_floating(params: chex.ArrayTree) -> None:
 
 
 def _check_projected(projected: chex.ArrayTree, params: chex.ArrayTree) -> None:
-    found, expected = (jax.tree.structure(tree) for tree in (projected, params))
-    if not found == expected:
+    found: Any = jax.tree.structure(projected)
+    expected: Any = jax.tree.structure(params)
+    if found != expected:
         raise ValueError(f"project_fn returns a tree {found}; expected the one of the weights, {expected}.")
     for (name, w), leaf in zip(leaves_by_name(params).items(), leaves_by_name(projected).values(), strict=True):
         dtype = jnp.result_type(leaf)

@@ -444,7 +444,7 @@ def test_batch_norm_in_training_mode_is_found_in_a_randomised_network(spatial: b
 )
 def test_clean_images_without_finite_logits_are_named(logit: float, message: str) -> None:
     def network(images: jax.Array) -> jax.Array:
-        bad = (images[:, None] == IMAGES[[1, 7]]).all((2, 3, 4)).any(1)
+        bad = (images[:, None] == IMAGES[None, [1, 7]]).all((2, 3, 4)).any(1)
         return jnp.where(bad[:, None], logits_fn(images).at[:, 1].set(logit), logits_fn(images))
 
     with pytest.raises(ValueError, match=rf"2 clean images get logits that are NaN or infinite \({message}"):
