@@ -126,7 +126,9 @@ def add_admm_penalty(
     def init_fn(params: optax.Params) -> AdmmState:
         _check_floating(params)
         if callable(rho):
-            _check_number("rho of the schedule at 0", schedule(jnp.zeros((), jnp.int32)), "one finite number above 0")
+            with jax.numpy_dtype_promotion("standard"):  # schedules multiply counts with fractions
+                first = schedule(jnp.zeros((), jnp.int32))
+            _check_number("rho of the schedule at 0", first, "one finite number above 0")
         projected = project_fn(params)
         _check_projected(projected, params)
         # Arrays of their own: a state of which one lies in two places, or is a weight, cannot be donated.
