@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rap_jax.arrays import at_least_float32, is_number
 from rap_jax.layers import arrays_by_name, leaves_by_name
-from rap_jax.projections import is_number, widened
 
 _GRADIENT_DECAY = 0.98
 _TINY = 1e-12
@@ -103,19 +103,8 @@ def add_admm_penalty(
         above 0, or `project_fn` returns other shapes, names, or no floating-point numbers; in `update` if params are
         missing, or `dual_step` is and no interval was given, or both are given.
     """
-    if not callable(rho):
-        _check_number("rho", rho, "one finite number above 0, or a schedule")
-    if dual_interval is not None:
-        expected = "a whole number of updates, 1 or more"
-        _check_number("dual_interval", dual_interval, expected, least=1, dtype=jnp.integer)
-    if not callable(project_fn):
-        raise ValueError(
-            f"project_fn is {project_fn!r:.60}; expected a function of the weights, such as "
-            f"functools.partial(project_tree, specs)."
-        )
-    if rho_rule not in ("uniform", "gradient"):
-        raise ValueError(f"rho_rule is {rho_rule!r}; expected uniform or gradient.")
-    schedule: optax.Schedule = rho if callable(rho) else optax.constant_schedule(rho)
+    _check_settings(project_fn, rho_rule, dual_interval)
+    schedule = _schedule_of(rho)
 
     def with_new_rho(state: AdmmState, params: chex.ArrayTree) -> AdmmState:
         return _set_rho(state, params, schedule(state.num_dual_steps), rho_rule, rescale_dual)
@@ -126,13 +115,11 @@ def add_admm_penalty(
     def init_fn(params: optax.Params) -> AdmmState:
         _check_floating(params)
         if callable(rho):
-            with jax.numpy_dtype_promotion("standard"):  # schedules multiply counts with fractions
-                first = schedule(jnp.zeros((), jnp.int32))
-            _check_number("rho of the schedule at 0", first, "one finite number above 0")
+            _check_number("rho of the schedule at 0", schedule(jnp.zeros((), jnp.int32)), "one finite number above 0")
         projected = project_fn(params)
         _check_projected(projected, params)
         # Arrays of their own: a state of which one lies in two places, or is a weight, cannot be donated.
-        scalars = lambda: jax.tree.map(lambda w: jnp.zeros((), widened(w).dtype), params)
+        scalars = lambda: jax.tree.map(lambda w: jnp.zeros((), at_least_float32(w).dtype), params)
         z = jax.tree.map(lambda z, w: jnp.array(z, w.dtype, copy=True), projected, params)
         zeros = jax.tree.map(jnp.zeros_like, params)
         count = lambda: jnp.zeros((), jnp.int32)
@@ -160,6 +147,32 @@ def add_admm_penalty(
         return jax.tree.map(_penalised, updates, params, state.z, state.u, pull), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_settings(project_fn: ProjectFn, rho_rule: str, dual_interval: int | None) -> None:
+    if dual_interval is not None:
+        expected = "a whole number of updates, 1 or more"
+        _check_number("dual_interval", dual_interval, expected, least=1, dtype=jnp.integer)
+    if not callable(project_fn):
+        raise ValueError(
+            f"project_fn is {project_fn!r:.60}; expected a function of the weights, such as "
+            f"functools.partial(project_tree, specs)."
+        )
+    if rho_rule not in ("uniform", "gradient"):
+        raise ValueError(f"rho_rule is {rho_rule!r}; expected uniform or gradient.")
+
+
+def _schedule_of(rho: chex.Numeric | optax.Schedule) -> optax.Schedule:
+    """The schedule, or that of a constant; schedules multiply counts with fractions, which strict promotion refuses."""
+    if not callable(rho):
+        _check_number("rho", rho, "one finite number above 0, or a schedule")
+        return optax.constant_schedule(rho)
+
+    def schedule(count: chex.Numeric) -> chex.Numeric:
+        with jax.numpy_dtype_promotion("standard"):
+            return rho(count)
+
+    return schedule
 
 
 def _check_number(name: str, value: Any, expected: str, least: float = 0, dtype: Any = jnp.number) -> None:
@@ -205,8 +218,12 @@ def _is_dual_step(state: AdmmState, dual_step: jax.Array | bool | None) -> jax.A
     )
 
 
+def _minus(x: jax.Array, y: jax.Array) -> jax.Array:
+    return at_least_float32(x) - at_least_float32(y)
+
+
 def _square_sum(x: jax.Array) -> jax.Array:
-    wide = widened(x)
+    wide = at_least_float32(x)
     return jnp.sum(wide * wide)
 
 
@@ -215,8 +232,8 @@ def _norm(x: jax.Array) -> jax.Array:
 
 
 def _penalised(gradient: jax.Array, w: jax.Array, z: jax.Array, u: jax.Array, rho: jax.Array) -> jax.Array:
-    pull = rho * (widened(w) - widened(z) + widened(u))
-    wide = widened(gradient)
+    pull = rho * (_minus(w, z) + at_least_float32(u))
+    wide = at_least_float32(gradient)
     return (wide + pull.astype(wide.dtype)).astype(gradient.dtype)
 
 
@@ -229,12 +246,12 @@ def _measure_gradient(state: AdmmState, gradients: chex.ArrayTree) -> AdmmState:
 
 
 def _dual_step(state: AdmmState, params: chex.ArrayTree, project_fn: ProjectFn) -> AdmmState:
-    shifted = jax.tree.map(lambda w, u: widened(w) + widened(u), params, state.u)
+    shifted = jax.tree.map(lambda w, u: at_least_float32(w) + at_least_float32(u), params, state.u)
     z = jax.tree.map(lambda z, old: z.astype(old.dtype), project_fn(shifted), state.z)
     return state._replace(
         z=z,
-        u=jax.tree.map(lambda x, z, u: (x - widened(z)).astype(u.dtype), shifted, z, state.u),
-        dual_residual=jax.tree.map(lambda new, old: _norm(widened(new) - widened(old)), z, state.z),
+        u=jax.tree.map(lambda x, z, u: _minus(x, z).astype(u.dtype), shifted, z, state.u),
+        dual_residual=jax.tree.map(lambda new, old: _norm(_minus(new, old)), z, state.z),
         num_dual_steps=state.num_dual_steps + 1,
     )
 
@@ -254,7 +271,7 @@ def _set_rho(state: AdmmState, params: chex.ArrayTree, base: chex.Numeric, rule:
 
     rho = jax.tree.map(rho_of, params, state.gradient_square)
     if rescale_dual:
-        rescale = lambda u, old, new: (widened(u) * (old / jnp.maximum(new, _TINY))).astype(u.dtype)
+        rescale = lambda u, old, new: (at_least_float32(u) * (old / jnp.maximum(new, _TINY))).astype(u.dtype)
         state = state._replace(u=jax.tree.map(rescale, state.u, state.rho, rho))
     return state._replace(rho=rho)
 
@@ -281,9 +298,9 @@ def residuals(state: AdmmState, params: chex.ArrayTree, project_fn: ProjectFn) -
     def relative(difference: jax.Array, w: jax.Array) -> jax.Array:
         return _norm(difference) / jnp.maximum(_norm(w), _TINY)
 
-    primal = jax.tree.map(lambda w, z: relative(widened(w) - widened(z), w), params, state.z)
+    primal = jax.tree.map(lambda w, z: relative(_minus(w, z), w), params, state.z)
     dual = jax.tree.map(lambda moved, w: moved / jnp.maximum(_norm(w), _TINY), state.dual_residual, params)
-    distance = jax.tree.map(lambda w, p: relative(widened(w) - widened(p), w), params, project_fn(params))
+    distance = jax.tree.map(lambda w, p: relative(_minus(w, p), w), params, project_fn(params))
     # A copy: it outlives a state that is donated to the next step.
     return Residuals(primal, dual, distance, jax.tree.map(jnp.copy, state.rho))
 

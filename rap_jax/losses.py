@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rap_jax.arrays import at_least_float32, in_words, is_array, known_values
+
 # Keeps a ratio finite where all places are equal, as the official implementation does.
 _TINY = 1e-12
 # How far the sum of a distribution that is rounded to bfloat16 may be from 1.
@@ -150,7 +152,7 @@ def check_labels(
     whole = is_array(labels) and labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer)
     if not whole or num_examples not in (None, len(labels)):
         expected = f"whole numbers [{length}], one class for each image{or_else}"
-        raise ValueError(f"{name} are {describe(labels)}; expected {expected}.{_hint(labels, name)}")
+        raise ValueError(f"{name} are {in_words(labels)}; expected {expected}.{_hint(labels, name)}")
     values = known_values(labels)
     if num_classes is not None and values is not None and values.size:
         if values.min() < 0 or values.max() >= num_classes:
@@ -159,38 +161,16 @@ def check_labels(
     return jnp.asarray(labels)
 
 
-def describe(value: Any) -> str:
-    """What an error calls a value: dtype and shape of an array, the type of anything else."""
-    return f"{value.dtype}{list(value.shape)}" if is_array(value) else f"a {type(value).__name__}"
-
-
-def is_array(value: Any) -> bool:
-    """Whether it is an array of JAX, traced or not, or of NumPy."""
-    return isinstance(value, jax.Array | np.ndarray | np.generic)
-
-
-def known_values(array: jax.Array | np.ndarray) -> np.ndarray | None:
-    """The numbers in an array; None while it is traced, or where another process has a part of it."""
-    if isinstance(array, jax.core.Tracer) or not getattr(array, "is_fully_addressable", True):
-        return None
-    return np.asarray(array)
-
-
-def at_least_32_bits(array: jax.Array) -> jax.Array:
-    """The same in float32 if its floats are narrower, else itself."""
-    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
-
-
 def _checked_logits(logits: jax.Array, least: int, loss: str) -> jax.Array:
     if not is_array(logits) or logits.ndim != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(f"logits are {describe(logits)}; expected float [N, K], one number for each class.")
+        raise ValueError(f"logits are {in_words(logits)}; expected float [N, K], one number for each class.")
     if logits.shape[1] < least:
         one = " A single logit z of two classes becomes jnp.concatenate([jnp.zeros_like(z), z], axis=1)."
         raise ValueError(
             f"logits have {logits.shape[1]} classes; expected {least} or more for the loss {loss}."
             f"{one if logits.shape[1] == 1 and least == 2 else ''}"
         )
-    return at_least_32_bits(logits)
+    return at_least_float32(logits)
 
 
 def _are_distributions(targets: Any) -> bool:
@@ -200,7 +180,7 @@ def _are_distributions(targets: Any) -> bool:
 def _checked_distributions(targets: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if targets.shape != shape:
         raise ValueError(
-            f"targets are {describe(targets)}; expected one number for each image and class, {list(shape)}, "
+            f"targets are {in_words(targets)}; expected one number for each image and class, {list(shape)}, "
             f"or whole labels [{shape[0]}].{_hint(targets, 'targets')}"
         )
     values = known_values(targets)

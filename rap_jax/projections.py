@@ -23,13 +23,14 @@ import dataclasses
 import functools
 import itertools
 import math
-import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from rap_jax.arrays import at_least_float32, is_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +67,6 @@ class _Spec:
             raise ValueError(f"budget is {self.budget!r}; expected layer or global.")
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is one real number, of Python or an array without axes; bool is none."""
-    if isinstance(value, numbers.Real):
-        return not isinstance(value, bool)
-    return (
-        np.ndim(value) == 0
-        and jnp.issubdtype(getattr(value, "dtype", object), jnp.number)
-        and not np.iscomplexobj(value)
-    )
-
-
 class Irregular(_Spec):
     """Single weights go, wherever they are."""
 
@@ -102,17 +92,11 @@ def num_kept(spec: Spec, num_structures: int) -> int:
     return max(1, num_structures - removed)
 
 
-def widened(values: jax.Array) -> jax.Array:
-    """The values in float32, or as they are if that is wider already: for sums of squares."""
-    values = jnp.asarray(values)
-    return values if jnp.finfo(values.dtype).bits >= 32 else values.astype(jnp.float32)
-
-
 def scores(spec: Spec, weights: jax.Array) -> jax.Array:
     """One score per structure, flat: [weights.size], [outputs] or [inputs]."""
     if isinstance(spec, Irregular | ScaleFilter):
         return jnp.abs(weights).ravel()
-    weights = widened(weights)
+    weights = at_least_float32(weights)
     squares = (weights * weights).reshape(-1, weights.shape[-1])
     return squares.sum(0 if isinstance(spec, Filter) else 1)
 
@@ -163,7 +147,7 @@ def masks_together(spec: Spec, weights: Sequence[jax.Array]) -> list[jax.Array]:
         raise ValueError(f"stack_axes is {spec.stack_axes!r}; expected 0 for weights that share one budget.")
     for array in weights:
         check_weights(spec, array)
-    values = _of_one_dtype([_nan_is_largest(widened(scores(spec, array))) for array in weights])
+    values = _of_one_dtype([_nan_is_largest(at_least_float32(scores(spec, array))) for array in weights])
     sizes = [array.size // value.size for array, value in zip(weights, values, strict=True)]
     per_weight = jnp.concatenate([value / size for value, size in zip(values, sizes, strict=True)])
     best = jnp.concatenate([jnp.arange(value.size) == jnp.argmax(value) for value in values])

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from rap_jax.attacks import pgd
+from rap_jax.attacks.stepwise import keys_of
 from rap_jax.batch import Batch, make_batch
 from rap_jax.config import AttackConfig, TrainConfig
 from rap_jax.free import move_perturbation, perturb
@@ -99,9 +100,7 @@ class StepParts:
         # By the number of the batch: every update on it sees the same crops and mixtures.
         batch_key = jax.random.fold_in(keys.batch, step // self.config.updates_per_batch)
         batch = make_batch(batch_key, split, indices, self.config, num_classes=self.model.num_classes)
-        attack_keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            attack_key, jnp.arange(len(batch.images), dtype=jnp.uint32)
-        )
+        attack_keys = keys_of(attack_key, jnp.arange(len(batch.images), dtype=jnp.int32))
         ramp = (step + 1).astype(jnp.float32) / (self.ramp_steps or 1)
         scale = jnp.minimum(1.0, ramp) if self.ramp_steps else jnp.ones((), jnp.float32)
         return Task(batch, attack_keys, scale)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.attacks.checks import LogitsFn
 from rap_jax.fingerprint import fingerprint
 
 SHAPE = (4, 4, 1)

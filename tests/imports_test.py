@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import modules of its own level or of a level before it.
 LEVELS = [
     {"config"},
+    {"arrays"},
     {
         "projections",
         "attacks",
@@ -44,11 +45,12 @@ LEVELS = [
     {"pipeline", "forecast", "robustness", "export", "reproduce"},
 ]
 LIBRARY = {  # usable with any JAX model: nothing of this package but each other
-    "attacks": {"attacks", "losses"},
-    "projections": set(),
+    "arrays": set(),
+    "attacks": {"arrays", "attacks", "losses"},
+    "projections": {"arrays"},
     "layers": set(),
-    "losses": set(),
-    "admm": {"layers", "projections"},
+    "losses": {"arrays"},
+    "admm": {"arrays", "layers"},
     "masking": {"layers", "projections"},
 }
 

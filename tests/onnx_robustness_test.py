@@ -55,3 +55,13 @@ def test_a_file_is_measured_beside_its_network(tmp_path: Path) -> None:
     assert other["file"]["transfer"] > other["float"]["transfer"], "images made on another network transfer less"
     low, high = same["file"]["robust_interval"]
     assert low < same["file"]["robust"] < high
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    """NaN at one image, whose argmax is class 0."""
+    images, labels = images_and_labels(4)
+    right = tiny_function()
+    broken = lambda batch: np.where(np.arange(len(batch))[:, None] == 1, np.nan, np.asarray(right(jnp.asarray(batch))))
+    attack = AttackConfig(epsilon=EPSILON, step_size=EPSILON, num_steps=1)
+    with pytest.raises(ValueError, match="1 of 4 images get logits of the file that are NaN or infinite"):
+        measure(broken, right, images, labels, attack, num_queries=0)

@@ -11,11 +11,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy_square import numpy_first, numpy_next, numpy_pattern
 
+from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.norms import NORMS
 from rap_jax.attacks.square import Square, SquareState, accept, square
 from rap_jax.attacks.square_candidates import CANDIDATES, Draws, FirstDraws, draw, draw_first
 from rap_jax.attacks.square_patterns import pattern, tiling, window_sides
-from rap_jax.attacks.stepwise import LogitsFn
 
 SHAPE = (6, 11, 13, 2)
 SHAPES = [(11, 13, 2), (28, 28, 1), (13, 7, 3), (2, 5, 1)]
@@ -222,7 +222,8 @@ def test_acceptance() -> None:
     number = len(cases)
     zeros, ones = jnp.zeros((number, 1, 1, 1)), jnp.ones((number, 1, 1, 1))
     steps = jnp.full(number, 7, jnp.int32)
-    state = SquareState(jax.random.split(jax.random.key(0), number), zeros, steps, steps, zeros, before, was_broken)
+    keys = jax.random.split(jax.random.key(0), number)
+    state = SquareState(keys, zeros, steps, steps, zeros, before, was_broken, jnp.ones(number, bool))
     found = accept(state, ones, after, wrong)
     np.testing.assert_array_equal(found.adversarial[:, 0, 0, 0], accepted)
     np.testing.assert_array_equal(found.margin, np.where(accepted, after, before))

@@ -13,10 +13,10 @@ from benchmarks.parity.stream import Stream, official_places, our_corners
 from benchmarks.parity.traces import LossValues, Nearest, Path, Search
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.apgd_state import move
+from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.norms import norm_of
 from rap_jax.attacks.square import Square, SquareState, accept, ask
 from rap_jax.attacks.square_candidates import CANDIDATES, Draws, FirstDraws
-from rap_jax.attacks.stepwise import LogitsFn
 from rap_jax.auto_attack.versions import VERSIONS, Part, parts_of
 from rap_jax.losses import cross_entropy, dlr, margin, targeted_dlr
 
@@ -114,7 +114,8 @@ def square_search(
         first = candidates.first(images, first_draws, attack.epsilon)
         keys = jax.random.split(jax.random.key(0), num_images)
         asked = ask(logits_fn, first, labels)
-        state = SquareState(keys, images, labels, jnp.zeros(num_images, jnp.int32), first, *asked)
+        none = jnp.zeros(num_images, jnp.int32)
+        state = SquareState(keys, images, labels, none, first, *asked, sound=jnp.ones(num_images, bool))
 
         def step(state: SquareState, drawn: tuple[Draws, jax.Array]) -> tuple[SquareState, None]:
             draws, side = jax.tree.map(over_images, drawn)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.attacks.checks import LogitsFn
 from rap_jax.config import DataConfig, ModelConfig
 from rap_jax.data import load_dataset, to_unit
 from rap_jax.models import Implementation, Model, create_model

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.attacks.checks import LogitsFn
 
 # An edge for which Square has the same tiles on both sides, and two channels, so that a wrong order of axes shows.
 SHAPE = (10, 10, 2)

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rap_jax.losses import check_labels, describe, is_array, known_values
+from rap_jax.arrays import in_words, is_array, is_number, known_values
+from rap_jax.losses import check_labels
 
 LossFn = Callable[[jax.Array], jax.Array]
 # images [N, ...] in [0, 1] -> logits [N, K]. A randomised network takes (images, key).
@@ -26,7 +27,7 @@ def check_images(images: jax.Array) -> jax.Array:
     floating = is_array(images) and jnp.issubdtype(images.dtype, jnp.floating)
     if not floating or images.ndim < 2 or math.prod(images.shape[1:]) == 0:
         raise ValueError(
-            f"images are {describe(images)}; expected floating point [N, ...] with pixels in [0, 1]: divide bytes by "
+            f"images are {in_words(images)}; expected floating point [N, ...] with pixels in [0, 1]: divide bytes by "
             f"255, and give a single image as image[None]."
         )
     values = known_values(images)
@@ -45,7 +46,7 @@ def check_batch(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Ar
     images = check_images(images)
     if jnp.finfo(images.dtype).bits < 32:
         raise ValueError(
-            f"images are {describe(images)}, too coarse for the steps of this attack; expected float32 or float64. Use "
+            f"images are {in_words(images)}, too coarse for the steps of this attack; expected float32 or float64. Use "
             f"images.astype(jnp.float32), and let logits_fn round them: logits_fn(x.astype(jnp.{images.dtype}))."
         )
     return images, check_labels(labels, len(images))
@@ -57,10 +58,8 @@ def check_size(name: str, value: Any, dtype: Any = None) -> Any:
     Raises:
       ValueError: anything else, or a known value that is negative, infinite or NaN.
     """
-    real = is_array(value) and not jnp.issubdtype(value.dtype, jnp.complexfloating)
-    scalar = real and value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.number)
-    if isinstance(value, bool) or not (scalar or isinstance(value, int | float)):
-        found = describe(value) if is_array(value) else repr(value)
+    if not is_number(value):
+        found = in_words(value) if is_array(value) else repr(value)
         raise ValueError(f"{name} is {found}; expected one finite number of 0 or more.")
     if is_array(value) and known_values(value) is None:
         return value if dtype is None else value.astype(dtype)
@@ -83,7 +82,7 @@ def check_count(name: str, value: Any, least: int, what: str) -> int:
     """A number of steps or restarts as an int of Python; a `ValueError` for what is none, or below `least`."""
     if isinstance(value, jax.core.Tracer):
         raise ValueError(
-            f"{name} is traced, {describe(value)}; expected a number that is known when the attack is compiled: name "
+            f"{name} is traced, {in_words(value)}; expected a number that is known when the attack is compiled: name "
             f"it in static_argnames of jax.jit, or close over it."
         )
     whole = not isinstance(value, bool) and hasattr(value, "__index__")
@@ -103,7 +102,7 @@ def checked_loss(loss_fn: LossFn) -> LossFn:
         if not floating or losses.shape != images.shape[:1]:
             hint = " Leave out the mean or sum over the images." if is_array(losses) and losses.ndim == 0 else ""
             raise ValueError(
-                f"loss_fn returns {describe(losses)}; expected one loss for each image, float [{len(images)}].{hint}"
+                f"loss_fn returns {in_words(losses)}; expected one loss for each image, float [{len(images)}].{hint}"
             )
         return losses
 
@@ -131,11 +130,11 @@ def in_dtype(logits_fn: LogitsFn, dtype: Any) -> LogitsFn:
     def in_dtype(images: jax.Array, *key: jax.Array) -> jax.Array:
         logits = logits_fn(images, *key)
         if not is_array(logits):
-            raise ValueError(f"logits_fn returns {describe(logits)}; expected an array of logits [N, K] alone.")
+            raise ValueError(f"logits_fn returns {in_words(logits)}; expected an array of logits [N, K] alone.")
         floating = jnp.issubdtype(logits.dtype, jnp.floating)
         if not floating or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
             expected = f"logits float [{images.shape[0]}, K], a row for each image"
-            raise ValueError(f"logits_fn returns {describe(logits)}; expected {expected}.")
+            raise ValueError(f"logits_fn returns {in_words(logits)}; expected {expected}.")
         return jnp.asarray(logits, dtype)
 
     return in_dtype

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rap_jax.arrays import at_least_float32, in_words
 from rap_jax.attacks.checks import check_size
-from rap_jax.losses import at_least_32_bits, describe
 
 # Adding a perturbation to a pixel and taking the difference again rounds twice in float32.
 _ROUNDING = 1e-5
@@ -60,7 +60,7 @@ def _linf_size(perturbation: jax.Array) -> jax.Array:
 
 def _l2_length(x: jax.Array) -> jax.Array:
     """In float32 or wider: the squares of many pixels overflow float16."""
-    x = at_least_32_bits(x)
+    x = at_least_float32(x)
     return jnp.sqrt(jnp.sum(x * x, _example_axes(x), keepdims=True))
 
 
@@ -81,7 +81,7 @@ def _l2_steepest(gradient: jax.Array) -> jax.Array:
     # The gradient of a confident example may be 1e-30: its square is 0 in float32, so it is scaled to 1 first. Only a
     # gradient that is exactly zero has no direction; that example stays where it is.
     largest = jnp.abs(gradient).max(_example_axes(gradient), keepdims=True)
-    scaled = at_least_32_bits(gradient / jnp.where(largest > 0, largest, 1.0))
+    scaled = at_least_float32(gradient / jnp.where(largest > 0, largest, 1.0))
     return (scaled / jnp.maximum(_l2_length(scaled), _TINY)).astype(gradient.dtype)
 
 
@@ -91,7 +91,7 @@ def _l2_project(perturbation: jax.Array, epsilon: jax.Array | float) -> jax.Arra
 
 
 def _l2_size(perturbation: jax.Array) -> jax.Array:
-    perturbation = at_least_32_bits(perturbation)
+    perturbation = at_least_float32(perturbation)
     return jnp.sqrt(jnp.sum(perturbation * perturbation, _example_axes(perturbation)))
 
 
@@ -120,8 +120,8 @@ def is_inside(
       ValueError: unequal shapes, an unknown norm, or a radius that is negative or no number.
     """
     if adversarial.shape != images.shape:
-        raise ValueError(f"adversarial images are {describe(adversarial)}; expected the shape of {describe(images)}.")
-    adversarial, images = at_least_32_bits(adversarial), at_least_32_bits(images)
+        raise ValueError(f"adversarial images are {in_words(adversarial)}; expected the shape of {in_words(images)}.")
+    adversarial, images = at_least_float32(adversarial), at_least_float32(images)
     dtype = max(adversarial.dtype, images.dtype, key=lambda dtype: dtype.itemsize)
     radius = check_size("epsilon", epsilon, dtype) * (1 + _ROUNDING) + 1e-6
     in_box = ((adversarial >= 0) & (adversarial <= 1)).all(_example_axes(adversarial))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from rap_jax.arrays import at_least_float32, is_array
 from rap_jax.attacks.checks import (
     LossFn,
     check_count,
@@ -31,7 +32,6 @@ from rap_jax.attacks.checks import (
     warn_of_nan,
 )
 from rap_jax.attacks.norms import Norm, finite, has_nan, norm_of
-from rap_jax.losses import at_least_32_bits, is_array
 
 Start = Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
 _State = tuple[jax.Array, optax.OptState, jax.Array]
@@ -146,7 +146,7 @@ def pgd_restarts(
 def ascend(key: jax.Array, loss_fn: LossFn, images: jax.Array, settings: PgdSettings) -> Ascent:
     """`pgd_restarts`, which also says for which images it may be weaker than it should: where a gradient was NaN."""
     images = check_images(images)
-    clean = at_least_32_bits(images)
+    clean = at_least_float32(images)
     settings = _checked(settings, clean.dtype)
     ball = norm_of(settings.norm)
     start = _start(ball, key, len(images)) if settings.random_start else _no_start

@@ -52,7 +52,7 @@ class SquareState(NamedTuple):
     adversarial: jax.Array
     margin: jax.Array
     broken: jax.Array
-    sound: jax.Array | bool = True
+    sound: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rap_jax.attacks.checks import LogitsFn as LogitsFn
-from rap_jax.attacks.checks import check_batch, check_count, check_radius, in_dtype, warn_of_nan
-from rap_jax.attacks.checks import in_float32 as in_float32
+from rap_jax.arrays import is_array
+from rap_jax.attacks.checks import LogitsFn, check_batch, check_count, check_radius, in_dtype, warn_of_nan
 from rap_jax.attacks.norms import has_nan, norm_of
-from rap_jax.losses import check_labels, is_array
+from rap_jax.losses import check_labels
 
 
 class AttackState(Protocol):
@@ -174,12 +173,17 @@ def keys_of_examples(key: jax.Array, num_examples: int) -> jax.Array:
         found = f"has dtype {key.dtype}" if is_array(key) else f"is {key!r}"
         raise ValueError(f"key {found}; expected a typed key, jax.random.key(seed).")
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_examples))
+        return keys_of(key, jnp.arange(num_examples))
     if key.shape != (num_examples,):
         raise ValueError(
             f"There are keys of shape {key.shape}; expected one, or one for each of {num_examples} images."
         )
     return key
+
+
+def keys_of(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    """One key for each example, by its number: int [N] -> [N]."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def fold_in_each(keys: jax.Array, number: jax.Array | int) -> jax.Array:

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -102,42 +102,24 @@ def auto_attack(
     epsilon = check_epsilon(norm, epsilon, images[0].size)
     check_key(key)
     path = check_state_path(state_path)
-    check_network(logits_fn)
     require_choice("version", version, VERSIONS)
     given = None if parts is None else check_parts(parts, epsilon=epsilon, norm=norm, version=version)
-    mesh = make_mesh(check_devices(devices))
-    num_slots = _num_slots(batch_size, len(images), mesh)
     draw = (key,) if version == "rand" else ()
-    shape = (num_slots // mesh.size, *images.shape[1:])
-    logits_fn, num_classes = on_any_batch(
-        in_float32(logits_fn), shape[1:], _sizes(batch_size, num_slots, mesh.size), *draw
-    )
-    require(num_classes >= 2, "number of logits", num_classes, "2 or more: one logit z becomes [0, z]")
+    network = _open_network(logits_fn, images, batch_size, make_mesh(check_devices(devices)), draw)
+    logits_fn, num_classes = network.logits_fn, network.num_classes
     labels = np.asarray(check_labels(labels, num_classes=num_classes), np.int32)
-    chosen = parts_of(version, epsilon=epsilon, norm=norm, num_classes=num_classes) if given is None else given
-    batch = jax.ShapeDtypeStruct(shape, np.float32)
-    network = trace(logits_fn, batch, *draw)
-    check_gradients(network.no_gradient, chosen, logits_fn, batch)
-    own = own_mesh(network.jaxpr)
-    if own is not None:
-        mesh, num_slots = own, _num_slots(batch_size, len(images), own)
-    programs = Programs(
-        *lift_captured(logits_fn, batch, *draw),
-        mesh,
-        epsilon=epsilon,
-        norm=norm,
-        randomized=version == "rand",
-        places_itself=own is not None,
-    )
+    chosen = given or parts_of(version, epsilon=epsilon, norm=norm, num_classes=num_classes)
+    check_gradients(network.no_gradient, chosen, logits_fn, network.batch)
+    programs = network.programs(epsilon, norm)
     with for_this_platform():
-        clean = _judge_all(programs, key, images, images, labels, num_slots)
+        clean = _judge_all(programs, key, images, images, labels, network.num_slots)
     refuse_logits(logits_fn, images, ~clean.sound, *draw)
     identity = _identity(images, labels, chosen, epsilon, norm, version, key)
     if path is not None:
         identity["program and weights of the network"] = fingerprint(logits_fn, images.shape[1:], *draw)
-    title = "AutoAttack " if parts is None else ""
-    run = _Run(programs, chosen, images, labels, key, num_slots, path, identity, title, on_look)
-    findings = check_left_out(version, num_classes) if parts is None else []
+    title = "AutoAttack " if given is None else ""
+    run = _Run(programs, chosen, images, labels, key, network.num_slots, path, identity, title, on_look)
+    findings = check_left_out(version, num_classes) if given is None else []
     if version == "rand":
         findings += check_alone(logits_fn, images)
     elif diagnostics:
@@ -158,6 +140,58 @@ def auto_attack(
         clean_margin=record.clean_margin,
         findings=tuple(findings),
     )
+
+
+class _Network(NamedTuple):
+    """A network as it is attacked.
+
+    Attributes:
+      logits_fn: images [N, H, W, C] -> float32 logits [N, K], for any N; of a randomised network (images, key).
+      draw: the key of a randomised network, else nothing.
+      num_classes: K.
+      batch: of images, as a device has them.
+      no_gradient: why it has none; empty if it has one.
+      mesh: the devices; its own, if it places itself.
+      places_itself: whether it does.
+      num_slots: images at a time, over all devices.
+    """
+
+    logits_fn: LogitsFn
+    draw: tuple[jax.Array, ...]
+    num_classes: int
+    batch: jax.ShapeDtypeStruct
+    no_gradient: str
+    mesh: jax.sharding.Mesh
+    places_itself: bool
+    num_slots: int
+
+    def programs(self, epsilon: float, norm: str) -> Programs:
+        """Its programs for a threat model."""
+        return Programs(
+            *lift_captured(self.logits_fn, self.batch, *self.draw),
+            self.mesh,
+            epsilon=epsilon,
+            norm=norm,
+            randomized=bool(self.draw),
+            places_itself=self.places_itself,
+        )
+
+
+def _open_network(
+    logits_fn: LogitsFn, images: np.ndarray, batch_size: int, mesh: jax.sharding.Mesh, draw: tuple[jax.Array, ...]
+) -> _Network:
+    """Traces the function of a user; a `ValueError` for what cannot be attacked."""
+    check_network(logits_fn)
+    num_slots = _num_slots(batch_size, len(images), mesh)
+    batch = jax.ShapeDtypeStruct((num_slots // mesh.size, *images.shape[1:]), np.float32)
+    sizes = _sizes(batch_size, num_slots, mesh.size)
+    logits_fn, num_classes = on_any_batch(in_float32(logits_fn), batch.shape[1:], sizes, *draw)
+    require(num_classes >= 2, "number of logits", num_classes, "2 or more: one logit z becomes [0, z]")
+    traced = trace(logits_fn, batch, *draw)
+    own = own_mesh(traced.jaxpr)
+    if own is not None:
+        mesh, num_slots = own, _num_slots(batch_size, len(images), own)
+    return _Network(logits_fn, draw, num_classes, batch, traced.no_gradient, mesh, own is not None, num_slots)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from rap_jax.attacks.stepwise import LogitsFn, StepwiseAttack
+from rap_jax.arrays import in_words, is_number
+from rap_jax.attacks.checks import LogitsFn
+from rap_jax.attacks.stepwise import StepwiseAttack
 from rap_jax.auto_attack.versions import Part
 from rap_jax.config.attack import check_radius
 from rap_jax.config.checks import require
 from rap_jax.diagnostics import check_images
-from rap_jax.losses import check_labels, describe, is_array
+from rap_jax.losses import check_labels
 
 _MOST_NAMED = 5
 
@@ -30,7 +31,7 @@ def check_arrays(images: np.ndarray | jax.Array, labels: np.ndarray | jax.Array)
     images, labels = _as_array("images", images), _as_array("labels", labels)
     shaped = images.ndim == 4 and images.size > 0 and jnp.issubdtype(images.dtype, jnp.floating)
     hint = "float [N, H, W, C] with pixels in [0, 1] and at least one image: divide bytes by 255"
-    require(shaped, "images", describe(images), hint)
+    require(shaped, "images", in_words(images), hint)
     images = images.astype(np.float32)
     outside = check_images(images)
     if outside:
@@ -43,7 +44,7 @@ def check_outside_jit(**values: Any) -> None:
     """Refuses to run while JAX traces: the values are no numbers then."""
     traced = {name: value for name, value in values.items() if isinstance(value, jax.core.Tracer)}
     if traced or isinstance(jnp.zeros(()), jax.core.Tracer):
-        found = "; ".join(f"{name}: traced {describe(value)}" for name, value in traced.items())
+        found = "; ".join(f"{name}: traced {in_words(value)}" for name, value in traced.items())
         raise ValueError(
             f"auto_attack is called inside jax.jit, jax.vmap or jax.grad ({found or 'arrays are traced'}); expected a "
             f"call outside of them: it compiles its own programs."
@@ -52,10 +53,9 @@ def check_outside_jit(**values: Any) -> None:
 
 def check_epsilon(norm: str, epsilon: Any, num_pixels: int) -> float:
     """The radius as a number of Python, from any kind of number; a `ValueError` for what `check_radius` refuses."""
-    is_number = is_array(epsilon) and epsilon.ndim == 0 and np.isrealobj(epsilon)
-    number = float(epsilon) if is_number or isinstance(epsilon, Real) else epsilon
-    check_radius(norm, number, num_pixels)
-    return number
+    require(is_number(epsilon), "epsilon", epsilon, "a number, in the units of pixels in [0, 1] (8 / 255, not 8)")
+    check_radius(norm, float(epsilon), num_pixels)
+    return float(epsilon)
 
 
 def refuse_logits(logits_fn: LogitsFn, images: np.ndarray, bad: np.ndarray, *draw: jax.Array) -> None:
@@ -103,7 +103,7 @@ def check_key(key: jax.Array) -> None:
     """Refuses what is no single typed PRNG key."""
     typed = isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
     hint = "a single typed PRNG key, such as jax.random.key(0); jax.random.wrap_key_data makes one of uint32"
-    require(typed and key.ndim == 0, "key", describe(key) if isinstance(key, jax.Array) else key, hint)
+    require(typed and key.ndim == 0, "key", in_words(key) if isinstance(key, jax.Array) else key, hint)
 
 
 def check_state_path(state_path: str | Path | None) -> Path | None:

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.norms import is_inside, norm_of
-from rap_jax.attacks.stepwise import LogitsFn, StepwiseAttack, where, with_own_keys
+from rap_jax.attacks.stepwise import StepwiseAttack, keys_of, where, with_own_keys
 from rap_jax.captured import Captured
 from rap_jax.losses import margin
 from rap_jax.parts import map_parts
@@ -164,9 +165,14 @@ class AttackPrograms:
             return fresh
         return self._merge([], self._key, (self._programs.split(taken), fresh, state))
 
-    def advance(self, state: Any) -> tuple[Any, Judged]:
-        """`steps` further, and what the network makes of the adversarial images; wrong where the attack says so too."""
-        state, judged = self._advance(self._programs.captured, self._key, state)
+    def advance(self, state: Any, numbers: np.ndarray) -> tuple[Any, Judged]:
+        """`steps` further, and what the network makes of the adversarial images; wrong where the attack says so too.
+
+        Args:
+          numbers: of the examples in the slots, int32 [N].
+        """
+        batch = (state, self._programs.split(numbers))
+        state, judged = self._advance(self._programs.captured, self._key, batch)
         return state, jax.device_get(judged)
 
     def _start_examples(self, captured: Captured, key: jax.Array, examples: Examples) -> Any:
@@ -174,17 +180,12 @@ class AttackPrograms:
         logits_fn = self._programs.unbound(captured)
         return self._attack.start(logits_fn, keys, examples.images, examples.labels, examples.starts)
 
-    def _advance_state(self, captured: Captured, key: jax.Array, state: Any) -> tuple[Any, Judged]:
+    def _advance_state(self, captured: Captured, key: jax.Array, batch: Any) -> tuple[Any, Judged]:
+        state, numbers = batch
         state = self._attack.advance(self._programs.unbound(captured), state, self.steps)
-        keys = getattr(state, "keys", key)  # attacks without randomness keep none, and meet no randomised network
-        logits = self._programs.logits(captured, keys, state.adversarial)
+        logits = self._programs.logits(captured, keys_of(key, numbers), state.adversarial)
         judged = self._programs.judge_images(state.images, state.adversarial, state.labels, logits)
         return state, judged._replace(wrong=judged.wrong & state.broken, lost=judged.lost | ~jnp.asarray(state.sound))
-
-
-def keys_of(key: jax.Array, numbers: jax.Array) -> jax.Array:
-    """One key for each example, by its number: int32 [N] -> [N]."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def steps_between_checks(num_steps: int) -> int:

@@ -72,9 +72,14 @@ class Slots:
         waiting = deque(pair for pair in zip(examples, survived, strict=True) if pair[1] < self._num_starts)
         while waiting or (self._example >= 0).any():
             self._fill(waiting)
-            self._state, judged = self._programs.advance(self._state)
+            self._state, judged = self._programs.advance(self._state, self._numbers)
             self._left -= self._programs.steps
             tell(self._clear(judged, waiting))
+
+    @property
+    def _numbers(self) -> np.ndarray:
+        """Of the examples in the slots, int32 [S]; an empty one holds any."""
+        return np.maximum(self._example, 0)
 
     def _fill(self, waiting: deque[tuple[int, int]]) -> None:
         """Puts tasks into empty slots, a quarter of the row at a time: a start costs as much as a step of all slots."""
@@ -85,7 +90,7 @@ class Slots:
         for slot in taken:
             self._example[slot], self._start[slot] = waiting.popleft()
         self._left[taken] = self._num_steps
-        numbers = np.maximum(self._example, 0)
+        numbers = self._numbers
         examples = Examples(self._images[numbers], self._labels[numbers], numbers, self._start)
         self._state = self._programs.fill(self._state, examples, np.isin(np.arange(len(numbers)), taken))
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.attacks.checks import LogitsFn
 from rap_jax.diagnostics.finding import Finding
 
 _NEARLY_ALL = 0.95

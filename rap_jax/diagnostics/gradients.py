@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rap_jax.attacks import norm_of
-from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.attacks.checks import LogitsFn
 from rap_jax.diagnostics.finding import Finding
 from rap_jax.diagnostics.sweep import NUM_STEPS, SweepPoint, still_right
 from rap_jax.losses import cross_entropy

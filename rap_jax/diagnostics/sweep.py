@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rap_jax.attacks import pgd
-from rap_jax.attacks.stepwise import LogitsFn
+from rap_jax.attacks.checks import LogitsFn
 from rap_jax.losses import cross_entropy, margin
 
 NUM_STEPS = 50

@@ -50,10 +50,13 @@ def measure(
       attack: threat model and steps of PGD.
       num_queries: of Square for each image; 0 leaves it out.
       seed: of everything random.
+
+    Raises:
+      ValueError: logits are NaN or infinite.
     """
+    file_logits, known = _finite("the file", file_logits), _finite("the float network", jax.jit(float_logits))
     keys = jax.random.split(jax.random.key(seed), 2)
     adversarial = np.asarray(jax.jit(_pgd(float_logits, attack))(keys[0], images, labels))
-    known = jax.jit(float_logits)
     right = lambda logits_fn, batch: np.asarray(logits_fn(batch)).argmax(-1) == labels
     of_file = {"clean": right(file_logits, images), "transfer": right(file_logits, adversarial)}
     of_float = {"clean": right(known, images), "transfer": right(known, adversarial)}
@@ -73,6 +76,22 @@ def measure(
         "file": _accuracies(of_file),
         "float": _accuracies(of_float),
     }
+
+
+def _finite(name: str, logits_fn: Logits) -> Logits:
+    """The same function, which refuses logits that are no numbers: argmax would make a class of them."""
+
+    def finite(images: np.ndarray) -> np.ndarray:
+        logits = np.asarray(logits_fn(images))
+        bad = ~np.isfinite(logits).all(-1)
+        if bad.any():
+            raise ValueError(
+                f"{bad.sum()} of {len(bad)} images get logits of {name} that are NaN or infinite; expected finite "
+                f"ones. Look at the weights, and at the images that calibrated an int8 file."
+            )
+        return logits
+
+    return finite
 
 
 def square_on_host(
@@ -99,7 +118,8 @@ def square_on_host(
     ask = lambda candidate: jnp.asarray(logits_fn(np.asarray(candidate)))
     keys, clean = jax.random.split(key, len(images)), jnp.asarray(images)
     nothing, asked = jnp.full(len(images), -jnp.inf, jnp.float32), jnp.full(len(images), -1, jnp.int32)
-    state = SquareState(keys, clean, correct, asked, clean, nothing, ask(clean).argmax(-1).astype(jnp.int32) != correct)
+    wrong = ask(clean).argmax(-1).astype(jnp.int32) != correct
+    state = SquareState(keys, clean, correct, asked, clean, nothing, wrong, jnp.ones(len(images), bool))
     first = start(keys, clean)
     state = judge(state, first, ask(first))
     for _ in range(attack.num_steps):

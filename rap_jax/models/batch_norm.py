@@ -20,8 +20,8 @@ from flax import linen as nn
 from jax import lax
 from jax.nn import initializers
 
+from rap_jax.arrays import at_least_float32
 from rap_jax.layers import BATCH_NORM_EPSILON
-from rap_jax.models.mixed_precision import at_least_float32
 
 MOMENTUM = 0.9  # share of the old running statistics; PyTorch calls 1 - 0.9 momentum
 

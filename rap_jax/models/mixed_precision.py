@@ -26,11 +26,6 @@ from rap_jax.models.model import BatchStats, Model, Params
 DTYPES: tuple[str, ...] = ("float32", "bfloat16")
 
 
-def at_least_float32(array: jax.Array) -> jax.Array:
-    """The array in float32 where it is narrower. Strict promotion, which refuses `jnp.promote_types`, allows it."""
-    return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
-
-
 def in_dtype(model: Model, dtype: str) -> Model:
     """The same network with passes in `dtype`: `float32` leaves it as it is, `bfloat16` casts params and images.
 

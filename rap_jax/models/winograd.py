@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rap_jax.models.mixed_precision import at_least_float32
+from rap_jax.arrays import at_least_float32
 
 # Matrix products of fewer rows are slow.
 _MIN_ROWS = 256

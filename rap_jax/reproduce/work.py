@@ -108,7 +108,7 @@ class AttackSteps(NamedTuple):
         of_attack = programs.of_attack(self.attack, jax.random.key(0))
         examples = Examples(images, labels, numbers, np.zeros_like(numbers))
         state = of_attack.fill(None, examples, np.ones(self.batch_size, bool))
-        return lambda: of_attack.advance(state)
+        return lambda: of_attack.advance(state, numbers)
 
 
 Kind = TrainingStep | Verdicts | AttackSteps

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rap_jax.attacks.stepwise import LogitsFn, in_float32
+from rap_jax.attacks.checks import LogitsFn, in_float32
 from rap_jax.captured import Captured, lift_captured
 from rap_jax.compaction import compact
 from rap_jax.config import ModelConfig

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax.auto_attack.programs import Judged, Programs, keys_of
+from rap_jax.attacks.stepwise import keys_of
+from rap_jax.auto_attack.programs import Judged, Programs
 from rap_jax.captured import Captured, lift_captured
 from rap_jax.config.evaluation import EvaluationConfig
 from rap_jax.robustness.network import AttackedNetwork

@@ -76,7 +76,7 @@ def _perturb(source: Predictor, programs: AttackPrograms, num_steps: int, restar
         examples = Examples(sample.images[numbers], sample.labels[numbers], numbers, restarts)
         state = programs.fill(None, examples, np.ones(len(numbers), bool))
         for _ in range(num_steps // programs.steps):
-            state, _ = programs.advance(state)
+            state, _ = programs.advance(state, numbers)
             source.on_batch()
         parts.append(np.asarray(state.current)[:count])
     return np.concatenate(parts)
