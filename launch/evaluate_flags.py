@@ -60,13 +60,8 @@ def _define_attack_flags() -> None:
                       "linf.", FLAGS)  # fmt: skip
     training.define_fraction("epsilon", None, "Radius of the threat model, for images in [0, 1]. Default: that of the "
                              "run's report; has to be given for a network from elsewhere.", FLAGS)  # fmt: skip
-    flags.DEFINE_integer(
-        "pgd_num_steps",
-        default.pgd_num_steps,
-        "Steps of PGD; 0 leaves it out. An image "
-        "of any step breaks an example here; in launch.main the last one alone.",
-        flag_values=FLAGS,
-    )
+    flags.DEFINE_integer("pgd_num_steps", default.pgd_num_steps, "Steps of PGD; 0 leaves it out. An image of any step "
+                         "breaks an example here; in launch.main the last one alone.", flag_values=FLAGS)  # fmt: skip
     training.define_fraction("pgd_step_size", None, "Step size of PGD. Default: 2.5 epsilon / steps.", FLAGS)
     flags.DEFINE_integer("pgd_num_restarts", default.pgd_num_restarts, "Random starts of PGD on each loss, worst case "
                          "per example.", flag_values=FLAGS)  # fmt: skip

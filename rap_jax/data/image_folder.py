@@ -101,9 +101,7 @@ def _lower_bits(opened: Image.Image) -> int:
     meaning = {"PhotometricInterpretation": (262, 1), "SampleFormat": (339, 1)}
     for name, (tag, expected) in meaning.items():
         value = np.ravel(opened.tag_v2.get(tag, expected)).tolist()
-        require(
-            value == [expected], f"its {name}", value, f"[{expected}], black is 0, with more than 8 bits; convert it"
-        )
+        require(value == [expected], f"its {name}", value, f"[{expected}], whole numbers where 0 is black; convert it")
     return int(np.ravel(opened.tag_v2[258])[0]) - 8
 
 
