@@ -1,12 +1,15 @@
 """Paths in flags and in run.flags mean the same from any folder."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from tiny import parse_flags as parse
 
 from launch import evaluate_flags
@@ -141,3 +144,32 @@ sys.exit(str({"matplotlib", "tensorflow_datasets"} & set(sys.modules) or xla_bri
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert not found.stderr.strip() and found.stdout.count("    python -m launch.") == 5
+
+
+_FULL = """
+import jax
+def full(*_, **__):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
+main.run_pipeline = full
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("out_dir", "patch", "message"),
+    [
+        ("images/runs/r", "", "error: out_dir is '.*images/runs/r'; expected a folder outside of the images in"),
+        ("r", _FULL, r"error: out of memory \(RESOURCE_EXHAUSTED: no room\). Take a smaller --width or --batch_size"),
+    ],
+)
+def test_a_run_on_a_folder_ends_with_one_line(tmp_path: Path, out_dir: str, patch: str, message: str) -> None:
+    """What only the command knows: where it writes, and that the memory is full."""
+    for number in range(40):
+        file = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((28, 28), number, np.uint8)).save(file)
+    flags = ["--dataset=folder:images", f"--out_dir={out_dir}", "--batch_size=8", "--width=1", "--sparsity=fc1:0.5"]
+    code = f"import sys\nfrom launch import main\n{patch}\nsys.argv = ['command', *{flags}]\nmain.run()"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1 and re.match(message, found.stderr.splitlines()[-1])
+    assert "Traceback" not in found.stderr and [path.name for path in tmp_path.iterdir()] == ["images"]
