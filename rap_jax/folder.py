@@ -33,7 +33,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     # Several machines may write the same report at the same time.
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
-        with _named(path):
+        with naming_the_file(path):
             with temporary.open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
@@ -44,7 +44,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def naming_the_file(path: Path) -> Iterator[None]:
     """Errors of the disk name the file, which those of a write do not by themselves."""
     try:
         yield
@@ -75,7 +75,7 @@ class RunFolder:
         if not is_first():
             return
         path = self.path / "metrics.jsonl"
-        with _named(path), path.open("a") as file:
+        with naming_the_file(path), path.open("a") as file:
             file.write(as_text(record))
 
     def forget_metrics_after(self, stage: Stage, step: int) -> None:

@@ -10,7 +10,7 @@ from rap_jax.progress import Progress
 from rap_jax.state import DeviceSplit, Weights
 
 
-class Judge(NamedTuple):
+class SplitEvaluator(NamedTuple):
     """Evaluates weights.
 
     Attributes:

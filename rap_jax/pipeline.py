@@ -29,10 +29,10 @@ from rap_jax.data import Dataset
 from rap_jax.describe import describe, identity, settings_of
 from rap_jax.digest import digest
 from rap_jax.evaluate import make_evaluator
+from rap_jax.judge import SplitEvaluator
 from rap_jax.folder import open_run_folder
 from rap_jax.input import make_input
 from rap_jax.interrupt import catch_signals
-from rap_jax.judge import Judge
 from rap_jax.keys import stream_key
 from rap_jax.length import stage_length
 from rap_jax.masking import both
@@ -142,9 +142,9 @@ def _train_and_test(setup: Setup, start: Start, test_split: DeviceSplit) -> dict
     """The part of results.json that says what was found."""
     config = setup.config
     report = make_evaluator(setup.model, config.report_attack, setup.mesh, batch_size=config.eval_batch_size)
-    judge = Judge(report, setup.validation, stream_key(config.seed, "report"), setup.interrupt)
-    final, stages = _run_stages(setup, judge, start.weights)
-    tested = _test(setup, judge._replace(split=test_split), final)
+    evaluator = SplitEvaluator(report, setup.validation, stream_key(config.seed, "report"), setup.interrupt)
+    final, stages = _run_stages(setup, evaluator, start.weights)
+    tested = _test(setup, evaluator._replace(split=test_split), final)
     save_network(setup.folder.path, final, initial=start.initial)
     seconds: dict[str, float] = {stage: stages[stage]["seconds"] for stage in _stages(config)}
     seconds["validation"] = sum(stage["validation_seconds"] for stage in stages.values())
@@ -158,14 +158,14 @@ def _train_and_test(setup: Setup, start: Start, test_split: DeviceSplit) -> dict
     return found | ({"cost": _cost(setup, final)} if setup.output.measure_cost and is_first() else {})
 
 
-def _test(setup: Setup, judge: Judge, final: Weights) -> dict[str, Any]:
+def _test(setup: Setup, evaluator: SplitEvaluator, final: Weights) -> dict[str, Any]:
     """The result on the test set, in a file of its own: one network is tested once, whatever happens after it."""
     network = digest(final)
     found = setup.folder.read_json("stages/test.json", ("test", "seconds", "network"))
     if found is not None and found["network"] == network:
         return found
     began = time.monotonic()
-    test = judge(f"{setup.config.name} test", final).to_json()
+    test = evaluator(f"{setup.config.name} test", final).to_json()
     record = {"test": test, "seconds": time.monotonic() - began, "network": network}
     setup.folder.write_json("stages/test.json", record)
     return record
@@ -178,17 +178,17 @@ def _cost(setup: Setup, final: Weights) -> dict[str, Any]:
     return measure_cost(setup.model, jax.device_get(final), device=setup.mesh.devices.flat[0], between=stop)
 
 
-def _run_stages(setup: Setup, judge: Judge, start: Weights) -> tuple[Weights, dict[str, Any]]:
+def _run_stages(setup: Setup, evaluator: SplitEvaluator, start: Weights) -> tuple[Weights, dict[str, Any]]:
     """The final weights and the record of each stage; weights that come from another run are a stage of their own."""
     weights, stages = start, dict[str, Any]()
     if setup.config.start.run_dir is not None:
-        stages["start"] = _record(setup, judge, "start", Outcome(start, 0, 0.0))
+        stages["start"] = _record(setup, evaluator, "start", Outcome(start, 0, 0.0))
     for stage in _stages(setup.config):
         masks = _masks(setup, stage, weights)
         run = run_small_stage if stage == "retrain" and setup.config.small_retrain else run_stage
         outcome = run(stage, setup, cut(setup.specs, setup.model, weights) if stage == "retrain" else weights, masks)
         weights = outcome.weights
-        stages[stage] = _record(setup, judge, stage, outcome)
+        stages[stage] = _record(setup, evaluator, stage, outcome)
     return weights if "retrain" in stages else cut(setup.specs, setup.model, weights), stages
 
 
@@ -206,7 +206,7 @@ def _masks(setup: Setup, stage: Stage, weights: Weights) -> chex.ArrayTree | Non
     return zeros if masks is None else both(masks, zeros)
 
 
-def _record(setup: Setup, judge: Judge, name: str, outcome: Outcome) -> dict[str, Any]:
+def _record(setup: Setup, evaluator: SplitEvaluator, name: str, outcome: Outcome) -> dict[str, Any]:
     """The result of a finished stage; evaluated once, then read from its file."""
     path = f"stages/{name}.json"
     found = setup.folder.read_json(path, ("validation", "step", "seconds", "sparsity", "validation_seconds"))
@@ -215,13 +215,13 @@ def _record(setup: Setup, judge: Judge, name: str, outcome: Outcome) -> dict[str
     label = f"{setup.config.name} {name} validation"
     began = time.monotonic()
     record: dict[str, Any] = {
-        "validation": judge(label, outcome.weights).to_json(),
+        "validation": evaluator(label, outcome.weights).to_json(),
         "step": outcome.step,
         "seconds": outcome.seconds,
         "sparsity": count_sparsity(outcome.weights.params),
     }
     if setup.specs and name != "retrain":
-        record["cut"] = judge(f"{label} after a cut", cut(setup.specs, setup.model, outcome.weights)).to_json()
+        record["cut"] = evaluator(f"{label} after a cut", cut(setup.specs, setup.model, outcome.weights)).to_json()
     record["validation_seconds"] = time.monotonic() - began
     setup.folder.write_json(path, record)
     return record

@@ -210,7 +210,7 @@ def test_a_run_measures_it_last_and_a_signal_loses_nothing(tmp_path: Path, monke
         with pytest.raises(Interrupted, match="SIGTERM while measuring what the network costs"):
             run()
     assert not (tmp_path / "run" / "results.json").exists()
-    monkeypatch.setattr(pipeline.Judge, "__call__", lambda *_: pytest.fail("evaluated again"))
+    monkeypatch.setattr(pipeline.SplitEvaluator, "__call__", lambda *_: pytest.fail("evaluated again"))
     monkeypatch.setattr(stage_lib._Run, "train", lambda self: pytest.fail("trained again"))
     results = run()
     pruned = results["cost"]["forms"]["pruned"]

@@ -176,8 +176,8 @@ def test_only_what_is_missing_is_done(finished: Watched, again: Path, monkeypatc
     for name in ("results.json", "stages/test.json"):
         (again / name).unlink()
     evaluated: list[str] = []
-    judge = pipeline.Judge.__call__
-    monkeypatch.setattr(pipeline.Judge, "__call__", lambda *a: (evaluated.append(a[1]), judge(*a))[1])
+    judge = pipeline.SplitEvaluator.__call__
+    monkeypatch.setattr(pipeline.SplitEvaluator, "__call__", lambda *a: (evaluated.append(a[1]), judge(*a))[1])
     monkeypatch.setattr(stage_lib._Run, "train", lambda self: pytest.fail("trained again"))
     results = pipeline.run(CONFIG, tiny.tiny_dataset(), again)
     assert evaluated == ["tiny test"]
