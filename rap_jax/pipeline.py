@@ -29,10 +29,10 @@ from rap_jax.data import Dataset
 from rap_jax.describe import describe, identity, settings_of
 from rap_jax.digest import digest
 from rap_jax.evaluate import make_evaluator
-from rap_jax.judge import SplitEvaluator
 from rap_jax.folder import open_run_folder
 from rap_jax.input import make_input
 from rap_jax.interrupt import catch_signals
+from rap_jax.judge import SplitEvaluator
 from rap_jax.keys import stream_key
 from rap_jax.length import stage_length
 from rap_jax.masking import both

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rap_jax import plots
 from rap_jax.checked_json import read_checked
 from rap_jax.config import STAGES
 from rap_jax.cost import cost_table
 from rap_jax.folder import write_atomically
 from rap_jax.metrics import read_metrics
+from rap_jax.plots import admm_png, sparsity_png, training_png
 from rap_jax.wording import as_attack, as_interval, as_pair, as_percent, as_seconds, as_table, as_training
 
 Results = dict[str, Any]
@@ -59,9 +59,9 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     metrics = read_metrics(path) if path.exists() else []
     title = _title(results)
     pictures = {
-        "training": plots.training_png(metrics, title),
-        "admm": plots.admm_png(metrics, title),
-        "sparsity": plots.sparsity_png(_sparsity(results), title),
+        "training": training_png(metrics, title),
+        "admm": admm_png(metrics, title),
+        "sparsity": sparsity_png(_sparsity(results), title),
     }
     for name, png in pictures.items():
         if png is not None:
