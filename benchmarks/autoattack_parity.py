@@ -38,7 +38,7 @@ from benchmarks.parity.kept import NotDoneError
 from benchmarks.parity.pieces import Settings, all_pieces
 from benchmarks.pytorch.write_reference import write_reference
 from benchmarks.records import Column, Rows, markdown_table, write_records
-from rap_jax.devices import start_cpu_devices
+from rap_jax._runtime.devices import start_cpu_devices
 
 ABOUT = """\
 AutoAttack and its parts in rap_jax against the official code (pyautoattack), on LeNets with the same weights and on the

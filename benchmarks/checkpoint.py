@@ -15,13 +15,14 @@ import jax
 from benchmarks.records import Column, Plot, markdown_table, write_records
 from benchmarks.rows import ROWS
 from benchmarks.worker import clocked
-from rap_jax import checkpoint
+from rap_jax._runtime.integrity import digest
 from rap_jax.config import ModelConfig, OptimizerConfig, OutputConfig, PruneConfig
-from rap_jax.digest import digest
 from rap_jax.models import create_model
-from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penalty
-from rap_jax.specs import specs_from_config
-from rap_jax.state import StageState, Weights, init_stage_state
+from rap_jax.models.model import Weights
+from rap_jax.pruning.specs import specs_from_config
+from rap_jax.runs import checkpoint
+from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer, make_penalty
+from rap_jax.training.state import StageState, init_stage_state
 
 NETWORKS = {"LeNet w=16": "lenet_w16", "ResNet-18 w=16": "resnet18_w16"}
 ABOUT = """\

@@ -23,11 +23,11 @@ from benchmarks.machine import num_cores
 from benchmarks.records import Column, Rows, markdown_table, write_records
 from benchmarks.turns import in_turn
 from benchmarks.worker import Answer, clocked
-from rap_jax.cost import Form, multiply_adds_of
+from rap_jax.compaction.cost import Form, multiply_adds_of
 from rap_jax.export import write_file
+from rap_jax.export.exported_network import Subject
 from rap_jax.export.files import SUFFIXES
-from rap_jax.export.onnx_file import open_session
-from rap_jax.export.subject import Subject
+from rap_jax.export.onnx.file import open_session
 
 BATCH_SIZES = (1, 64)
 RUNTIMES = ("jax", "jax in its plain form", "onnxruntime")

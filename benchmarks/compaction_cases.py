@@ -14,10 +14,10 @@ import numpy as np
 
 from rap_jax import compaction
 from rap_jax.config import ModelConfig
-from rap_jax.export.subject import Subject
+from rap_jax.export.exported_network import Subject
 from rap_jax.models import Model, create_model
-from rap_jax.saved_network import load_network
-from rap_jax.state import Weights
+from rap_jax.models.model import Weights
+from rap_jax.runs.network import load_network
 
 WIDTH = 8
 REMOVED = 0.75

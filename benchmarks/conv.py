@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.timing import Timed, print_table
+from rap_jax._runtime.mesh import make_mesh, replicated, split_over_data
 from rap_jax.config import ModelConfig
 from rap_jax.models import Implementation, Model, create_model
 from rap_jax.models.model import BatchStats, Params
-from rap_jax.state import make_mesh, replicated, split_over_data
 
 WIDTHS = (1, 2, 4)
 BATCH_SIZE = 128

@@ -18,11 +18,11 @@ from benchmarks.records import Column, Plot, markdown_table, write_records
 from benchmarks.rows import LAYOUTS
 from benchmarks.turns import in_turn
 from benchmarks.worker import Answer, Worker, clocked
+from rap_jax._runtime.devices import start_cpu_devices
+from rap_jax._runtime.mesh import make_mesh, put_split
 from rap_jax.config import ModelConfig
-from rap_jax.devices import start_cpu_devices
-from rap_jax.evaluate import Accuracy, make_evaluator
+from rap_jax.evaluation.accuracy import Accuracy, make_evaluator
 from rap_jax.models import create_model
-from rap_jax.state import make_mesh, put_split
 
 ABOUT = """\
 Images per second of a whole evaluation (natural and worst case over all restarts), rap_jax with its defaults against

@@ -15,10 +15,10 @@ import numpy as np
 from benchmarks.records import Column, Plot, markdown_table, write_records
 from benchmarks.turns import in_turn
 from benchmarks.worker import Answer, Worker, clocked
-from rap_jax.batch import make_batch
+from rap_jax._runtime.mesh import make_mesh, put_split
 from rap_jax.config import AugmentConfig, TrainConfig
 from rap_jax.data import epoch_order
-from rap_jax.state import make_mesh, put_split
+from rap_jax.data.batches import make_batch
 
 # Shape of an image, how many of them, batch, black pixels around an image from which it is cropped (0: no change).
 CASES: dict[str, tuple[tuple[int, int, int], int, int, int]] = {

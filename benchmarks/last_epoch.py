@@ -15,9 +15,9 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from benchmarks.records import Column, write_records
-from rap_jax.checked_json import read_checked, write_checked
-from rap_jax.saved_network import has_network, save_network
-from rap_jax.state import Weights
+from rap_jax._runtime.integrity import read_checked, write_checked
+from rap_jax.models.model import Weights
+from rap_jax.runs.network import has_network, save_network
 
 ABOUT = """\
 Kept: the epoch of a run's last stage that was best on validation under PGD of 10 steps of 0.075. Last: the epoch it

@@ -21,8 +21,8 @@ from benchmarks.worker import Answer, Worker, clocked
 from rap_jax.config import ModelConfig, PruneConfig
 from rap_jax.models import create_model
 from rap_jax.models.model import Params, num_params
-from rap_jax.optimizer import make_penalty
-from rap_jax.specs import project_tree, specs_from_config
+from rap_jax.pruning.specs import project_tree, specs_from_config
+from rap_jax.training.optimizer import make_penalty
 
 Structure = Literal["irregular", "column", "filter"]
 STRUCTURES: tuple[Structure, ...] = ("irregular", "column", "filter")

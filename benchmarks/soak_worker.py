@@ -12,14 +12,15 @@ import time
 import jax
 import numpy as np
 
+from rap_jax._runtime.devices import start_cpu_devices
+from rap_jax._runtime.mesh import DeviceSplit, home, make_mesh, put_split
 from rap_jax.config import AttackConfig, ComputeConfig, ModelConfig, OptimizerConfig, TrainConfig
-from rap_jax.devices import start_cpu_devices
-from rap_jax.evaluate import make_evaluator
-from rap_jax.keys import stream_key
+from rap_jax.evaluation.accuracy import make_evaluator
 from rap_jax.models import create_model
-from rap_jax.optimizer import learning_rate_schedule, make_optimizer
-from rap_jax.state import DeviceSplit, Weights, home, init_stage_state, make_mesh, put_split
-from rap_jax.train import StepKeys, make_train_step
+from rap_jax.models.model import Weights
+from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from rap_jax.training.sharded_step import StepKeys, make_train_step
+from rap_jax.training.state import init_stage_state, stream_key
 
 PARENT = os.getppid()
 BATCH_SIZE, EVAL_BATCH_SIZE, STEPS_BETWEEN = 128, 500, 50

@@ -2,7 +2,7 @@
 
     python -m benchmarks.step_worker ROW CACHE_FOLDER
 
-It does what a run of `launch.main` does: the devices that the command chooses, the step of `rap_jax.train`, and one
+It does what a run of `launch.main` does: the devices that the command chooses, the step of `rap_jax.training.sharded_step`, and one
 step in flight.
 """
 
@@ -14,13 +14,14 @@ import numpy as np
 
 from benchmarks.rows import ROWS, Row
 from benchmarks.worker import Answer, clocked, memory, serve
+from rap_jax._runtime.devices import start_cpu_devices
+from rap_jax._runtime.mesh import home, make_mesh, put_split
 from rap_jax.config import ModelConfig, OptimizerConfig, TrainConfig
-from rap_jax.devices import start_cpu_devices
-from rap_jax.keys import stream_key
 from rap_jax.models import create_model
-from rap_jax.optimizer import learning_rate_schedule, make_optimizer
-from rap_jax.state import Weights, home, init_stage_state, make_mesh, put_split
-from rap_jax.train import StepKeys, StepMetrics, make_train_step
+from rap_jax.models.model import Weights
+from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from rap_jax.training.sharded_step import StepKeys, StepMetrics, make_train_step
+from rap_jax.training.state import init_stage_state, stream_key
 
 _GEMM_SIZE = 2048
 

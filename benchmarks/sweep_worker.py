@@ -16,24 +16,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks.worker import Answer, clocked, serve
+from rap_jax._runtime.devices import start_cpu_devices
+from rap_jax._runtime.mesh import DeviceSplit, home, make_mesh, map_parts, put_split, replicated, split_over_data
 from rap_jax.config import AttackConfig, ModelConfig, OptimizerConfig, TrainConfig
-from rap_jax.devices import start_cpu_devices
 from rap_jax.models import create_model
-from rap_jax.optimizer import learning_rate_schedule, make_optimizer
-from rap_jax.parts import map_parts
-from rap_jax.state import (
-    DeviceSplit,
-    TrainState,
-    Weights,
-    home,
-    init_stage_state,
-    make_mesh,
-    put_split,
-    replicated,
-    split_over_data,
-)
-from rap_jax.step import StepParts
-from rap_jax.train import StepKeys, StepMetrics, TrainStep, make_train_step
+from rap_jax.models.model import Weights
+from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from rap_jax.training.sharded_step import StepKeys, StepMetrics, TrainStep, make_train_step
+from rap_jax.training.state import TrainState, init_stage_state
+from rap_jax.training.step import StepParts
 
 BATCH_SIZE = 128
 # As `--flagfile=quick_mnist` trains.
@@ -78,7 +69,7 @@ class SweepWorker:
 
 
 def step_of_all(parts: StepParts, mesh: Mesh) -> TrainStep:
-    """The step of `rap_jax.train` for stacked states, one program in which no device waits for another."""
+    """The step of `rap_jax.training.sharded_step` for stacked states, one program in which no device waits for another."""
 
     def one(
         state: TrainState, split: DeviceSplit, indices: jax.Array, keys: StepKeys, dual_step: jax.Array

@@ -23,13 +23,13 @@ from launch.evaluate_flags import (
 from launch.flagfiles import expand_flagfiles
 from launch.help import main_or_help
 from launch.parsers import expand_path
+from rap_jax._runtime.devices import start_cpu_devices, usable_cores
+from rap_jax._runtime.interrupt import Interrupted
 from rap_jax.config import require
 from rap_jax.data import load_dataset
-from rap_jax.devices import start_cpu_devices, usable_cores
-from rap_jax.interrupt import Interrupted
-from rap_jax.robustness.evaluate import evaluate_robustness
-from rap_jax.robustness.network import AttackedNetwork, open_network
-from rap_jax.robustness.report import format_robustness
+from rap_jax.evaluation.network import AttackedNetwork, open_network
+from rap_jax.evaluation.report import format_robustness
+from rap_jax.evaluation.robustness import evaluate_robustness
 
 # Enough for every core to be a device.
 _IMAGES_PER_CORE = 64

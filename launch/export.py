@@ -12,9 +12,9 @@ from launch.export_flags import FLAGS, ExportConfig, define_flags, export_from_f
 from launch.flagfiles import expand_flagfiles
 from launch.help import main_or_help
 from rap_jax.data import Dataset, load_dataset
+from rap_jax.export.exported_network import Subject, open_subject
 from rap_jax.export.files import check_path, write_and_compare
-from rap_jax.export.int8 import check_data, write_int8
-from rap_jax.export.subject import Subject, open_subject
+from rap_jax.export.onnx.int8 import check_data, write_int8
 from rap_jax.export.wording import about_int8, about_network
 
 define_flags()

@@ -11,7 +11,7 @@ from launch.configs import check_numbers
 from launch.help import format_help
 from rap_jax.config import require
 from rap_jax.export.files import FORMATS, SUFFIXES
-from rap_jax.export.int8 import Int8Config
+from rap_jax.export.onnx.int8 import Int8Config
 
 # Its own, so that the commands may live in one process.
 FLAGS = flags.FlagValues()

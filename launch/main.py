@@ -16,15 +16,10 @@ from launch.configs import compute_from_flags, config_from_flags, output_from_fl
 from launch.flagfiles import expand_flagfiles, serialize_flags
 from launch.flags import define_flags
 from launch.help import HELP, help_text
-from rap_jax.config import RunConfig
-from rap_jax.data import Dataset, load_dataset
-from rap_jax.data.image_folder import require_outside
-from rap_jax.describe import describe_devices
-from rap_jax.devices import start_cpu_devices
-from rap_jax.forecast import forecast, format_forecast
-from rap_jax.interrupt import Interrupted
-from rap_jax.pipeline import run as run_pipeline
-from rap_jax.processes import (
+from rap_jax._runtime.devices import start_cpu_devices
+from rap_jax._runtime.interrupt import Interrupted
+from rap_jax._runtime.mesh import check_batch_size, make_mesh
+from rap_jax._runtime.processes import (
     first_before_others,
     is_first,
     leave_the_others,
@@ -32,8 +27,13 @@ from rap_jax.processes import (
     require_same,
     start_processes,
 )
-from rap_jax.report import format_table
-from rap_jax.state import check_batch_size, make_mesh
+from rap_jax.config import RunConfig
+from rap_jax.data import Dataset, load_dataset
+from rap_jax.data.image_folder import require_outside
+from rap_jax.training.forecast import forecast, format_forecast
+from rap_jax.training.pipeline import run as run_pipeline
+from rap_jax.training.provenance import describe_devices
+from rap_jax.training.report import format_table
 
 FLAGS = flags.FLAGS
 define_flags()

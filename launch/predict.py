@@ -12,8 +12,7 @@ from launch.flagfiles import expand_flagfiles
 from launch.help import format_help, main_or_help
 from rap_jax.config import require
 from rap_jax.export.files import open_file
-from rap_jax.export.images import ReadImage, read_image
-from rap_jax.export.opened import OpenFile
+from rap_jax.export.open_file import OpenFile, ReadImage, read_image
 
 # Its own, so that the commands may live in one process.
 FLAGS = flags.FlagValues()

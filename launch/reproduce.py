@@ -15,8 +15,8 @@ from launch.flags import COMPILATION_CACHE
 from launch.help import main_or_help
 from launch.job_configs import settings_of
 from launch.reproduce_flags import FLAGS, Plan, define_flags, help_text, plan_from_flags
-from rap_jax.devices import start_cpu_devices
-from rap_jax.interrupt import Interrupted, catch_signals
+from rap_jax._runtime.devices import start_cpu_devices
+from rap_jax._runtime.interrupt import Interrupted, catch_signals
 from rap_jax.reproduce.clock import Clock
 from rap_jax.reproduce.collect import collect
 from rap_jax.reproduce.estimate import estimate

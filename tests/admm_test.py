@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from rap_jax.admm import AdmmState, add_admm_penalty, find_admm_state, residuals
-from rap_jax.projections import Filter, Irregular, project
-from rap_jax.specs import project_tree
+from rap_jax.pruning.admm import AdmmState, add_admm_penalty, find_admm_state, residuals
+from rap_jax.pruning.projections import Filter, Irregular, project
+from rap_jax.pruning.specs import project_tree
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

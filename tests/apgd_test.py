@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax.attacks.apgd import Apgd, apgd, apgd_targeted
-from rap_jax.attacks.apgd_state import checkpoint_periods
-from rap_jax.attacks.targets import rank_targets
-from rap_jax.losses import cross_entropy, dlr, targeted_dlr
+from rap_jax.attacks.apgd import Apgd, apgd, apgd_targeted, checkpoint_periods
+from rap_jax.attacks.losses import cross_entropy, dlr, targeted_dlr
+from rap_jax.attacks.stepwise import rank_targets
 
 N, D, K = 6, (5, 4, 1), 5
 RNG = np.random.default_rng(0)

@@ -7,9 +7,9 @@ import numpy as np
 from exported_run import make_pruned_run, whole_logits_fn
 from tiny_run import make_run
 
+from rap_jax.evaluation.network import open_network
 from rap_jax.models import num_params
-from rap_jax.robustness.network import open_network
-from rap_jax.saved_network import load_network
+from rap_jax.runs.network import load_network
 
 IMAGES = np.random.default_rng(0).random((16, 8, 8, 1), np.float32)
 

@@ -16,13 +16,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from smooth_net import _W1, _W2, CLASSES, examples, logits_fn
 
+from rap_jax._runtime.functions import on_any_batch, own_mesh, trace
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.square import Square
-from rap_jax.auto_attack import auto_attack
-from rap_jax.auto_attack.versions import Part
-from rap_jax.batch_sizes import on_any_batch
-from rap_jax.diagnostics import diagnose
-from rap_jax.traced import own_mesh, trace
+from rap_jax.evaluation.auto_attack import auto_attack
+from rap_jax.evaluation.auto_attack.versions import Part
+from rap_jax.evaluation.diagnostics import diagnose
 
 EPSILON = 0.04
 IMAGES, LABELS = examples(11, wrong=1)

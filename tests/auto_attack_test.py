@@ -17,10 +17,10 @@ from rap_jax.attacks.fab import Fab
 from rap_jax.attacks.square import Square
 from rap_jax.attacks.stepwise import run_attack
 from rap_jax.attacks.stepwise_pgd import Pgd
-from rap_jax.auto_attack import AutoAttackResult, auto_attack
-from rap_jax.auto_attack.programs import steps_between_checks
-from rap_jax.auto_attack.slots import even_slots
-from rap_jax.auto_attack.versions import NAMES, Part, parts_of, stream_of
+from rap_jax.evaluation.auto_attack import AutoAttackResult, auto_attack
+from rap_jax.evaluation.auto_attack.programs import steps_between_checks
+from rap_jax.evaluation.auto_attack.slots import even_slots
+from rap_jax.evaluation.auto_attack.versions import NAMES, Part, parts_of, stream_of
 
 EPSILON = 0.04
 IMAGES, LABELS = examples(50, wrong=4)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from rap_jax import pipeline
 from rap_jax.config import PruneConfig, RunConfig, StageConfig, TrainConfig
-from rap_jax.saved_network import load_network
+from rap_jax.runs.network import load_network
+from rap_jax.training import pipeline
 
 CONFIG = tiny.tiny_config()
 SHORT = dataclasses.replace(CONFIG.pretrain, num_epochs=1)

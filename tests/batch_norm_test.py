@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax.models.batch_norm import BatchNorm
+from rap_jax.models.layers.batch_norm import BatchNorm
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax.batch import Batch, make_batch, mixup
+from rap_jax._runtime.mesh import DeviceSplit, make_mesh, replicated, split_over_data
 from rap_jax.config import AugmentConfig, TrainConfig
-from rap_jax.state import DeviceSplit, make_mesh, replicated, split_over_data
+from rap_jax.data.batches import Batch, make_batch, mixup
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

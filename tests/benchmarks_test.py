@@ -20,7 +20,7 @@ from launch.configs import config_from_flags
 from rap_jax.config import ModelConfig
 from rap_jax.models import Model, create_model
 from rap_jax.models.model import num_params
-from rap_jax.projections import Filter, mask
+from rap_jax.pruning.projections import Filter, mask
 
 NETWORKS = [("lenet_mnist", 2), ("resnet18", 1)]
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tiny
 
-from rap_jax import pipeline
 from rap_jax.config import DataConfig, ModelConfig, PruneConfig
 from rap_jax.data import load, load_dataset
 from rap_jax.models import create
-from rap_jax.saved_network import load_network
+from rap_jax.runs.network import load_network
+from rap_jax.training import pipeline
 
 BUILD = (Path(__file__).parent.parent / "BUILD.md").read_text()
 CONFIG = tiny.tiny_config()

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rap_jax._runtime.functions import lift_captured
 from rap_jax.attacks.checks import in_float32
-from rap_jax.captured import lift_captured
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from rap_jax.checked_json import read_checked, write_checked
+from rap_jax._runtime.integrity import read_checked, write_checked
 
 VALUE = {"accuracy": 0.9371, "steps": {3: [1, 2.5]}, "name": "né", "none": None, "loss": float("inf"), "ramp": (0, 1)}
 EXPECTED = {**VALUE, "steps": {"3": [1, 2.5]}, "ramp": [0, 1]}

@@ -17,8 +17,8 @@ import pytest
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rap_jax import checkpoint
-from rap_jax.checksums import CHECKSUMS
+from rap_jax._runtime.integrity import CHECKSUMS
+from rap_jax.runs import checkpoint
 
 
 class State(NamedTuple):

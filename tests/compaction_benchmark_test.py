@@ -8,11 +8,11 @@ import pytest
 from benchmarks import compaction, compaction_cases
 from benchmarks.compaction_cases import networks_of_run, random_networks
 from benchmarks.flops import forward_flops
-from rap_jax.checked_json import write_checked
+from rap_jax._runtime.integrity import write_checked
 from rap_jax.config import ModelConfig
-from rap_jax.export.subject import rebuild
-from rap_jax.saved_network import save_network
-from rap_jax.state import Weights
+from rap_jax.export.exported_network import rebuild
+from rap_jax.models.model import Weights
+from rap_jax.runs.network import save_network
 
 
 def test_three_quarters_of_every_layer_are_gone() -> None:

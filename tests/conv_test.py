@@ -12,10 +12,10 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rap_jax.models.conv import Conv, conv2d
-from rap_jax.models.conv_norm import ConvNorm
-from rap_jax.models.implementation import Implementation
-from rap_jax.models.initializers import kernel_initializer
+from rap_jax.models.layers.conv import Conv, conv2d
+from rap_jax.models.layers.conv_norm import ConvNorm
+from rap_jax.models.layers.implementation import Implementation
+from rap_jax.models.layers.initializers import kernel_initializer
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -82,7 +82,7 @@ def test_kernel_gradients_of_parts_add_up(
     weights = whole_numbers((batch, 3, 4, 4), 2)
     total = lambda kernel: (conv2d(images, kernel, stride=2, padding=1, implementation="cpu") * weights).sum()
     whole = str(jax.make_jaxpr(jax.grad(total))(kernel))
-    monkeypatch.setattr("rap_jax.models.cpu_conv._PART_SIZE", part_size)
+    monkeypatch.setattr("rap_jax.models.layers.convolution._PART_SIZE", part_size)
     parts = str(jax.make_jaxpr(jax.grad(total))(kernel))
     assert parts.count("conv_general_dilated[") - whole.count("conv_general_dilated[") == num_parts - 1
     expected = numpy_gradients(np.asarray(images), np.asarray(kernel), np.asarray(weights), 2, 1)[1]

@@ -16,26 +16,18 @@ import tiny
 from jax import lax
 
 from benchmarks.flops import forward_flops
-from rap_jax import pipeline, report
-from rap_jax import stage as stage_lib
-from rap_jax.checked_json import read_checked, write_checked
+from rap_jax._runtime.devices import usable_cores
+from rap_jax._runtime.integrity import read_checked, write_checked
+from rap_jax._runtime.interrupt import Interrupted
+from rap_jax.compaction import cost as measure_lib
+from rap_jax.compaction.cost import Form, cost_table, file_size, forms_of, measure_cost, multiply_adds_of
+from rap_jax.compaction.multiply_adds import MultiplyAdds, count_multiply_adds
 from rap_jax.config import ModelConfig, OutputConfig
-from rap_jax.cost import (
-    Form,
-    MultiplyAdds,
-    cost_table,
-    count_multiply_adds,
-    file_size,
-    forms_of,
-    measure_cost,
-    multiply_adds_of,
-)
-from rap_jax.cost import measure as measure_lib
-from rap_jax.devices import usable_cores
-from rap_jax.interrupt import Interrupted
 from rap_jax.models import Model, create_model
-from rap_jax.saved_network import load_network
-from rap_jax.state import Weights
+from rap_jax.models.model import Weights
+from rap_jax.runs.network import load_network
+from rap_jax.training import pipeline, report
+from rap_jax.training import stage as stage_lib
 
 
 def network(name: str, width: int, shape: tuple[int, int, int]) -> tuple[Model, Weights]:

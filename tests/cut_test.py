@@ -11,14 +11,14 @@ import optax
 import pytest
 from normed import NORMED, NORMED_LAYERS
 
+from rap_jax.compaction.cut import cut
 from rap_jax.config import ModelConfig
-from rap_jax.cut import cut
-from rap_jax.layers import path_name
-from rap_jax.masking import apply_masks, both
 from rap_jax.models import create_model
-from rap_jax.projections import Column, Filter, Irregular, ScaleFilter, masks_together
-from rap_jax.specs import Specs, masks_of, masks_of_zeros, only_selected, project_tree
-from rap_jax.state import Weights
+from rap_jax.models.model import Weights
+from rap_jax.pruning.layers import path_name
+from rap_jax.pruning.masks import apply_masks, both
+from rap_jax.pruning.projections import Column, Filter, Irregular, ScaleFilter, masks_together
+from rap_jax.pruning.specs import Specs, masks_of, masks_of_zeros, only_selected, project_tree
 
 
 def compiled_masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rap_jax.attacks import Nearest, cw_l2
-from rap_jax.losses import margin
+from rap_jax.attacks.losses import margin
 
 NUM_PIXELS, NUM_CLASSES = 12, 3
 WEIGHTS = np.random.default_rng(0).normal(size=(NUM_PIXELS, NUM_CLASSES)).astype(np.float32)

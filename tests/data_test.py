@@ -11,7 +11,7 @@ import pytest
 
 from rap_jax.data import Dataset, Split, content_hash, epoch_order, hold_out, padded_batches, to_unit
 from rap_jax.data.dataset import make_split
-from rap_jax.data.mnist_5k import load_mnist_5k
+from rap_jax.data.unprepared import load_mnist_5k
 
 
 def numbered_split(num_examples: int, num_classes: int = 10, seed: int = 0) -> Split:

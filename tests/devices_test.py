@@ -12,10 +12,10 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rap_jax._runtime.devices import MIN_IMAGES_PER_DEVICE, choose_num_cpu_devices, start_cpu_devices, usable_cores
+from rap_jax._runtime.mesh import make_mesh
 from rap_jax.config import ComputeConfig, TrainConfig, free_attack
-from rap_jax.describe import describe_devices
-from rap_jax.devices import MIN_IMAGES_PER_DEVICE, choose_num_cpu_devices, start_cpu_devices, usable_cores
-from rap_jax.state import make_mesh
+from rap_jax.training.provenance import describe_devices
 
 ATTACK = tiny.tiny_config().train.attack
 
@@ -131,7 +131,7 @@ def test_a_jax_that_has_started_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_says_what_it_uses(
     monkeypatch: pytest.MonkeyPatch, train: TrainConfig, num_devices: int, batch: str
 ) -> None:
-    monkeypatch.setattr("rap_jax.describe.usable_cores", lambda: 2)
+    monkeypatch.setattr("rap_jax.training.provenance.usable_cores", lambda: 2)
     config = dataclasses.replace(tiny.tiny_config(), train=train)
     say = lambda form: describe_devices(
         config, ComputeConfig(implementation=form), make_mesh(jax.devices()[:num_devices])

@@ -12,11 +12,12 @@ import pytest
 from absl import logging as absl_logging
 from smooth_net import CLASSES, examples, logits_fn
 
+from rap_jax._runtime.functions import fingerprint
 from rap_jax.attacks.apgd import Apgd
-from rap_jax.auto_attack import auto_attack
-from rap_jax.auto_attack.versions import Part
-from rap_jax.diagnostics import Diagnosis, check_left_out, check_square, diagnose, epsilon_sweep
-from rap_jax.fingerprint import fingerprint
+from rap_jax.evaluation.auto_attack import auto_attack
+from rap_jax.evaluation.auto_attack.versions import Part
+from rap_jax.evaluation.diagnostics import Diagnosis, check_left_out, check_square, diagnose
+from rap_jax.evaluation.sweep import epsilon_sweep
 
 IMAGES, LABELS = examples(60, wrong=2)
 KEY = jax.random.key(0)

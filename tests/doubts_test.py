@@ -5,7 +5,7 @@ from pathlib import Path
 import fake_results as fake
 from fake_results import FINDING, QUICK, measured_2
 
-from rap_jax.checked_json import read_checked, write_checked
+from rap_jax._runtime.integrity import read_checked, write_checked
 from rap_jax.reproduce.collect import collect
 from rap_jax.reproduce.doubts import TITLE, as_cells, doubts, explanations
 from rap_jax.reproduce.report import write_report

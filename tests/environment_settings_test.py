@@ -13,13 +13,13 @@ import pytest
 import tiny
 from exported_run import make_pruned_run
 
-from rap_jax import pipeline
 from rap_jax.config import RunConfig
+from rap_jax.evaluation.network import open_network
 from rap_jax.export import FORMATS, open_subject, write_file
 from rap_jax.export.files import SUFFIXES, open_file
-from rap_jax.robustness.network import open_network
-from rap_jax.saved_network import load_network, save_network
-from rap_jax.state import Weights
+from rap_jax.models.model import Weights
+from rap_jax.runs.network import load_network, save_network
+from rap_jax.training import pipeline
 
 
 @contextlib.contextmanager

@@ -10,10 +10,9 @@ from absl import flags
 
 from launch import reproduce
 from launch.job_configs import config_of, settings_of
-from rap_jax.checked_json import write_checked
+from rap_jax._runtime.integrity import write_checked
 from rap_jax.config import DataConfig
 from rap_jax.data import load_dataset
-from rap_jax.length import stage_length
 from rap_jax.reproduce import clock as clock_lib
 from rap_jax.reproduce import networks
 from rap_jax.reproduce.clock import Clock, Measured, Preparable
@@ -25,6 +24,7 @@ from rap_jax.reproduce.scale import MNIST, SCALES
 from rap_jax.reproduce.sizes import sizes_of
 from rap_jax.reproduce.tables import build_table
 from rap_jax.reproduce.work import AttackSteps, TrainingStep, Verdicts
+from rap_jax.training.optimizer import stage_length
 
 SMOKE, QUICK = SCALES["smoke"], SCALES["quick"]
 DENSE = networks.dense(QUICK, MNIST, 2, 0)

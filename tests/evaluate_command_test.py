@@ -21,10 +21,10 @@ from launch import evaluate, evaluate_flags
 from launch import flags as training_flags
 from launch.evaluate_flags import GROUPS, data_for, evaluation_from_flags, help_text, without_training
 from launch.flagfiles import expand_flagfiles
-from rap_jax.auto_attack import AutoAttackResult, auto_attack
 from rap_jax.config import DataConfig
-from rap_jax.robustness import attacks
-from rap_jax.robustness.network import open_network
+from rap_jax.evaluation import suite as attacks
+from rap_jax.evaluation.auto_attack import AutoAttackResult, auto_attack
+from rap_jax.evaluation.network import open_network
 
 FAST = ("--num_images=20", "--pgd_num_steps=2", "--pgd_num_restarts=1", "--compilation_cache_dir=")
 FUNCTION = """

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rap_jax._runtime.mesh import DeviceSplit, make_mesh, put_split, replicated
 from rap_jax.attacks import pgd
+from rap_jax.attacks.losses import cross_entropy
 from rap_jax.attacks.pgd import Ascent
 from rap_jax.config import AttackConfig
 from rap_jax.data import to_unit
-from rap_jax.evaluate import Accuracy, make_evaluator, wilson_interval
-from rap_jax.losses import cross_entropy
+from rap_jax.evaluation.accuracy import Accuracy, make_evaluator, wilson_interval
 from rap_jax.models import Model
-from rap_jax.state import DeviceSplit, make_mesh, put_split, replicated
 
 ATTACK = AttackConfig(epsilon=0.2, step_size=0.1, num_steps=3)
 NUM_EXAMPLES = 37
@@ -187,7 +187,7 @@ def test_an_attack_that_leaves_the_ball_is_refused(
 ) -> None:
     sound = lambda images: jnp.ones((1, len(images)), bool)
     escape = lambda key, loss_fn, images, settings: Ascent(jnp.clip(images + 0.21, 0, 1)[None], sound(images))
-    monkeypatch.setattr("rap_jax.verdict.ascend", escape)
+    monkeypatch.setattr("rap_jax.evaluation.correctness.ascend", escape)
     mesh = make_mesh()
     with pytest.raises(ValueError, match="outside the linf ball"):
         make_evaluator(LINEAR, ATTACK, mesh, batch_size=40)(

@@ -18,11 +18,11 @@ from safetensors import safe_open
 from tiny_run import make_run
 
 from launch import export, export_flags, predict
-from rap_jax.checked_json import write_checked
+from rap_jax._runtime.integrity import write_checked
+from rap_jax.evaluation.network import open_network
 from rap_jax.export import files, optional
-from rap_jax.export.int8 import set_props
-from rap_jax.export.onnx_file import METADATA_KEY, open_session
-from rap_jax.robustness.network import open_network
+from rap_jax.export.onnx.file import METADATA_KEY, open_session
+from rap_jax.export.onnx.int8 import set_props
 
 SUFFIXES = {"stablehlo": "jax", "onnx": "onnx", "npz": "npz", "safetensors": "safetensors"}
 

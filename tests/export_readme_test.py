@@ -12,7 +12,7 @@ from exported_run import make_pruned_run, whole_logits_fn
 from readme_test import block_with
 
 from rap_jax.export import open_subject, write_file
-from rap_jax.state import Weights
+from rap_jax.models.model import Weights
 
 ALONE = """
 import sys

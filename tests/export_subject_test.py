@@ -9,12 +9,12 @@ import pytest
 from exported_run import make_pruned_run
 from tiny_run import make_run
 
-from rap_jax.checked_json import read_checked, write_checked
+from rap_jax._runtime.integrity import read_checked, write_checked
 from rap_jax.config import ModelConfig
 from rap_jax.export import open_subject, read_npz, write_file
-from rap_jax.export.subject import rebuild
-from rap_jax.saved_network import save_network
-from rap_jax.state import Weights
+from rap_jax.export.exported_network import rebuild
+from rap_jax.models.model import Weights
+from rap_jax.runs.network import save_network
 
 
 def test_filters_that_send_nothing_or_that_nobody_reads_go(tmp_path: Path) -> None:

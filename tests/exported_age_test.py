@@ -8,8 +8,8 @@ import jax
 import pytest
 from jax import export
 
-from rap_jax.export.stablehlo_file import metadata_path, stablehlo_bytes
-from rap_jax.robustness.exported import read_exported
+from rap_jax.evaluation.network import read_exported
+from rap_jax.export.stablehlo import metadata_path, stablehlo_bytes
 
 OLD = {"exported": {"versions": {"jax": "0.4.1"}}}
 

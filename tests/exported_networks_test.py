@@ -11,12 +11,12 @@ import pytest
 from exported_run import NETWORKS, images_for, network
 from jax import export
 
-from rap_jax.export.onnx_file import onnx_model, open_reference, open_session
-from rap_jax.export.onnx_graph import Graph
-from rap_jax.export.onnx_rules import image_input, lower
-from rap_jax.export.safetensors_file import safetensors_bytes
-from rap_jax.export.stablehlo_file import stablehlo_bytes
-from rap_jax.models.pool import max_pool
+from rap_jax.export.onnx.file import onnx_model, open_reference, open_session
+from rap_jax.export.onnx.graph import Graph
+from rap_jax.export.onnx.rules import image_input, lower
+from rap_jax.export.safetensors import safetensors_bytes
+from rap_jax.export.stablehlo import stablehlo_bytes
+from rap_jax.models.layers.pool import max_pool
 
 
 def logits_of(name: str) -> Any:

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from tiny_run import make_run
 
-from rap_jax.checked_json import read_checked, write_checked
+from rap_jax._runtime.integrity import read_checked, write_checked
 from rap_jax.config import ModelConfig
-from rap_jax.export.subject import rebuild
+from rap_jax.export.exported_network import rebuild
 from rap_jax.models import Model
-from rap_jax.saved_network import load_network, save_network
-from rap_jax.state import Weights
+from rap_jax.models.model import Weights
+from rap_jax.runs.network import load_network, save_network
 
 # Of each network a small one, on images that are not square.
 NETWORKS = {

@@ -12,8 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from numpy_hyperplane import perturbation_onto
 
-from rap_jax.attacks.boundary import nearest_boundary
-from rap_jax.attacks.fab import Fab, FabState, closest_adversarials, fab, fab_targeted
+from rap_jax.attacks.fab import Fab, FabState, closest_adversarials, fab, fab_targeted, nearest_boundary
 from rap_jax.attacks.norms import NORMS
 from rap_jax.attacks.stepwise import fold_in_each, keys_of_examples
 

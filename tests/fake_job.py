@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from rap_jax.checked_json import write_checked
+from rap_jax._runtime.integrity import write_checked
 
 
 def main() -> None:

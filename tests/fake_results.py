@@ -9,7 +9,7 @@ from typing import Any
 import tiny
 
 from launch.configs import config_from_flags
-from rap_jax.checked_json import write_checked
+from rap_jax._runtime.integrity import write_checked
 from rap_jax.reproduce.collect import Measured, collect
 from rap_jax.reproduce.job import Job, in_order
 from rap_jax.reproduce.scale import scale_of

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rap_jax._runtime.functions import fingerprint
 from rap_jax.attacks.checks import LogitsFn
-from rap_jax.fingerprint import fingerprint
 
 SHAPE = (4, 4, 1)
 

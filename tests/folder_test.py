@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from rap_jax import folder as folder_lib
-from rap_jax.difference import difference
-from rap_jax.folder import RunFolder, open_run_folder, write_atomically
-from rap_jax.metrics import read_lines
+from rap_jax._runtime.integrity import difference, write_atomically
+from rap_jax.runs import folder as folder_lib
+from rap_jax.runs.folder import RunFolder, open_run_folder
+from rap_jax.runs.metrics import read_lines
 
 CONFIG = {"seed": 0, "prune": {"rho": 0.01, "sparsity": (("conv*", 0.5),)}, "data": {"sha256": "ab"}}
 
@@ -182,7 +182,7 @@ def test_damaged_json_is_named(tmp_path: Path, name: str, damage: bytes) -> None
 HOLD = """
 import sys, time
 from pathlib import Path
-from rap_jax.folder import open_run_folder
+from rap_jax.runs.folder import open_run_folder
 with open_run_folder(Path(sys.argv[1]), {}):
     print("open", flush=True)
     sys.stdin.read()

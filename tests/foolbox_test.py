@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from rap_jax.attacks import cw_l2, fgsm, pgd
+from rap_jax.attacks.losses import cross_entropy
 from rap_jax.config import ModelConfig
-from rap_jax.losses import cross_entropy
 from rap_jax.models import Model, create_model
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from rap_jax import stage as stage_lib
+from rap_jax._runtime.mesh import make_mesh
 from rap_jax.config import ComputeConfig, ModelConfig
-from rap_jax.forecast import forecast, format_forecast
-from rap_jax.state import StageState, make_mesh
+from rap_jax.training import stage as stage_lib
+from rap_jax.training.forecast import forecast, format_forecast
+from rap_jax.training.state import StageState
 
 
 def on_device(state: StageState, device: jax.Device) -> int:

@@ -17,15 +17,15 @@ import pytest
 import tiny
 from train_test import FORMS, IMAGES, LABELS, LEARNING_RATE, LINEAR, PARAMS
 
+from rap_jax._runtime.mesh import DeviceSplit, make_mesh, replicated
 from rap_jax.config import AttackConfig, AugmentConfig, TrainConfig, free_attack
 from rap_jax.data import Split
-from rap_jax.free import first_perturbation
-from rap_jax.input import ResidentInput
 from rap_jax.models import Model
-from rap_jax.stage import _Run
-from rap_jax.state import DeviceSplit, TrainState, make_mesh, replicated
-from rap_jax.step import StepKeys, StepParts
-from rap_jax.train import batch_mesh
+from rap_jax.training.input import ResidentInput
+from rap_jax.training.sharded_step import batch_mesh
+from rap_jax.training.stage import _Run
+from rap_jax.training.state import TrainState
+from rap_jax.training.step import StepKeys, StepParts, first_perturbation
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

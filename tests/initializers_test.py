@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax.models.initializers import (
+from rap_jax.models.layers.initializers import (
     INITIALIZERS,
     Initializer,
     bias_initializer,

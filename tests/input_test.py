@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
+from rap_jax._runtime.mesh import make_mesh
 from rap_jax.config import ComputeConfig
 from rap_jax.data import Split, content_hash, hold_out
 from rap_jax.data.streamed import StreamedImages
-from rap_jax.input import Given, Order, ResidentInput, StreamedInput, _Rows, make_input
-from rap_jax.state import make_mesh
+from rap_jax.training.input import Given, Order, ResidentInput, StreamedInput, _Rows, make_input
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
 LABELS = np.arange(50, dtype=np.int32) % 10

@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from rap_jax.interrupt import Interrupted, catch_signals
+from rap_jax._runtime.interrupt import Interrupted, catch_signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -73,7 +73,7 @@ def test_handlers_are_restored(caught: list[int], number: int) -> None:
 def test_unhandled_second_signals_end_a_process() -> None:
     code = """
 import os, signal, sys
-from rap_jax.interrupt import catch_signals
+from rap_jax._runtime.interrupt import catch_signals
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell begins with it ignored
 with catch_signals() as interrupt:
     for _ in range(2):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rap_jax.layers import belongings, beside, kernels, leaves_by_name
+from rap_jax.pruning.layers import belongings, beside, kernels, leaves_by_name
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -192,7 +192,7 @@ def test_a_data_dir_that_cannot_be_written_is_named(tmp_path: Path, raw: str, fo
 def test_the_real_mnist_comes_through_tfds_unchanged(tmp_path: Path) -> None:
     if not OFFICIAL.is_dir():
         pytest.skip(f"no official files in {OFFICIAL}")
-    from rap_jax.data.mnist_builder import RapMnist
+    from rap_jax.data.builders import RapMnist
 
     paths = RapMnist.find_raw(OFFICIAL)
     train, test = RapMnist.parse({file.name: read_verified(paths[file.name], file) for file in RapMnist.FILES})

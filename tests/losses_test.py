@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from rap_jax.losses import cross_entropy, dlr, margin, smooth_labels, targeted_dlr
+from rap_jax.attacks.losses import cross_entropy, dlr, margin, smooth_labels, targeted_dlr
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rap_jax.attacks import pgd
-from rap_jax.losses import cross_entropy, margin
+from rap_jax.attacks.losses import cross_entropy, margin
 
 EPSILON = 0.15
 WEIGHTS = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)

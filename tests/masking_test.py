@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 from rap_jax.config import OptimizerConfig
-from rap_jax.masking import apply_masks, both, keep_masked
-from rap_jax.optimizer import make_optimizer
-from rap_jax.projections import Column, Filter, Irregular
-from rap_jax.specs import masks_of, masks_of_zeros, project_tree
+from rap_jax.pruning.masks import apply_masks, both, keep_masked
+from rap_jax.pruning.projections import Column, Filter, Irregular
+from rap_jax.pruning.specs import masks_of, masks_of_zeros, project_tree
+from rap_jax.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from absl import logging
 
-from rap_jax.metrics import Line, as_text, read_lines, read_metrics
+from rap_jax.runs.metrics import Line, as_text, read_lines, read_metrics
 
 LINES: list[Line] = [
     {"kind": "train", "stage": "pretrain", "step": 1, "epoch": 0.1, "loss": 2.25, "accuracy": 0.125},

@@ -12,16 +12,16 @@ import pytest
 from batch_norm_test import MEAN, VAR, VARIABLES, draw
 from flax import linen as nn
 
+from rap_jax._runtime.mesh import DeviceSplit, make_mesh
+from rap_jax.attacks.losses import cross_entropy
 from rap_jax.config import AttackConfig, ModelConfig, TrainConfig, free_attack
-from rap_jax.free import first_perturbation
-from rap_jax.losses import cross_entropy
 from rap_jax.models import IMPLEMENTATIONS, NETWORKS, Model, create_model, from_linen, in_dtype
-from rap_jax.models.batch_norm import BatchNorm
-from rap_jax.models.conv_norm import ConvNorm
-from rap_jax.models.dense import Dense
-from rap_jax.state import DeviceSplit, TrainState, make_mesh
-from rap_jax.step import StepKeys, StepParts
-from rap_jax.train import make_train_step
+from rap_jax.models.layers.batch_norm import BatchNorm
+from rap_jax.models.layers.conv_norm import ConvNorm
+from rap_jax.models.layers.dense import Dense
+from rap_jax.training.sharded_step import make_train_step
+from rap_jax.training.state import TrainState
+from rap_jax.training.step import StepKeys, StepParts, first_perturbation
 
 SHAPE = (16, 16, 1)
 PRODUCT = re.compile(r":(\w+)\[[^]]*\] = (?:dot_general|conv_general_dilated)\[")

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from rap_jax.attacks import NORMS, momentum_pgd, pgd, pgd_restarts
-from rap_jax.attacks.momentum_pgd import momentum
+from rap_jax.attacks.pgd import momentum
 
 SHAPE = (6, 5, 4, 1)
 WEIGHTS = np.linspace(-2, 2, 20, dtype=np.float32).reshape(1, 5, 4, 1)

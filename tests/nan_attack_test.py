@@ -26,8 +26,8 @@ from rap_jax.attacks import (
 )
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.checks import check_count, check_size
+from rap_jax.attacks.losses import cross_entropy
 from rap_jax.attacks.stepwise_pgd import Pgd
-from rap_jax.losses import cross_entropy
 
 KEY, N, K = jax.random.key(0), 6, 4
 WEIGHTS = np.random.default_rng(0).normal(size=(12, K)).astype(np.float32)

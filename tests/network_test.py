@@ -12,7 +12,7 @@ import pytest
 from tiny_dataset import TEST, TINY, RapTestTiny, assert_same, load_tiny, raw_bytes, raw_file, write_raw
 
 from rap_jax.data import load, prepared
-from rap_jax.data.network import why_unreachable
+from rap_jax.data.prepared import why_unreachable
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rap_jax.export import open_subject, read_npz, write_file
-from rap_jax.export.npz_file import npz_bytes
+from rap_jax.export.npz import npz_bytes
 from rap_jax.export.sparse_arrays import _to_csr, _to_mask, pack, unpack
 
 FEW = st.sampled_from([0.0, 0.0, 0.0, -0.0, 1.5, -2.0, float("inf")])

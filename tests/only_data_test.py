@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rap_jax.data.cifar10_builder import _member
+from rap_jax.data.builders import _member
 
 ROOT = Path(__file__).parent.parent
 FILES = [path for folder in ("rap_jax", "launch", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -28,7 +28,7 @@ RUN_WHAT_THEY_READ = {
 CALLS = {"eval", "exec", "compile", "__import__", "extractall", "extract", "unpack_archive", "spec_from_file_location"}
 BUILTINS = {"eval", "exec", "compile"}
 # A module that the user names as `module:function`, and optional packages of a fixed list.
-MAY_IMPORT_BY_NAME = {"rap_jax/robustness/network.py", "rap_jax/export/optional.py"}
+MAY_IMPORT_BY_NAME = {"rap_jax/evaluation/network.py", "rap_jax/export/optional.py"}
 
 
 def nodes() -> Iterator[tuple[str, ast.AST]]:

@@ -11,8 +11,8 @@ from tiny_run import EPSILON, tiny_function
 
 from rap_jax.attacks.square import Square
 from rap_jax.config import AttackConfig
-from rap_jax.export.onnx_file import onnx_model, open_session
-from rap_jax.export.onnx_robustness import measure, square_on_host
+from rap_jax.export.onnx.file import onnx_model, open_session
+from rap_jax.export.onnx.robustness import measure, square_on_host
 
 
 def images_and_labels(count: int = 40) -> tuple[np.ndarray, np.ndarray]:

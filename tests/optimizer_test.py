@@ -5,10 +5,10 @@ import numpy as np
 import optax
 import pytest
 
-from rap_jax.admm import add_admm_penalty, find_admm_state
 from rap_jax.config import OptimizerConfig, PruneConfig
-from rap_jax.optimizer import learning_rate_schedule, make_optimizer, make_penalty
-from rap_jax.projections import Irregular
+from rap_jax.pruning.admm import add_admm_penalty, find_admm_state
+from rap_jax.pruning.projections import Irregular
+from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer, make_penalty
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from rap_jax.attacks import cw_l2, fgsm, momentum_pgd, pgd
-from rap_jax.losses import cross_entropy
+from rap_jax.attacks.losses import cross_entropy
 
 NUM_PIXELS, NUM_HIDDEN, NUM_CLASSES = 20, 16, 3
 EPSILON = 0.4

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rap_jax.admm import add_admm_penalty, find_admm_state
-from rap_jax.masking import keep_masked
-from rap_jax.projections import Column, Filter, Irregular, ScaleFilter
-from rap_jax.sparsity import count_sparsity
-from rap_jax.specs import masks_of, masks_of_zeros, only_selected, project_tree, selected
+from rap_jax.pruning.admm import add_admm_penalty, find_admm_state
+from rap_jax.pruning.masks import count_sparsity, keep_masked
+from rap_jax.pruning.projections import Column, Filter, Irregular, ScaleFilter
+from rap_jax.pruning.specs import masks_of, masks_of_zeros, only_selected, project_tree, selected
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

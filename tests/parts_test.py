@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax.parts import MOST_IMAGES, map_parts
-from rap_jax.state import make_mesh
+from rap_jax._runtime.mesh import MOST_IMAGES, make_mesh, map_parts
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -12,18 +12,11 @@ import pytest
 import tiny
 from tiny import Watched
 
-from rap_jax import pipeline
-from rap_jax import stage as stage_lib
-from rap_jax.checked_json import read_checked
-from rap_jax.config import (
-    STAGES,
-    AugmentConfig,
-    OptimizerConfig,
-    PruneConfig,
-    StageConfig,
-    TrainConfig,
-)
-from rap_jax.evaluate import Accuracy
+from rap_jax._runtime.integrity import read_checked
+from rap_jax.config import STAGES, AugmentConfig, OptimizerConfig, PruneConfig, StageConfig, TrainConfig
+from rap_jax.evaluation.accuracy import Accuracy
+from rap_jax.training import pipeline
+from rap_jax.training import stage as stage_lib
 
 CONFIG = tiny.tiny_config()
 

@@ -11,23 +11,14 @@ import optax
 import pytest
 from flax import linen as nn
 
+from rap_jax._runtime.mesh import DeviceSplit, avoids_collectives, home, make_mesh, put_split, replicated
 from rap_jax.attacks import pgd
 from rap_jax.config import AttackConfig, ModelConfig, TrainConfig
 from rap_jax.models import create_model, from_linen
-from rap_jax.models.conv_norm import ConvNorm
-from rap_jax.models.dense import Dense
-from rap_jax.state import (
-    DeviceSplit,
-    TrainState,
-    Weights,
-    avoids_collectives,
-    home,
-    make_mesh,
-    put_split,
-    replicated,
-)
-from rap_jax.step import StepKeys, StepParts, Task
-from rap_jax.train import (
+from rap_jax.models.layers.conv_norm import ConvNorm
+from rap_jax.models.layers.dense import Dense
+from rap_jax.models.model import Weights
+from rap_jax.training.sharded_step import (
     attack_program,
     attack_shardings,
     batch_mesh,
@@ -35,6 +26,8 @@ from rap_jax.train import (
     step_as_program,
     step_in_programs,
 )
+from rap_jax.training.state import TrainState
+from rap_jax.training.step import StepKeys, StepParts, Task
 
 COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+", re.IGNORECASE)
 SHAPE, BATCH = (16, 16, 1), 16
@@ -118,14 +111,14 @@ def test_the_random_start_does_not_depend_on_the_devices() -> None:
 def test_parts_of_a_share_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = make_parts(attack=AttackConfig(norm="l2", epsilon=1.0, step_size=0.5, num_steps=2))
     whole = attacked(parts, 2)
-    monkeypatch.setattr("rap_jax.parts.MOST_IMAGES", 4)
+    monkeypatch.setattr("rap_jax._runtime.mesh.MOST_IMAGES", 4)
     sizes = set()
 
     def watched(keys: jax.Array, loss_fn: Any, images: jax.Array, **settings: Any) -> jax.Array:
         sizes.add(len(images))
         return pgd(keys, loss_fn, images, **settings)
 
-    monkeypatch.setattr("rap_jax.step.pgd", watched)
+    monkeypatch.setattr("rap_jax.training.step.pgd", watched)
     np.testing.assert_allclose(attacked(parts, 2), whole, atol=1e-5)
     assert sizes == {4}
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from jax import export
 
+from rap_jax._runtime.mesh import DeviceSplit, gather, make_mesh, replicated, state_home
 from rap_jax.config import AttackConfig, ModelConfig, OptimizerConfig, PruneConfig, TrainConfig
 from rap_jax.models import create_model
-from rap_jax.optimizer import make_optimizer, make_penalty
-from rap_jax.shards import gather, state_home
-from rap_jax.specs import specs_from_config
-from rap_jax.state import DeviceSplit, StageState, Weights, init_stage_state, make_mesh, replicated
-from rap_jax.step import StepKeys, StepParts
-from rap_jax.train import step_as_program
+from rap_jax.models.model import Weights
+from rap_jax.pruning.specs import specs_from_config
+from rap_jax.training.optimizer import make_optimizer, make_penalty
+from rap_jax.training.sharded_step import step_as_program
+from rap_jax.training.state import StageState, init_stage_state
+from rap_jax.training.step import StepKeys, StepParts
 
 BATCH = 16
 

@@ -7,7 +7,7 @@ import numpy_networks
 import pytest
 from jax import lax
 
-from rap_jax.models.pool import max_pool
+from rap_jax.models.layers.pool import max_pool
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

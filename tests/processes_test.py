@@ -14,7 +14,7 @@ import tiny
 from normed_net import add_normed_net
 
 from rap_jax.config import ProcessConfig
-from rap_jax.saved_network import load_network
+from rap_jax.runs.network import load_network
 
 SECONDS = 300
 SELDOM = "--checkpoint_every_seconds=1000"  # at the end of a stage and after a signal, which takes less time

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from rap_jax import progress as progress_lib
-from rap_jax.progress import Progress
+from rap_jax._runtime import progress as progress_lib
+from rap_jax._runtime.progress import Progress
 
 
 class Terminal(io.StringIO):

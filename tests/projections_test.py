@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rap_jax.projections import (
+from rap_jax.pruning.projections import (
     Column,
     Filter,
     Irregular,

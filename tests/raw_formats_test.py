@@ -9,11 +9,8 @@ import pytest
 import scipy.io
 from raw_data import cifar10_records, idx_bytes, random_images, svhn_mat
 
-from rap_jax.data.mnist_builder import RapMnist
-from rap_jax.data.raw_cifar10 import FILES, parse_batches, parse_records
-from rap_jax.data.raw_files import read_verified
-from rap_jax.data.raw_idx import parse_idx, parse_splits
-from rap_jax.data.svhn_builder import parse_mat
+from rap_jax.data.builders import RapMnist, parse_mat
+from rap_jax.data.raw_files import FILES, parse_batches, parse_idx, parse_records, parse_splits, read_verified
 
 OFFICIAL = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 

@@ -11,12 +11,11 @@ import tiny
 
 from launch.configs import config_from_flags
 from launch.flagfiles import recipes
-from rap_jax import pipeline
 from rap_jax.config import STAGES, AttackConfig, ComputeConfig, RunConfig, StageConfig
 from rap_jax.data import Dataset, Split
-from rap_jax.evaluate import Accuracy
-from rap_jax.length import stage_length
-from rap_jax.stage_optimizer import stage_learning_rate
+from rap_jax.evaluation.accuracy import Accuracy
+from rap_jax.training import pipeline
+from rap_jax.training.optimizer import stage_learning_rate, stage_length
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "svhn": (32, 32, 3)}
 # Evaluation takes as long to compile as training does: it is left out where another recipe does the same.

@@ -11,11 +11,10 @@ import optax
 import pytest
 from normed import layer
 
-from rap_jax.admm import add_admm_penalty
-from rap_jax.masking import apply_masks, keep_masked
-from rap_jax.projections import Filter, ScaleFilter
-from rap_jax.sparsity import count_sparsity
-from rap_jax.specs import Specs, masks_of, project_tree, selected
+from rap_jax.pruning.admm import add_admm_penalty
+from rap_jax.pruning.masks import apply_masks, count_sparsity, keep_masked
+from rap_jax.pruning.projections import Filter, ScaleFilter
+from rap_jax.pruning.specs import Specs, masks_of, project_tree, selected
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -11,8 +11,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rap_jax import plots, report
-from rap_jax.checked_json import write_checked
+from rap_jax._runtime.integrity import write_checked
+from rap_jax.training import report
 
 LAYERS = {"conv1/kernel": (400, 16), "conv2/kernel": (12800, 32), "fc1/kernel": (401408, 256)}
 Lines = list[dict[str, Any]]
@@ -242,14 +242,14 @@ def test_marked_checkpoint_is_the_last_selected_of_each_stage(monkeypatch: pytes
         return plot(self, x, y, style, **kwargs)
 
     monkeypatch.setattr(Axes, "plot", watch)
-    assert plots.training_png(make_metrics(), "title")
+    assert report.training_png(make_metrics(), "title")
     assert sorted({epochs[0] for epochs, _ in stars}) == [9.0, 23.0]  # stages of 10, 8 and 6 epochs
     assert len(stars) == 4 and all(len(epochs) == 1 for epochs, _ in stars)
 
 
 @pytest.mark.parametrize("layers", [("conv1/kernel",), tuple(LAYERS)])
 def test_panels_fill_the_pictures(monkeypatch: pytest.MonkeyPatch, layers: tuple[str, ...]) -> None:
-    png = plots.as_png
+    png = report.as_png
 
     def measure(figure: Any) -> bytes:
         drawn = png(figure)
@@ -257,9 +257,9 @@ def test_panels_fill_the_pictures(monkeypatch: pytest.MonkeyPatch, layers: tuple
         assert covered > 0.3  # of the whole picture; a squeezed layout leaves 0.03
         return drawn
 
-    monkeypatch.setattr(plots, "as_png", measure)
-    assert plots.training_png(make_metrics(layers), "title") and plots.admm_png(make_metrics(layers), "title")
-    assert plots.sparsity_png(sparsity(0.5), "title")
+    monkeypatch.setattr(report, "as_png", measure)
+    assert report.training_png(make_metrics(layers), "title") and report.admm_png(make_metrics(layers), "title")
+    assert report.sparsity_png(sparsity(0.5), "title")
 
 
 def test_values_that_are_zero_or_nan_are_drawn_without_a_warning(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from launch import reproduce, reproduce_flags
 from launch.job_configs import config_of, settings_of
 from launch.reproduce_flags import FLAGS, GROUPS, help_text, plan_from_flags
-from rap_jax.checked_json import write_checked
+from rap_jax._runtime.integrity import write_checked
 from rap_jax.reproduce.job import Job
 from rap_jax.reproduce.same_settings import check_settings
 

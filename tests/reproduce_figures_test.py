@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rap_jax.picture import NATURAL, ROBUST
+from rap_jax._runtime.figure import NATURAL, ROBUST
 from rap_jax.reproduce import figures
 from rap_jax.reproduce.collect import Measured, collect
 from rap_jax.reproduce.figures import draw

@@ -16,10 +16,10 @@ import pytest
 import tiny
 from tiny import Watched
 
-from rap_jax import pipeline
+from rap_jax._runtime.interrupt import Interrupted
 from rap_jax.config import STAGES, Stage
-from rap_jax.interrupt import Interrupted
-from rap_jax.stage import Outcome
+from rap_jax.training import pipeline
+from rap_jax.training.stage import Outcome
 
 pytestmark = pytest.mark.slow
 SEED = 20191027

@@ -10,12 +10,11 @@ import tiny
 from report_test import make_results as run_results
 from report_test import png_size, row
 
-from rap_jax.checked_json import write_checked
-from rap_jax.report import format_table
-from rap_jax.robustness.plots import examples_png, robustness_png
-from rap_jax.robustness.report import format_robustness, write_robustness_report
-from rap_jax.robustness.sample import take_sample
-from rap_jax.robustness.worst_case import accuracy_of
+from rap_jax._runtime.integrity import write_checked
+from rap_jax.evaluation.predictions import take_sample
+from rap_jax.evaluation.report import examples_png, format_robustness, robustness_png, write_robustness_report
+from rap_jax.evaluation.suite import accuracy_of
+from rap_jax.training.report import format_table
 
 SAMPLE = take_sample(tiny.tiny_dataset(), "test", 40)
 PGD = {"norm": "linf", "epsilon": 8 / 255, "step_size": 0.1, "num_steps": 50, "num_restarts": 5, "random_start": True}

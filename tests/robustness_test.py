@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 from tiny_run import CONFIG, EPSILON, PARTS, mislabelled, tiny_function
 
+from rap_jax._runtime.integrity import read_checked
+from rap_jax._runtime.interrupt import Interrupted
+from rap_jax._runtime.mesh import make_mesh
 from rap_jax.attacks.stepwise import run_attack
 from rap_jax.attacks.stepwise_pgd import Pgd
-from rap_jax.checked_json import read_checked
 from rap_jax.data import Split
-from rap_jax.diagnostics.evaluation import check_confirmed, check_data, check_worst_case
-from rap_jax.interrupt import Interrupted
-from rap_jax.robustness import evaluate as robustness
-from rap_jax.robustness.attacks import Setup
-from rap_jax.robustness.network import AttackedNetwork
-from rap_jax.robustness.predictor import Predictor
-from rap_jax.robustness.sample import take_sample
-from rap_jax.state import make_mesh
+from rap_jax.evaluation import robustness
+from rap_jax.evaluation.diagnostics import check_confirmed, check_data, check_worst_case
+from rap_jax.evaluation.network import AttackedNetwork
+from rap_jax.evaluation.predictions import Predictor, take_sample
+from rap_jax.evaluation.suite import Setup
 
 DATA = mislabelled()
 SAMPLE = take_sample(DATA, "test", 40)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rap_jax.checked_json import write_checked
-from rap_jax.interrupt import Interrupt, Interrupted
+from rap_jax._runtime.integrity import write_checked
+from rap_jax._runtime.interrupt import Interrupt, Interrupted
 from rap_jax.reproduce import job as job_module
 from rap_jax.reproduce import run_jobs as run_jobs_module
 from rap_jax.reproduce.job import Job, in_order, level_of

@@ -12,11 +12,10 @@ from jax.sharding import PartitionSpec as P
 from tiny import parse_flags
 
 from launch.configs import config_from_flags
-from rap_jax import stage as stage_lib
+from rap_jax._runtime.mesh import gather, make_mesh, split_over_data, state_home
 from rap_jax.config import ComputeConfig, ModelConfig, PruneConfig
-from rap_jax.shards import gather, state_home
-from rap_jax.specs import project_tree, specs_from_config
-from rap_jax.state import make_mesh, split_over_data
+from rap_jax.pruning.specs import project_tree, specs_from_config
+from rap_jax.training import stage as stage_lib
 
 KERNELS = {"conv1": (3, 3, 16, 32), "fc1": (200, 64)}
 

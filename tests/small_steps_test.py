@@ -14,14 +14,14 @@ import pytest
 from normed_net import add_normed_net
 from numpy_networks import random_weights
 
+from rap_jax.attacks.losses import cross_entropy
 from rap_jax.compaction import compaction_plan, expand, shrink
 from rap_jax.config import ModelConfig, OptimizerConfig
-from rap_jax.losses import cross_entropy
-from rap_jax.masking import apply_masks
 from rap_jax.models import Model, create_model
-from rap_jax.optimizer import make_optimizer
-from rap_jax.projections import Column, Filter, ScaleFilter, Spec
-from rap_jax.specs import masks_of
+from rap_jax.pruning.masks import apply_masks
+from rap_jax.pruning.projections import Column, Filter, ScaleFilter, Spec
+from rap_jax.pruning.specs import masks_of
+from rap_jax.training.optimizer import make_optimizer
 
 ADAM, SGD = OptimizerConfig("adam"), OptimizerConfig("sgd")
 

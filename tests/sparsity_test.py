@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rap_jax.projections import Column, Filter, Irregular, ScaleFilter
-from rap_jax.sparsity import count_sparsity
-from rap_jax.specs import project_tree
+from rap_jax.pruning.masks import count_sparsity
+from rap_jax.pruning.projections import Column, Filter, Irregular, ScaleFilter
+from rap_jax.pruning.specs import project_tree
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

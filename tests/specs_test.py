@@ -10,9 +10,9 @@ import pytest
 from normed import NORMED, NORMED_LAYERS
 
 from rap_jax.config import PruneConfig
-from rap_jax.layers import kernels
-from rap_jax.projections import Column, Filter, Irregular, ScaleFilter
-from rap_jax.specs import masks_of, only_selected, project_tree, selected, specs_from_config
+from rap_jax.pruning.layers import kernels
+from rap_jax.pruning.projections import Column, Filter, Irregular, ScaleFilter
+from rap_jax.pruning.specs import masks_of, only_selected, project_tree, selected, specs_from_config
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

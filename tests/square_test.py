@@ -14,8 +14,16 @@ from numpy_square import numpy_first, numpy_next, numpy_pattern
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.norms import NORMS
 from rap_jax.attacks.square import Square, SquareState, accept, square
-from rap_jax.attacks.square_candidates import CANDIDATES, Draws, FirstDraws, draw, draw_first
-from rap_jax.attacks.square_patterns import pattern, tiling, window_sides
+from rap_jax.attacks.square_candidates import (
+    CANDIDATES,
+    Draws,
+    FirstDraws,
+    draw,
+    draw_first,
+    pattern,
+    tiling,
+    window_sides,
+)
 
 SHAPE = (6, 11, 13, 2)
 SHAPES = [(11, 13, 2), (28, 28, 1), (13, 7, 3), (2, 5, 1)]

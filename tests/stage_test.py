@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tiny
 
-from rap_jax import pipeline
-from rap_jax import stage as stage_lib
 from rap_jax.config import STAGES, AttackConfig, OptimizerConfig, StageConfig
-from rap_jax.evaluate import Accuracy
-from rap_jax.length import stage_length
-from rap_jax.train import StepMetrics
+from rap_jax.evaluation.accuracy import Accuracy
+from rap_jax.training import pipeline
+from rap_jax.training import stage as stage_lib
+from rap_jax.training.optimizer import stage_length
+from rap_jax.training.sharded_step import StepMetrics
 
 CONFIG = tiny.tiny_config()
 

@@ -13,12 +13,12 @@ import tiny
 from absl import logging
 from tiny import Watched
 
-from rap_jax import pipeline
-from rap_jax.checked_json import read_checked, write_checked
+from rap_jax._runtime.integrity import read_checked, write_checked
+from rap_jax.attacks.losses import cross_entropy
 from rap_jax.config import STAGES, ModelConfig, PruneConfig, RunConfig, StageConfig, StartConfig
-from rap_jax.losses import cross_entropy
 from rap_jax.models import create_model
-from rap_jax.saved_network import load_network
+from rap_jax.runs.network import load_network
+from rap_jax.training import pipeline
 
 CONFIG = tiny.tiny_config()
 NO_STAGE = StageConfig(0)

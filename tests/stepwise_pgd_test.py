@@ -7,10 +7,10 @@ import pytest
 from smooth_net import examples, logits_fn
 
 from rap_jax.attacks import pgd
+from rap_jax.attacks.losses import cross_entropy, margin
 from rap_jax.attacks.norms import is_inside
 from rap_jax.attacks.stepwise import run_attack
 from rap_jax.attacks.stepwise_pgd import Pgd
-from rap_jax.losses import cross_entropy, margin
 
 IMAGES, LABELS = map(jnp.asarray, examples(30, wrong=2))
 KEYS = jax.random.split(jax.random.key(0), 30)

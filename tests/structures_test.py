@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from rap_jax import pipeline
 from rap_jax.config import PruneConfig
-from rap_jax.evaluate import Accuracy
-from rap_jax.layers import kernels
-from rap_jax.saved_network import load_network
+from rap_jax.evaluation.accuracy import Accuracy
+from rap_jax.pruning.layers import kernels
+from rap_jax.runs.network import load_network
+from rap_jax.training import pipeline
 
 CONFIG = tiny.tiny_config()
 

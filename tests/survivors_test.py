@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from rap_jax.survivors import find_survivors
+from rap_jax.evaluation.accuracy import find_survivors
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -21,14 +21,14 @@ from normed_net import NormedNet
 from launch import main as command
 from launch.configs import config_from_flags
 from launch.flagfiles import expand_flagfiles
-from rap_jax import pipeline
-from rap_jax import stage as stage_lib
 from rap_jax.config import STAGES, OutputConfig, RunConfig, Stage
 from rap_jax.data import Dataset, Split, content_hash
 from rap_jax.data.streamed import StreamedImages
 from rap_jax.models import create
-from rap_jax.stage import Outcome
-from rap_jax.state import Weights
+from rap_jax.models.model import Weights
+from rap_jax.training import pipeline
+from rap_jax.training import stage as stage_lib
+from rap_jax.training.stage import Outcome
 
 # Three stages of 3 epochs of 3 steps. In these few steps the network learns something, and the retrain's best model
 # is not its last.

@@ -9,7 +9,7 @@ import numpy as np
 
 from rap_jax.config import DataConfig
 from rap_jax.data import Dataset, Split, content_hash, load_dataset
-from rap_jax.data.array_builder import ArrayBuilder
+from rap_jax.data.builders import ArrayBuilder
 from rap_jax.data.dataset import make_split
 from rap_jax.data.raw_files import RawFile
 

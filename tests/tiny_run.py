@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
+from rap_jax._runtime.integrity import write_checked
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.square import Square
-from rap_jax.auto_attack.versions import Part
-from rap_jax.checked_json import write_checked
 from rap_jax.config import ModelConfig
 from rap_jax.config.evaluation import EvaluationConfig
 from rap_jax.data import Dataset, Split
+from rap_jax.evaluation.auto_attack.versions import Part
 from rap_jax.models import create_model
-from rap_jax.saved_network import save_network
-from rap_jax.state import Weights
+from rap_jax.models.model import Weights
+from rap_jax.runs.network import save_network
 
 EPSILON = 0.08
 CONFIG = EvaluationConfig(EPSILON, num_images=40, pgd_num_steps=4, pgd_num_restarts=2)

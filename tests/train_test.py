@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from rap_jax._runtime.mesh import DeviceSplit, make_mesh, replicated
 from rap_jax.config import AttackConfig, AugmentConfig, TrainConfig
 from rap_jax.models import Model
-from rap_jax.state import DeviceSplit, TrainState, make_mesh, replicated
-from rap_jax.step import StepKeys, StepMetrics, StepParts
-from rap_jax.train import step_as_program, step_in_programs
+from rap_jax.training.sharded_step import step_as_program, step_in_programs
+from rap_jax.training.state import TrainState
+from rap_jax.training.step import StepKeys, StepMetrics, StepParts
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rap_jax import saved_network
-from rap_jax.auto_attack import record
-from rap_jax.checked_json import write_checked
+from rap_jax._runtime.integrity import is_damage, unreadable, write_checked
 from rap_jax.data.raw_files import RawFile, read_verified
-from rap_jax.robustness import evaluate, transfer
-from rap_jax.unreadable import is_damage, unreadable
+from rap_jax.evaluation import robustness as evaluate
+from rap_jax.evaluation import suite as transfer
+from rap_jax.evaluation.auto_attack import record
+from rap_jax.runs import network as saved_network
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "margins": evaluate._read_margins,

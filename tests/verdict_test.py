@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from rap_jax._runtime.mesh import make_mesh, put_split, replicated, split_over_data
 from rap_jax.config import AttackConfig, ModelConfig
+from rap_jax.evaluation.correctness import Examples, Judge, attacked_program, clean_program
 from rap_jax.models import create_model
-from rap_jax.state import Weights, make_mesh, put_split, replicated, split_over_data
-from rap_jax.verdict import Examples, Judge, attacked_program, clean_program
+from rap_jax.models.model import Weights
 
 COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+", re.IGNORECASE)
 SHAPE, NUM_EXAMPLES = (8, 8, 1), 24

@@ -6,9 +6,9 @@ import numpy as np
 import numpy_networks
 import pytest
 
-from rap_jax.models import winograd
-from rap_jax.models.conv import conv2d
-from rap_jax.models.winograd import has_winograd_form, winograd_conv
+from rap_jax.models.layers import winograd
+from rap_jax.models.layers.conv import conv2d
+from rap_jax.models.layers.winograd import has_winograd_form, winograd_conv
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

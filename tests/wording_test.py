@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from rap_jax._runtime.text import as_training
 from rap_jax.config import AttackConfig, TrainConfig, fgsm_attack, free_attack
-from rap_jax.wording import as_training
 
 
 @pytest.mark.parametrize(

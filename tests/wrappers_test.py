@@ -15,11 +15,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rap_jax.admm import AdmmState, add_admm_penalty, find_admm_state, residuals
-from rap_jax.masking import apply_masks, keep_masked
-from rap_jax.projections import Column, Filter, Irregular, keep_largest, mask, masks_together, project
-from rap_jax.sparsity import count_sparsity
-from rap_jax.specs import masks_of, only_selected, project_tree, selected
+from rap_jax.pruning.admm import AdmmState, add_admm_penalty, find_admm_state, residuals
+from rap_jax.pruning.masks import apply_masks, count_sparsity, keep_masked
+from rap_jax.pruning.projections import Column, Filter, Irregular, keep_largest, mask, masks_together, project
+from rap_jax.pruning.specs import masks_of, only_selected, project_tree, selected
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

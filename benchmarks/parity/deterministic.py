@@ -14,12 +14,12 @@ from benchmarks.parity.compare import Bar
 from benchmarks.parity.stream import draw_stream
 from benchmarks.pytorch import official_attacks, official_square
 from rap_jax.attacks.apgd import Apgd
-from rap_jax.attacks.boundary import boundary_to
 from rap_jax.attacks.checks import LogitsFn
+from rap_jax.attacks.fab import boundary_to
 from rap_jax.attacks.hyperplane import ONTO_HYPERPLANE
 from rap_jax.attacks.norms import norm_of
 from rap_jax.attacks.square import Square
-from rap_jax.attacks.targets import rank_targets
+from rap_jax.attacks.stepwise import rank_targets
 
 
 class Case(NamedTuple):

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rap_jax.folder import difference, write_atomically
+from rap_jax._runtime.integrity import write_atomically
+from rap_jax.runs.folder import difference
 
 Answer = dict[str, Any]
 

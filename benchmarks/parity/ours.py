@@ -11,14 +11,13 @@ from jax import lax
 
 from benchmarks.parity.stream import Stream, official_places, our_corners
 from benchmarks.parity.traces import LossValues, Nearest, Path, Search
-from rap_jax.attacks.apgd import Apgd
-from rap_jax.attacks.apgd_state import move
+from rap_jax.attacks.apgd import Apgd, move
 from rap_jax.attacks.checks import LogitsFn
+from rap_jax.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
 from rap_jax.attacks.norms import norm_of
 from rap_jax.attacks.square import Square, SquareState, accept, ask
 from rap_jax.attacks.square_candidates import CANDIDATES, Draws, FirstDraws
-from rap_jax.auto_attack.versions import VERSIONS, Part, parts_of
-from rap_jax.losses import cross_entropy, dlr, margin, targeted_dlr
+from rap_jax.evaluation.auto_attack.versions import VERSIONS, Part, parts_of
 
 Arrays = tuple[np.ndarray, ...]
 

@@ -19,7 +19,7 @@ from benchmarks.parity.statistics import least_agreement, mcnemar
 from benchmarks.parity.subject import Subject
 from benchmarks.pytorch.official_autoattack import STANDARD, lenet_of, run_autoattack
 from benchmarks.records import Rows
-from rap_jax.auto_attack import auto_attack
+from rap_jax.evaluation.auto_attack import auto_attack
 
 # APGD-T, FAB-T and Square have one restart on both sides, and so have APGD-CE and APGD-DLR here as in `standard`.
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")

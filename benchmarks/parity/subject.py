@@ -11,8 +11,8 @@ from rap_jax.attacks.checks import LogitsFn
 from rap_jax.config import DataConfig, ModelConfig
 from rap_jax.data import load_dataset, to_unit
 from rap_jax.models import Implementation, Model, create_model
-from rap_jax.saved_network import load_network
-from rap_jax.state import Weights
+from rap_jax.models.model import Weights
+from rap_jax.runs.network import load_network
 
 
 class Subject(NamedTuple):

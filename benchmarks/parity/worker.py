@@ -12,9 +12,9 @@ import numpy as np
 from benchmarks.parity.ours import part_alone
 from benchmarks.worker import Answer, clocked, memory, serve
 from launch.compilation import enable_compilation_cache
-from rap_jax.auto_attack import AutoAttackResult, auto_attack
-from rap_jax.devices import start_cpu_devices
-from rap_jax.saved_network import load_network
+from rap_jax._runtime.devices import start_cpu_devices
+from rap_jax.evaluation.auto_attack import AutoAttackResult, auto_attack
+from rap_jax.runs.network import load_network
 
 # No fewer images than that are attacked at a time.
 _BATCH_SIZE = 64

@@ -16,7 +16,7 @@ from benchmarks.parity.stream import draw_stream
 from benchmarks.parity.tiny_network import NUM_CLASSES, TinyWeights, draw_images, draw_weights, logits_fn
 from benchmarks.pytorch import official_attacks, official_square
 from benchmarks.pytorch.tiny_network import TinyNetwork
-from rap_jax.folder import write_atomically
+from rap_jax._runtime.integrity import write_atomically
 
 _NUM_CANDIDATES = 300
 _NUM_BESIDE, _BESIDE = 5, 3e-6

@@ -7,7 +7,7 @@
     square                          without gradients
 
 norms       the two threat models (L-infinity, L2): random start, steepest step, projection
-stepwise    attacks in pieces, as AutoAttack runs them (`rap_jax.auto_attack`), and `run_attack` for a whole one
+stepwise    attacks in pieces, as AutoAttack runs them (`rap_jax.evaluation.auto_attack`), and `run_attack` for a whole one
 targets, boundary, hyperplane, apgd_state, square_candidates, square_patterns    what single attacks are made of
 
 >>> import jax, jax.numpy as jnp
@@ -22,10 +22,8 @@ targets, boundary, hyperplane, apgd_state, square_candidates, square_patterns   
 from rap_jax.attacks.apgd import Apgd, apgd, apgd_targeted
 from rap_jax.attacks.cw import Nearest, cw_l2
 from rap_jax.attacks.fab import Fab, fab, fab_targeted
-from rap_jax.attacks.fgsm import fgsm
-from rap_jax.attacks.momentum_pgd import momentum_pgd
 from rap_jax.attacks.norms import NORMS, Norm, is_inside, norm_of
-from rap_jax.attacks.pgd import pgd, pgd_restarts
+from rap_jax.attacks.pgd import fgsm, momentum_pgd, pgd, pgd_restarts
 from rap_jax.attacks.square import Square, square
 from rap_jax.attacks.stepwise import Outcome, run_attack
 

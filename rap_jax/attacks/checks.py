@@ -1,10 +1,8 @@
 """What a caller of an attack may get wrong: refused when it is called or traced, by what it is and what was expected.
 
 Values are looked at where they are known then. Under `jax.jit` those of its arguments are not, and shapes and dtypes
-are all that is looked at; nothing here is computed by a compiled program.
-"""
+are all that is looked at; nothing here is computed by a compiled program."""
 
-import inspect
 import math
 import operator
 import warnings
@@ -14,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rap_jax.arrays import in_words, is_array, is_number, known_values
-from rap_jax.losses import check_labels
+from rap_jax._runtime.arrays import in_words, is_array, is_number, known_values
+from rap_jax._runtime.functions import without_jit
+from rap_jax.attacks.losses import check_labels
 
 LossFn = Callable[[jax.Array], jax.Array]
 # images [N, ...] in [0, 1] -> logits [N, K]. A randomised network takes (images, key).
@@ -144,9 +143,3 @@ def in_float32(logits_fn: LogitsFn) -> LogitsFn:
     """The same function with logits in float32, in which attacks compare them, whatever the network computes in."""
     # Under `jax.jit` its arrays could not be found (`captured`); whoever calls this compiles it anyway.
     return in_dtype(without_jit(logits_fn), jnp.float32)
-
-
-def without_jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The Python function under `jax.jit`; anything else as it is, a method under `jax.jit` too: it has a self."""
-    is_wrapped = isinstance(function, jax.stages.Wrapped) and not inspect.ismethod(function)
-    return function.__wrapped__ if is_wrapped else function  # type: ignore[attr-defined]

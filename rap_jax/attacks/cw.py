@@ -25,9 +25,9 @@ import optax
 from jax import lax
 
 from rap_jax.attacks.checks import LogitsFn, check_batch, check_count, check_size, in_dtype, warn_of_nan
+from rap_jax.attacks.losses import margin
 from rap_jax.attacks.norms import finite, has_nan
 from rap_jax.attacks.stepwise import where
-from rap_jax.losses import margin
 
 # Pixels of 0 and 1 are drawn in by half of a millionth, where tanh has a gradient still.
 _INSIDE = 0.999999

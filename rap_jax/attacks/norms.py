@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rap_jax.arrays import at_least_float32, in_words
+from rap_jax._runtime.arrays import at_least_float32, in_words
 from rap_jax.attacks.checks import check_size
 
 # Adding a perturbation to a pixel and taking the difference again rounds twice in float32.

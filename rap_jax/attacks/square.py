@@ -24,11 +24,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from rap_jax.attacks.checks import LogitsFn
+from rap_jax.attacks.losses import margin
 from rap_jax.attacks.norms import has_nan
-from rap_jax.attacks.square_candidates import CANDIDATES, draw, draw_first
-from rap_jax.attacks.square_patterns import HALVINGS, window_sides
+from rap_jax.attacks.square_candidates import CANDIDATES, HALVINGS, draw, draw_first, window_sides
 from rap_jax.attacks.stepwise import Outcome, check_settings, misclassified, run_attack, where
-from rap_jax.losses import margin
 
 
 class SquareState(NamedTuple):

@@ -1,10 +1,11 @@
-"""Attacks in pieces, so that whoever runs one can drop what is broken and put other examples in its place.
+"""Attacks in pieces: whoever runs one can drop broken examples and put others in their place.
 
     state = attack.start(logits_fn, keys, images, labels, starts)
     state = attack.advance(logits_fn, state, num_steps)     # again and again, `attack.num_steps` in all
 
-Every leaf of a state has the examples on its first axis, and each example goes its own way: it depends on its key,
-image, label and start alone, never on its neighbours. `run_attack` puts the pieces together for one batch.
+Every leaf of a state has the examples on its first axis. An example depends on its key, image, label and start alone,
+never on its neighbours. `run_attack` puts the pieces together for one batch; `rank_targets` chooses the wrong class
+that a targeted attack aims at.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -13,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rap_jax.arrays import is_array
+from rap_jax._runtime.arrays import is_array
 from rap_jax.attacks.checks import LogitsFn, check_batch, check_count, check_radius, in_dtype, warn_of_nan
+from rap_jax.attacks.losses import check_labels
 from rap_jax.attacks.norms import has_nan, norm_of
-from rap_jax.losses import check_labels
 
 
 class AttackState(Protocol):
@@ -189,3 +190,22 @@ def keys_of(key: jax.Array, numbers: jax.Array) -> jax.Array:
 def fold_in_each(keys: jax.Array, number: jax.Array | int) -> jax.Array:
     """Folds one number into each of the keys [N]."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def rank_targets(logits: jax.Array, numbers: jax.Array, num_targets: int) -> jax.Array:
+    """The class of rank 2 + `numbers` for each example, int [N]: number 0 is the runner-up.
+
+    Args:
+      logits: at the clean images, [N, K].
+      numbers: from 0 to `num_targets` - 1, int [N].
+
+    Raises:
+      ValueError: more targets than wrong classes.
+    """
+    num_classes = logits.shape[-1]
+    if num_targets > num_classes - 1:
+        raise ValueError(
+            f"num_targets is {num_targets}; expected at most {num_classes - 1} with {num_classes} classes."
+        )
+    falling = jnp.argsort(logits, axis=-1, descending=True)
+    return jnp.take_along_axis(falling, 1 + numbers[:, None], axis=-1)[:, 0]

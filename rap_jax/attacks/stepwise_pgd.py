@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from rap_jax.attacks.checks import LogitsFn, check_size
+from rap_jax.attacks.losses import cross_entropy, margin
 from rap_jax.attacks.norms import finite, has_nan, norm_of
 from rap_jax.attacks.stepwise import check_settings, misclassified, where
-from rap_jax.losses import cross_entropy, margin
 
 Loss = Literal["ce", "margin"]
 _LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"ce": cross_entropy, "margin": margin}

@@ -9,12 +9,12 @@ orphans     hold_orphans: what is left of a BatchNorm behind a sum to which noth
 fold        fold_batch_norm: BatchNorm made part of the convolution before it
 """
 
-from rap_jax.compaction.cut_out import expand as expand
-from rap_jax.compaction.cut_out import shrink as shrink
+from rap_jax.compaction.compact import CompactNetwork as CompactNetwork
+from rap_jax.compaction.compact import compact as compact
+from rap_jax.compaction.cut import hold_orphans as hold_orphans
 from rap_jax.compaction.fold import fold_batch_norm as fold_batch_norm
-from rap_jax.compaction.network import CompactNetwork as CompactNetwork
-from rap_jax.compaction.network import compact as compact
-from rap_jax.compaction.orphans import hold_orphans as hold_orphans
 from rap_jax.compaction.plan import Plan as Plan
 from rap_jax.compaction.plan import compaction_plan as compaction_plan
-from rap_jax.compaction.wiring import Wiring as Wiring
+from rap_jax.compaction.resize import expand as expand
+from rap_jax.compaction.resize import shrink as shrink
+from rap_jax.models.wiring import Wiring as Wiring

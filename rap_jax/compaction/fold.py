@@ -10,9 +10,9 @@ up to rounding; what is left can be trained on, without normalisation.
 import chex
 import numpy as np
 
-from rap_jax.compaction.constants import evaluation_norm
-from rap_jax.compaction.network import CompactNetwork, Remakable, remade
-from rap_jax.layers import leaves_by_name
+from rap_jax.compaction.compact import CompactNetwork, Remakable, remade
+from rap_jax.compaction.plan import evaluation_norm
+from rap_jax.pruning.layers import leaves_by_name
 
 
 def fold_batch_norm(

@@ -68,7 +68,7 @@ def fgsm_attack(norm: Norm, epsilon: float) -> AttackConfig:
 
 
 def free_attack(norm: Norm, epsilon: float) -> AttackConfig:
-    """How the perturbation of free training moves, see `rap_jax.free`: from zero, by epsilon at each update.
+    """How the perturbation of free training moves, see `rap_jax.training.step`: from zero, by epsilon at each update.
 
     Raises:
       ValueError: an epsilon of 0, or one that `AttackConfig` refuses.

@@ -16,7 +16,7 @@ class PruneConfig:
     the first that matches a layer decides, and layers that none matches stay dense. Without pairs nothing is pruned.
     A `budget` of `global` lets the layers compete: one ratio counts over all layers that a pattern matches.
     `dual_interval` counts epochs or steps, see its unit. `reset_learning_rate` runs the schedule of the ADMM stage anew
-    after each dual step. `dual_keeps_graph` is the authors' growing penalty, see `rap_jax.admm`.
+    after each dual step. `dual_keeps_graph` is the authors' growing penalty, see `rap_jax.pruning.admm`.
     """
 
     structure: Literal["irregular", "filter", "column", "bn_filter"] = "filter"

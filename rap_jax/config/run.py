@@ -26,9 +26,9 @@ class TrainConfig:
       augment: random changes of the images, before the attack.
       label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
       mixup_alpha: images and labels are mixed in pairs, by a share from Beta(alpha, alpha); 0 is no mixup.
-      free_replays: in free training (see `rap_jax.free`), updates on each batch in a row; the attack is then that of
+      free_replays: in free training (see `rap_jax.training.step`), updates on each batch in a row; the attack is then that of
         `free_attack`. 0 is any other training.
-      compute_dtype: of the passes through the network in training, see `rap_jax.models.mixed_precision`. Evaluation
+      compute_dtype: of the passes through the network in training, see `rap_jax.models.model`. Evaluation
         computes in float32.
     """
 
@@ -140,7 +140,7 @@ class RunConfig:
 class OutputConfig:
     """How often a run writes, and what; changes none of its other numbers.
 
-    `measure_cost` counts and measures at the end what the network costs, see `rap_jax.cost`.
+    `measure_cost` counts and measures at the end what the network costs, see `rap_jax.compaction`.
     """
 
     log_every_steps: int = 20

@@ -17,12 +17,12 @@ order.py               seeded epochs, padded batches, bytes to [0, 1]
 augment.py             random crops and mirror images
 """
 
-from rap_jax.data.augment import augment as augment
+from rap_jax.data.batches import augment as augment
+from rap_jax.data.batches import epoch_order as epoch_order
+from rap_jax.data.batches import padded_batches as padded_batches
+from rap_jax.data.batches import to_unit as to_unit
 from rap_jax.data.dataset import Dataset as Dataset
 from rap_jax.data.dataset import Split as Split
 from rap_jax.data.dataset import content_hash as content_hash
 from rap_jax.data.dataset import hold_out as hold_out
 from rap_jax.data.load import load_dataset as load_dataset
-from rap_jax.data.order import epoch_order as epoch_order
-from rap_jax.data.order import padded_batches as padded_batches
-from rap_jax.data.order import to_unit as to_unit

@@ -8,18 +8,17 @@ import numpy as np
 from absl import logging
 
 from rap_jax.config import DataConfig, require
-from rap_jax.data.cifar10_unverified import load_cifar10_unverified
 from rap_jax.data.dataset import Dataset, Split, TrainTest, content_hash, hold_out
-from rap_jax.data.mnist_5k import load_mnist_5k
 from rap_jax.data.streamed import StreamedImages
+from rap_jax.data.unprepared import load_cifar10_unverified, load_mnist_5k
 
 # Data sets that TFDS prepares from raw files: where the builder is. Imported by name, and only if it is asked for: to
 # import TFDS takes time that other runs can save.
 _PREPARED: Mapping[str, str] = {
-    "mnist": "rap_jax.data.mnist_builder:RapMnist",
-    "fashion_mnist": "rap_jax.data.fashion_mnist_builder:RapFashionMnist",
-    "cifar10": "rap_jax.data.cifar10_builder:RapCifar10",
-    "svhn": "rap_jax.data.svhn_builder:RapSvhn",
+    "mnist": "rap_jax.data.builders:RapMnist",
+    "fashion_mnist": "rap_jax.data.builders:RapFashionMnist",
+    "cifar10": "rap_jax.data.builders:RapCifar10",
+    "svhn": "rap_jax.data.builders:RapSvhn",
 }
 # Data sets that come complete with a Python package, and those that are read from `raw_data_dir` each time.
 _PACKAGED: Mapping[str, Callable[[], TrainTest]] = {"mnist_5k": load_mnist_5k}

@@ -1,24 +1,59 @@
-"""The prepared copy of a data set in `data_dir`: whether there is one, how it is made and read.
+"""The prepared copy of a data set in `data_dir`: whether it exists, how it is made and read.
 
-TFDS prepares into a folder `incomplete.*` and renames that at the end, so a folder under the final name was finished.
+TFDS prepares into a folder `incomplete.*` and renames that at the end, so a folder under the final name is complete.
+Whether a file can be downloaded is known within seconds (`why_unreachable`).
 """
 
 import contextlib
 import hashlib
 import io
+import queue
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rap_jax.data.array_builder import ArrayBuilder
+from rap_jax._runtime.integrity import is_damage
+from rap_jax.data.builders import ArrayBuilder
 from rap_jax.data.dataset import Split, TrainTest, add_to_hash, make_split
-from rap_jax.data.network import why_unreachable
 from rap_jax.data.streamed import CHUNK, StreamedImages
-from rap_jax.unreadable import is_damage
+
+PROBE_SECONDS = 5.0
+
+
+def why_unreachable(url: str, *, seconds: float = PROBE_SECONDS) -> str | None:
+    """Asks for the header of a file, and never takes longer than told.
+
+    TFDS, once it has started a download, tries again for more than three minutes, so it is asked only after this.
+
+    Args:
+      url: http or https address; proxies of the environment are honoured, redirections are followed.
+      seconds: limit for the whole answer.
+
+    Returns:
+      None if the file is there, otherwise the reason in words.
+    """
+    answers: queue.Queue[str | None] = queue.Queue()
+    # In a thread, since the time-out of requests does not cover the look-up of the host name, which may hang.
+    threading.Thread(target=lambda: answers.put(_ask(url, seconds)), daemon=True).start()
+    try:
+        return answers.get(timeout=seconds)
+    except queue.Empty:
+        return f"no answer from {url} within {seconds:g} seconds"
+
+
+def _ask(url: str, seconds: float) -> str | None:
+    import requests  # Slow to import, and needed only where no data has been prepared yet.
+
+    try:
+        response = requests.head(url, timeout=seconds, allow_redirects=True)  # as TFDS does
+    except (OSError, ValueError) as error:  # requests raises subclasses of these two, and some of them bare.
+        return f"{url} cannot be reached ({type(error).__name__})"
+    return None if response.status_code == 200 else f"{url} answers with status {response.status_code}, not 200"
 
 
 class DownloadError(ValueError):

@@ -1,14 +1,68 @@
-"""The official files of a data set: where they are, and whether they are intact."""
+"""The official raw files of data sets: where they are, whether they are intact, how they are read.
+
+IDX is the format of MNIST and Fashion-MNIST (LeCun et al., 1998, http://yann.lecun.com/exdb/mnist/). The binary version
+of CIFAR-10 has records of one label and one image (Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
+"""
 
 import dataclasses
 import gzip
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from rap_jax._runtime.integrity import unreadable
 from rap_jax.config import require
-from rap_jax.unreadable import unreadable
+from rap_jax.data.dataset import Split, make_split
+
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FOLDER = "cifar-10-batches-bin"
+TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+TEST_FILE = "test_batch.bin"
+FILES = (*TRAIN_FILES, TEST_FILE)
+
+_RECORD_BYTES = 1 + 3 * 32 * 32
+
+
+def parse_batches(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
+    """Parses the six files.
+
+    Args:
+      contents: the bytes of each file, by the names in `FILES`.
+
+    Returns:
+      The training data, the five batches in turn, and the test data, each [N, 32, 32, 3] with labels [N].
+
+    Raises:
+      ValueError: a file holds no whole number of records, or a label above 9; the message names it.
+    """
+    batches = [parse_records(contents[name], name) for name in TRAIN_FILES]
+    train = Split(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+    return train, parse_records(contents[TEST_FILE], TEST_FILE)
+
+
+def parse_records(data: bytes, name: str) -> Split:
+    """Parses one file.
+
+    Args:
+      data: 3073 bytes per example: the label, then the red, the green and the blue plane, each row by row.
+      name: what to call the data in an error.
+
+    Returns:
+      Images, uint8 [N, 32, 32, 3], and labels, int32 in 0..9, [N].
+
+    Raises:
+      ValueError: there is no whole number of records, or none, or a label is above 9.
+    """
+    whole = len(data) > 0 and len(data) % _RECORD_BYTES == 0
+    require(whole, f"number of bytes in {name}", len(data), f"a multiple of {_RECORD_BYTES}, and not 0")
+    records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD_BYTES)
+    labels = records[:, 0]
+    require(bool(labels.max() < 10), f"largest label in {name}", int(labels.max()), "labels from 0 to 9")
+    return make_split(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
+
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -111,3 +165,47 @@ def _why_unpacked_is_refused(missing: Sequence[RawFile], folder: Path) -> str:
 
 def _listing(files: Sequence[RawFile]) -> str:
     return ", ".join(file.name for file in files)
+
+
+def parse_splits(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
+    """Parses the four files of a data set.
+
+    Args:
+      contents: verified bytes of the four files, gzipped or not, by their names with `.gz`.
+
+    Returns:
+      The training data and the test data, each [N, H, W, 1] with labels [N], in the order of the files.
+
+    Raises:
+      ValueError: a header is wrong, or images and labels differ in number; the message names the file.
+    """
+    arrays = {name: parse_idx(unpack(data), name) for name, data in contents.items()}
+    return _join(arrays, "train"), _join(arrays, "t10k")
+
+
+def parse_idx(data: bytes, name: str) -> np.ndarray:
+    """Parses IDX bytes with unsigned 8-bit entries.
+
+    Args:
+      data: two zero bytes, the type code 8, the rank, one big-endian 32-bit size per axis, then the entries.
+      name: what to call the data in an error.
+
+    Returns:
+      uint8 array of the shape that the header tells.
+
+    Raises:
+      ValueError: the header is not as above, or the number of entries is another than it tells.
+    """
+    magic = b"\x00\x00\x08"
+    require(data[:3] == magic and len(data) > 3, f"IDX header of {name}", data[:4], "bytes 0, 0, 8 and the rank")
+    start = 4 + 4 * data[3]
+    require(len(data) >= start, f"IDX header of {name}", data[:start], f"{start} bytes, for {data[3]} axes")
+    shape = tuple(np.frombuffer(data, ">u4", count=data[3], offset=4).tolist())
+    entries = np.frombuffer(data, np.uint8, offset=start)
+    require(len(entries) == np.prod(shape, dtype=int), f"number of bytes in {name}", len(entries), f"those of {shape}")
+    return entries.reshape(shape)
+
+
+def _join(arrays: Mapping[str, np.ndarray], split: str) -> Split:
+    images, labels = arrays[f"{split}-images-idx3-ubyte.gz"], arrays[f"{split}-labels-idx1-ubyte.gz"]
+    return make_split(images[..., None], labels)

@@ -13,18 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from rap_jax._runtime.integrity import write_atomically
 from rap_jax.config import require
-from rap_jax.export.metadata import describe
-from rap_jax.export.npz_file import npz_bytes, read_npz
-from rap_jax.export.onnx_file import onnx_model, open_reference, open_session
-from rap_jax.export.opened import OpenFile
+from rap_jax.evaluation.network import FILE_SHA256, read_exported
+from rap_jax.export.exported_network import Subject, describe
+from rap_jax.export.npz import npz_bytes, read_npz
+from rap_jax.export.onnx.file import onnx_model, open_reference, open_session, seal
+from rap_jax.export.open_file import OpenFile
 from rap_jax.export.optional import is_installed
-from rap_jax.export.safetensors_file import safetensors_bytes
-from rap_jax.export.seal import seal
-from rap_jax.export.stablehlo_file import metadata_path, read_metadata, stablehlo_bytes, write_metadata
-from rap_jax.export.subject import Subject
-from rap_jax.folder import write_atomically
-from rap_jax.robustness.exported import FILE_SHA256, read_exported
+from rap_jax.export.safetensors import safetensors_bytes
+from rap_jax.export.stablehlo import metadata_path, read_metadata, stablehlo_bytes, write_metadata
 
 SUFFIXES = {"stablehlo": ".jax", "onnx": ".onnx", "npz": ".npz", "safetensors": ".safetensors"}
 FORMATS = tuple(SUFFIXES)

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rap_jax.export.metadata import network_of
-from rap_jax.export.subject import Subject
-from rap_jax.wording import as_attack, as_interval, as_percent, as_radius
+from rap_jax._runtime.text import as_attack, as_interval, as_percent, as_radius
+from rap_jax.export.exported_network import Subject, network_of
 
 _NAMES = {"stablehlo": "StableHLO", "onnx": "ONNX", "npz": "npz", "safetensors": "safetensors"}
 _HINTS = {

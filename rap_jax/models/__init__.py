@@ -23,14 +23,14 @@ params, batch_stats = model.init(jax.random.key(0))
 logits, _ = model.apply(params, batch_stats, images, train=False)
 """
 
-from rap_jax.models.conv_relu_pool import ConvReluPool as ConvReluPool
 from rap_jax.models.create import NETWORKS as NETWORKS
 from rap_jax.models.create import create_model as create_model
-from rap_jax.models.implementation import IMPLEMENTATIONS as IMPLEMENTATIONS
-from rap_jax.models.implementation import Implementation as Implementation
-from rap_jax.models.implementation import use_cpu_form as use_cpu_form
-from rap_jax.models.initializers import INITIALIZERS as INITIALIZERS
-from rap_jax.models.mixed_precision import in_dtype as in_dtype
+from rap_jax.models.layers.conv_relu_pool import ConvReluPool as ConvReluPool
+from rap_jax.models.layers.implementation import IMPLEMENTATIONS as IMPLEMENTATIONS
+from rap_jax.models.layers.implementation import Implementation as Implementation
+from rap_jax.models.layers.implementation import use_cpu_form as use_cpu_form
+from rap_jax.models.layers.initializers import INITIALIZERS as INITIALIZERS
 from rap_jax.models.model import Model as Model
 from rap_jax.models.model import from_linen as from_linen
+from rap_jax.models.model import in_dtype as in_dtype
 from rap_jax.models.model import num_params as num_params

@@ -4,17 +4,16 @@ import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from rap_jax.compaction.wiring import Wiring
 from rap_jax.config import ModelConfig, require
-from rap_jax.models.implementation import IMPLEMENTATIONS, Implementation
-from rap_jax.models.initializers import kernel_initializer
-from rap_jax.models.lenet import LeNetMnist
-from rap_jax.models.lenet_cifar import LeNetCifar
+from rap_jax.models.layers.implementation import IMPLEMENTATIONS, Implementation
+from rap_jax.models.layers.initializers import kernel_initializer
+from rap_jax.models.lenet import LeNetCifar, LeNetMnist
 from rap_jax.models.model import Features, Model, from_linen
 from rap_jax.models.network import Network
 from rap_jax.models.resnet import ResNet18
 from rap_jax.models.vgg import Vgg16
 from rap_jax.models.wide_resnet import WideResNet28
+from rap_jax.models.wiring import Wiring
 
 _NETWORKS: dict[str, type[Network]] = {
     "lenet_mnist": LeNetMnist,

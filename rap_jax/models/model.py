@@ -6,18 +6,31 @@
 
 `params` and `batch_stats` are plain nested dicts, {"conv1": {"kernel": [5, 5, 1, 8], "bias": [8]}, ...}, with kernels
 [height, width, in, out] and [in, out]. Networks without BatchNorm have the empty `batch_stats` {}.
+
+`in_dtype(model, "bfloat16")` computes in a narrow float. Weights, gradients, optimizer, logits, loss and the images of
+an attack stay float32; only what lies between images and logits is bfloat16. It has the exponents of float32, so small
+gradients do not vanish and the loss needs no scale. The moments and the running statistics of BatchNorm stay float32.
+The gradient of a bias is summed over images and pixels in bfloat16: in a training step no less exact than the rest,
+but in evaluation mode, where BatchNorm is a bias too and no step takes that gradient, it can be off by half.
+
+It pays on a GPU or TPU, which have units for it. A CPU without them is slower than in float32: a step of a LeNet of
+width 4 with PGD-10 takes 1.55 times as long on 2 cores, and 7 times with `implementation` xla.
+
+Reference: Micikevicius et al., "Mixed Precision Training", 2018, https://arxiv.org/abs/1710.03740; Kalamkar et al., "A
+Study of BFLOAT16 for Deep Learning Training", 2019, https://arxiv.org/abs/1905.12322.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rap_jax.compaction.wiring import Wiring
 from rap_jax.config import require
+from rap_jax.models.wiring import Wiring
 
 Params = dict[str, Any]
 BatchStats = dict[str, Any]
@@ -140,3 +153,33 @@ def _in_dtype_of(params: Params, images: jax.Array) -> jax.Array:
 def num_params(params: Params) -> int:
     """How many numbers `params` holds; arrays and `jax.ShapeDtypeStruct`s both count."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+DTYPES: tuple[str, ...] = ("float32", "bfloat16")
+
+
+def in_dtype(model: Model, dtype: str) -> Model:
+    """The same network with passes in `dtype`: `float32` leaves it as it is, `bfloat16` casts params and images.
+
+    The casts are part of the function, so its gradients are float32 like the params and images that it is given.
+
+    Raises:
+        ValueError: for another dtype.
+    """
+    require(dtype in DTYPES, "compute_dtype", dtype, f"one of {', '.join(DTYPES)}")
+    if dtype == "float32":
+        return model
+    cast: Any = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+    def apply(params: Params, batch_stats: BatchStats, images: jax.Array, train: bool) -> tuple[jax.Array, BatchStats]:
+        logits, moved = model.apply(cast(params), batch_stats, cast(images), train)
+        return logits.astype(jnp.float32), moved
+
+    return model._replace(apply=apply)
+
+
+class Weights(NamedTuple):
+    """A model's arrays, as handed from stage to stage."""
+
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree

@@ -7,9 +7,9 @@ from typing import ClassVar
 import jax
 from flax import linen as nn
 
-from rap_jax.compaction.wiring import Wiring
-from rap_jax.models.implementation import Implementation
-from rap_jax.models.initializers import Initializer
+from rap_jax.models.layers.implementation import Implementation
+from rap_jax.models.layers.initializers import Initializer
+from rap_jax.models.wiring import Wiring
 
 
 class Network(nn.Module):

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import jax
 from flax import linen as nn
 
-from rap_jax.models.conv_norm import ConvNorm
-from rap_jax.models.dense import Dense
-from rap_jax.models.implementation import Implementation
-from rap_jax.models.initializers import Initializer
+from rap_jax.models.layers.conv_norm import ConvNorm
+from rap_jax.models.layers.dense import Dense
+from rap_jax.models.layers.implementation import Implementation
+from rap_jax.models.layers.initializers import Initializer
 from rap_jax.models.network import Network
 
 _BLOCKS_PER_GROUP = 2

@@ -8,10 +8,10 @@ from typing import ClassVar
 import jax
 from flax import linen as nn
 
-from rap_jax.models.conv_norm import ConvNorm
-from rap_jax.models.dense import Dense
+from rap_jax.models.layers.conv_norm import ConvNorm
+from rap_jax.models.layers.dense import Dense
+from rap_jax.models.layers.pool import max_pool
 from rap_jax.models.network import Network
-from rap_jax.models.pool import max_pool
 
 # Channels of the convolutions between two poolings, in units of w.
 _GROUPS = ((4, 4), (8, 8), (16, 16, 16), (32, 32, 32), (32, 32, 32))

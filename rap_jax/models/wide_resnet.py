@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 import jax
 from flax import linen as nn
 
-from rap_jax.compaction.wiring import Wiring
-from rap_jax.models.batch_norm import BatchNorm
-from rap_jax.models.conv import Conv
-from rap_jax.models.conv_norm import ConvNorm
-from rap_jax.models.dense import Dense
-from rap_jax.models.implementation import Implementation
-from rap_jax.models.initializers import Initializer
+from rap_jax.models.layers.batch_norm import BatchNorm
+from rap_jax.models.layers.conv import Conv
+from rap_jax.models.layers.conv_norm import ConvNorm
+from rap_jax.models.layers.dense import Dense
+from rap_jax.models.layers.implementation import Implementation
+from rap_jax.models.layers.initializers import Initializer
 from rap_jax.models.network import Network
+from rap_jax.models.wiring import Wiring
 
 _STEM = 16  # channels of the first convolution, whatever the width
 _BLOCKS_PER_GROUP = 4  # 28 layers = 4 + 3 groups x 4 blocks x 2 convolutions

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from rap_jax._runtime.text import as_attack
 from rap_jax.config import STAGES
-from rap_jax.metrics import read_metrics
 from rap_jax.reproduce.collect import Measured, MeasuredCell
 from rap_jax.reproduce.job import Job
 from rap_jax.reproduce.settings import is_run
 from rap_jax.reproduce.values import as_number
-from rap_jax.wording import as_attack
+from rap_jax.runs.metrics import read_metrics
 
 TITLE = "What the choice of the epoch is worth"
 HEADER = ("Cell", "Seed", "Epochs", "Kept", "Their mean", "Lowest to highest", "Last")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rap_jax.picture import NATURAL, NEUTRAL, ROBUST, as_png, new_figure, quiet
+from rap_jax._runtime.figure import NATURAL, NEUTRAL, ROBUST, as_png, new_figure, quiet
 from rap_jax.reproduce.claim import COLLAPSED
 from rap_jax.reproduce.collect import Measured, Value
 from rap_jax.reproduce.grid import Grid, all_values, as_grid
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe-Ito, as in `rap_jax.picture`, and a mark for each, so that the lines differ in grey as well.
+# Okabe-Ito, as in `rap_jax._runtime.figure`, and a mark for each, so that the lines differ in grey as well.
 _COLORS = (NATURAL, ROBUST, "#009E73", "#CC79A7", "#000000")
 _MARKS = ("o", "s", "^", "D", "v")
 _PRUNED, _FIGURES = ("2", "3", "4", "5", "A1", "C1"), ("figure1", "figure3", "scratch")

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from rap_jax.checked_json import read_checked
+from rap_jax._runtime.integrity import read_checked
 
 Module = Literal["launch.main", "launch.evaluate"]
 _FOLDERS: dict[Module, str] = {"launch.main": "runs", "launch.evaluate": "evaluations"}

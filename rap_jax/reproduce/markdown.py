@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from rap_jax._runtime.text import as_percent, as_table
 from rap_jax.reproduce import doubts as doubts_lib
 from rap_jax.reproduce import epochs as late_epochs
 from rap_jax.reproduce.claim import Page
@@ -15,7 +16,6 @@ from rap_jax.reproduce.provenance import missing, numbered, numbers, sources
 from rap_jax.reproduce.settings import differences, in_words
 from rap_jax.reproduce.summary import REACHED, notes, summary
 from rap_jax.reproduce.values import as_difference, as_number, as_seeds, as_spread, is_reached
-from rap_jax.wording import as_percent, as_table
 
 _BLANK = ""
 

@@ -12,20 +12,20 @@ from typing import NamedTuple
 
 import jax
 
+from rap_jax._runtime.devices import choose_num_cpu_devices, usable_cores
+from rap_jax._runtime.mesh import MOST_IMAGES
 from rap_jax.attacks.stepwise import StepwiseAttack
 from rap_jax.attacks.stepwise_pgd import Pgd
-from rap_jax.auto_attack.versions import parts_of
 from rap_jax.config import STAGES, AttackConfig, ComputeConfig, DataConfig, RunConfig, require
 from rap_jax.config.evaluation import EvaluationConfig
-from rap_jax.devices import choose_num_cpu_devices, usable_cores
-from rap_jax.diagnostics import MOST_IMAGES as DIAGNOSED_IMAGES
-from rap_jax.diagnostics.sweep import NUM_STEPS
-from rap_jax.length import stage_length
-from rap_jax.parts import MOST_IMAGES
+from rap_jax.evaluation.auto_attack.versions import parts_of
+from rap_jax.evaluation.diagnostics import MOST_IMAGES as DIAGNOSED_IMAGES
+from rap_jax.evaluation.sweep import NUM_STEPS
 from rap_jax.reproduce.job import Job
 from rap_jax.reproduce.sizes import sizes_of
 from rap_jax.reproduce.subject import Networks, Subject
 from rap_jax.reproduce.work import Kind, attack_steps, training, verdicts
+from rap_jax.training.optimizer import stage_length
 
 _MOST_RADII = 9  # of the sweep of the diagnostics
 

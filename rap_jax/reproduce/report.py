@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rap_jax.folder import write_atomically
+from rap_jax._runtime.integrity import write_atomically
 from rap_jax.reproduce.collect import Measured
 from rap_jax.reproduce.epochs import late_epochs
 from rap_jax.reproduce.figures import draw

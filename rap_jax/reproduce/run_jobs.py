@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rap_jax.folder import is_in_use
-from rap_jax.interrupt import Interrupt
+from rap_jax._runtime.interrupt import Interrupt
 from rap_jax.reproduce.job import Job
+from rap_jax.runs.folder import is_in_use
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _LOGS = "logs"

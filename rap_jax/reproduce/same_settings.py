@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rap_jax.difference import difference
+from rap_jax._runtime.integrity import difference
 from rap_jax.reproduce.job import Job
 from rap_jax.reproduce.portions import Settings
-from rap_jax.saved_network import has_network
+from rap_jax.runs.network import has_network
 
 # Where data and other runs lie does not matter.
 _PLACES = ("data_dir", "raw_data_dir")

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from rap_jax._runtime.text import as_attack, as_training
 from rap_jax.config import STAGES
 from rap_jax.reproduce.collect import Measured
 from rap_jax.reproduce.grid import all_values
-from rap_jax.wording import as_attack, as_training
 
 Results = dict[str, Any]
 _KEPT, _RUNS = "Epoch that is kept", "Runs of a cell"

@@ -11,15 +11,15 @@ import chex
 import jax
 import numpy as np
 
-from rap_jax import specs as specs_lib
 from rap_jax.compaction import compact, compaction_plan, shrink
+from rap_jax.compaction.cut import cut, masks_of_cut
 from rap_jax.config import RunConfig, Stage
-from rap_jax.cut import cut, masks_of_cut
-from rap_jax.masking import both
 from rap_jax.models import Implementation, Model, create_model
+from rap_jax.models.model import Weights
+from rap_jax.pruning import specs as specs_lib
+from rap_jax.pruning.masks import both
+from rap_jax.pruning.specs import Specs
 from rap_jax.reproduce.sizes import Sizes
-from rap_jax.specs import Specs
-from rap_jax.state import Weights
 
 
 @dataclasses.dataclass(frozen=True)

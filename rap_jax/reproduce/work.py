@@ -17,16 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rap_jax._runtime.mesh import DeviceSplit, home, make_mesh, put_split
 from rap_jax.attacks.stepwise import StepwiseAttack
 from rap_jax.attacks.stepwise_pgd import Pgd
-from rap_jax.auto_attack.programs import Examples, Programs, steps_between_checks
 from rap_jax.config import AttackConfig, OptimizerConfig, TrainConfig
-from rap_jax.free import first_perturbation
-from rap_jax.optimizer import learning_rate_schedule, make_optimizer
+from rap_jax.evaluation.auto_attack.programs import Examples, Programs, steps_between_checks
+from rap_jax.evaluation.correctness import Judge
+from rap_jax.models.model import Weights
 from rap_jax.reproduce.subject import Subject
-from rap_jax.state import DeviceSplit, Weights, home, init_stage_state, make_mesh, put_split
-from rap_jax.train import StepKeys, make_train_step
-from rap_jax.verdict import Judge
+from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from rap_jax.training.sharded_step import StepKeys, make_train_step
+from rap_jax.training.state import init_stage_state
+from rap_jax.training.step import first_perturbation
 
 Unit = Callable[[], Any]
 # So small that no example is broken, which would end an attack before its time.

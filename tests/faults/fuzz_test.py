@@ -23,10 +23,10 @@ from tiny_dataset import TEST, TINY, TRAIN, load_tiny, prepared_folder, write_ra
 from launch.configs import config_from_flags
 from launch.flagfiles import expand_flagfiles
 from launch.flags import GROUPS
+from rap_jax._runtime.integrity import digest
 from rap_jax.config import RunConfig
 from rap_jax.data import content_hash, load
-from rap_jax.digest import digest
-from rap_jax.saved_network import load_network
+from rap_jax.runs.network import load_network
 
 pytestmark = pytest.mark.slow
 SEED = 20191027

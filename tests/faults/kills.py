@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from rap_jax.metrics import read_lines
+from rap_jax.runs.metrics import read_lines
 
 Start = Callable[[Path], subprocess.Popen[str]]
 _SECONDS = 300.0

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import tiny
 
-from rap_jax.folder import RunFolder
-from rap_jax.robustness.network import open_network
+from rap_jax.evaluation.network import open_network
+from rap_jax.runs.folder import RunFolder
 
 NOBODY = 65534
 

@@ -1,0 +1,169 @@
+"""The mesh of devices, where arrays lie on it, and microbatches.
+
+One mesh axis, `data`: the state is replicated, a batch is split over the devices, and XLA inserts the sums over
+devices, because losses and BatchNorm statistics are means over the global batch. With a second axis, `model`, each of
+its devices holds a piece of every large array of the state. A step gathers the weights once, computes with complete
+weights on its share of the batch, and keeps its own piece of the result, as in FSDP (Zhao et al., 2023,
+https://arxiv.org/abs/2304.11277). Weights, z, u, masks and optimizer moments take 1/N of the memory, for one all-gather
+a step. The numbers are those of a replicated state. Only wide arrays are cut: kernels of dense layers and convolutions.
+
+The devices of a CPU are its cores, and no program there may need a sum over them. XLA lets such devices wait for each
+other in threads that other work can hold up, and ends the process after a long wait (seen once in half an hour of
+training beside another job). State and data then lie on the first device, and only the attack, which treats every image
+by itself, is split.
+
+`map_parts` applies a per-example function in microbatches small enough for CPU caches: an attack goes through the
+same images many times, and with all images of a device at once each operation finds its input outside the cache.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import chex
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from rap_jax.config import require
+
+MOST_IMAGES = 32
+
+Batch = TypeVar("Batch", bound=chex.ArrayTree)
+
+
+def map_parts(function: Callable[[Batch], chex.ArrayTree], batch: Batch, mesh: Mesh) -> chex.ArrayTree:
+    """`function(batch)`, on a CPU computed in equal parts of the batch, `MOST_IMAGES` or fewer.
+
+    Args:
+      function: takes and returns trees whose leaves have the images on their first axis, and treats each by itself.
+      batch: what one device has, leaves [N, ...].
+      mesh: the devices; accelerators, with work for thousands of threads at once, get the batch as a whole.
+    """
+    num_images = len(jax.tree.leaves(batch)[0])
+    size = max(size for size in range(1, MOST_IMAGES + 1) if num_images % size == 0)
+    whole = mesh.devices.flat[0].platform != "cpu" or num_images <= MOST_IMAGES or size < MOST_IMAGES // 2
+    if whole:
+        return function(batch)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), lax.map(function, parts))
+
+
+DATA_AXIS = "data"
+MODEL_AXIS = "model"
+
+
+def make_mesh(devices: list[jax.Device] | None = None, *, num_model_shards: int = 1) -> Mesh:
+    """All devices along one axis, `data`; with several shards along a second one, `model`, as well (see `shards`).
+
+    The axes are of type Auto: under explicit types a gather or a sort of a sharded array is an error.
+
+    Raises:
+      ValueError: the devices cannot be divided so.
+    """
+    devices = jax.devices() if devices is None else devices
+    expected = f"a divisor of the {len(devices)} devices"
+    require(len(devices) % num_model_shards == 0, "num_model_shards", num_model_shards, expected)
+    sizes = {DATA_AXIS: len(devices) // num_model_shards}
+    if num_model_shards > 1:
+        sizes[MODEL_AXIS] = num_model_shards
+    shape, names = tuple(sizes.values()), tuple(sizes)
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Refuses a batch that cannot be split over the devices."""
+    expected = f"a multiple of the {mesh.size} devices, since each batch is split over them"
+    require(batch_size % mesh.size == 0, "batch_size", batch_size, expected)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, P())
+
+
+def split_over_data(mesh: Mesh) -> NamedSharding:
+    """The first axis is split over the devices, all of them: also over those that share the state."""
+    return NamedSharding(mesh, P(mesh.axis_names if MODEL_AXIS in mesh.axis_names else DATA_AXIS))
+
+
+def avoids_collectives(mesh: Mesh) -> bool:
+    """Whether no program may make the devices wait for each other: on several devices of one CPU, see above.
+
+    With several processes, or with state in pieces, it cannot be avoided.
+    """
+    on_one_cpu = mesh.devices.flat[0].platform == "cpu" and not mesh.is_multi_process
+    return mesh.size > 1 and on_one_cpu and MODEL_AXIS not in mesh.axis_names
+
+
+def home(mesh: Mesh) -> Sharding:
+    """Where state and data lie: on every device; on the first one alone where collectives are avoided."""
+    return SingleDeviceSharding(mesh.devices.flat[0]) if avoids_collectives(mesh) else replicated(mesh)
+
+
+class DeviceSplit(NamedTuple):
+    """A data split at `home` of the devices. Attributes: images: uint8 [N, H, W, C]; labels: int32 [N]."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+def put_split(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> DeviceSplit:
+    """Copies a split to `home`, once; batches are then gathered on the device."""
+    return DeviceSplit(put(images, home(mesh)), put(labels, home(mesh)))
+
+
+def put(array: np.ndarray, sharding: Sharding) -> jax.Array:
+    """Copies an array that all processes have; each puts its part on its devices.
+
+    `jax.device_put` would first send the whole of it around to compare.
+    """
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def put_key(key: jax.Array, mesh: Mesh) -> jax.Array:
+    """A random key on every device. Those of other processes take no key, but its data."""
+    data = jax.device_put(jax.random.key_data(key), replicated(mesh))
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+
+
+def fetch(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
+    """NumPy arrays of all of `tree`, also where a part of it lies on devices of other processes."""
+    return jax.device_get(jax.device_put(tree, replicated(mesh)) if mesh.is_multi_process else tree)
+
+
+# Of numbers in an array; smaller ones are on every device.
+LEAST_SIZE = 4096
+
+
+def state_home(
+    state: chex.ArrayTree, mesh: Mesh, *, whole: Sharding | None = None, least_size: int = LEAST_SIZE
+) -> Any:
+    """Where each array of a state lies: tree of shardings like `state`, whose leaves have a shape.
+
+    An array of two axes or more is cut along its longest axis that the `model` axis of the mesh divides, the last of
+    several; one that has none, and every other array, stays whole.
+
+    Args:
+      whole: where an array lies that is not cut; None for `home`.
+    """
+    whole = home(mesh) if whole is None else whole
+    return jax.tree.map(lambda leaf: _cut(leaf.shape, mesh, least_size) or whole, state)
+
+
+def gather(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
+    """Inside of a program: the same arrays, whole on every device."""
+    if MODEL_AXIS not in mesh.axis_names:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, replicated(mesh)), tree)
+
+
+def _cut(shape: tuple[int, ...], mesh: Mesh, least_size: int) -> Sharding | None:
+    number = mesh.shape.get(MODEL_AXIS, 1)
+    divided = [(length, axis) for axis, length in enumerate(shape) if length % number == 0]
+    if number == 1 or len(shape) < 2 or math.prod(shape) < least_size or not divided:
+        return None
+    _, chosen = max(divided)
+    return NamedSharding(mesh, P(*(MODEL_AXIS if axis == chosen else None for axis in range(len(shape)))))

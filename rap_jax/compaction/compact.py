@@ -1,0 +1,116 @@
+"""A network that is physically smaller, with the same logits.
+
+    small = compact(model, params, batch_stats, masks)
+    logits, _ = small.model.apply(small.params, small.batch_stats, images, False)
+
+It is a network of the same class: it can be attacked, trained, evaluated and compacted again."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import numpy as np
+
+from rap_jax.compaction.plan import Plan, compaction_plan
+from rap_jax.compaction.resize import shrink
+from rap_jax.models.wiring import Wiring
+from rap_jax.pruning.layers import leaves_by_name
+
+
+class Remakable(Protocol):
+    """What has to be known of a model, see `rap_jax.models.Model`."""
+
+    @property
+    def wiring(self) -> Wiring: ...
+    @property
+    def features(self) -> Mapping[str, int]: ...
+    @property
+    def remake(self) -> Callable[..., Any] | None: ...
+
+
+class CompactNetwork(NamedTuple):
+    """A smaller network.
+
+    Attributes:
+      model: as pure functions, a `rap_jax.models.Model`.
+      params, batch_stats: its weights, numpy arrays.
+      masks: False where a weight is held at zero; None if none is.
+    """
+
+    model: Any
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
+    masks: chex.ArrayTree | None = None
+
+
+def compact(
+    model: Remakable, params: chex.ArrayTree, batch_stats: chex.ArrayTree, masks: chex.ArrayTree | None = None
+) -> CompactNetwork:
+    """Takes out what counts for nothing in evaluation mode, see `plan`.
+
+    Args:
+      model: of `create_model`.
+      params, batch_stats: its weights, after a cut.
+      masks: False where a weight is held at zero; what is left of them comes back, for a retrain.
+
+    Returns:
+      The smaller network; where there is nothing to remove, the same one.
+
+    Raises:
+      ValueError: a layer would vanish; it is named. The model cannot be made again. Weights are NaN or infinite. A
+        mask is missing, not bool, of another shape, or holds a weight that is not zero.
+    """
+    _check_finite({**leaves_by_name(params), **leaves_by_name(batch_stats)})
+    _check_masks(params, masks)
+    plan = compaction_plan(model.wiring, params, batch_stats=batch_stats)
+    small = shrink(plan, params)
+    return CompactNetwork(
+        model=remade(model, features={**model.features, **plan.features}),
+        params=_with_carried(plan, small),
+        batch_stats=shrink(plan, batch_stats),
+        masks=None if masks is None else shrink(plan, masks),
+    )
+
+
+def remade(model: Remakable, **changes: Any) -> Any:
+    """The model with other keywords of `create_model`.
+
+    Raises:
+      ValueError: it was not made by `create_model`.
+    """
+    if model.remake is None:
+        raise ValueError(f"The model {model} cannot be made again with {changes}; expected one of create_model.")
+    return model.remake(**changes)
+
+
+def _with_carried(plan: Plan, small: Any) -> Any:
+    """The weights with the constants of removed channels in the biases of their readers."""
+    for reader, constant in plan.carried.items():
+        layer = small
+        for name in reader.split("/"):
+            layer = layer[name]
+        kept = constant[plan.kept[reader]] if reader in plan.kept else constant
+        layer["bias"] = (layer["bias"] + kept).astype(layer["bias"].dtype)
+    return small
+
+
+def _check_finite(leaves: Mapping[str, Any]) -> None:
+    """What counts for nothing counts for something where it meets infinity."""
+    for name, leaf in leaves.items():
+        if not np.isfinite(np.asarray(leaf, np.float32)).all():
+            raise ValueError(f"{name} has NaN or infinite numbers; expected finite ones.")
+
+
+def _check_masks(params: chex.ArrayTree, masks: chex.ArrayTree | None) -> None:
+    if masks is None:
+        return
+    kept, weights = leaves_by_name(masks), leaves_by_name(params)
+    if kept.keys() != weights.keys():
+        missing, surplus = sorted(weights.keys() - kept.keys()), sorted(kept.keys() - weights.keys())
+        raise ValueError(f"The masks lack {missing} and have {surplus} besides; expected one for each weight.")
+    for name, leaf in weights.items():
+        shape, kind = np.shape(kept[name]), np.asarray(kept[name]).dtype
+        if shape != np.shape(leaf) or kind != np.bool_:
+            raise ValueError(f"The masks have {name} {kind}{list(shape)}; expected bool{list(np.shape(leaf))}.")
+        if np.any(np.asarray(leaf)[~np.asarray(kept[name])]):
+            raise ValueError(f"{name} has weights other than zero where the masks hold it at zero; expected zeros.")

@@ -1,0 +1,59 @@
+"""The cut: removes from a network what pruning takes out, at once and for good.
+
+    masks = masks_of_cut(specs, model, weights.params)
+    weights = cut(specs, model, weights)
+
+Everything that belongs to a removed filter goes with it: its bias, scale and shift. Behind a sum a BatchNorm belongs
+to no single filter: where all filters of a channel are gone it would go on sending the constant relu(shift), which the
+zeros around an image keep out of any bias. Masked with the filters, it sends nothing, the retrain makes up for it, and
+compaction can remove the channel.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rap_jax.models import Model
+from rap_jax.models.model import Weights
+from rap_jax.models.wiring import Wiring
+from rap_jax.pruning.layers import leaves_by_name, path_name
+from rap_jax.pruning.masks import apply_masks
+from rap_jax.pruning.specs import Specs, masks_of
+
+
+def hold_orphans(wiring: Wiring, params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree:
+    """The masks, False also at scale and shift of a lone BatchNorm where no filter is left to write its channel.
+
+    Args:
+      wiring: see `Model.wiring`.
+      params: weights, before or after the cut.
+      masks: False where a weight is held at zero, bool tree like `params`.
+    """
+    weights, keep = leaves_by_name(params), leaves_by_name(masks)
+    written: dict[str, jax.Array] = {}
+    for layer, group in wiring.groups.items():
+        if layer not in wiring.norms:
+            kernel = keep[f"{layer}/kernel"] & (weights[f"{layer}/kernel"] != 0)
+            alive = kernel.reshape(-1, kernel.shape[-1]).any(0)
+            written[group] = written.get(group, jnp.zeros_like(alive)) | alive
+    held = {f"{norm}/{leaf}": written[wiring.groups[norm]] for norm in wiring.norms for leaf in ("scale", "shift")}
+
+    def hold(path: tuple[object, ...], mask: jax.Array) -> jax.Array:
+        name = path_name(path)
+        return mask & held[name] if name in held else mask
+
+    return jax.tree_util.tree_map_with_path(hold, masks)
+
+
+def masks_of_cut(specs: Specs, model: Model, params: chex.ArrayTree) -> chex.ArrayTree:
+    """False where the cut makes a weight zero, bool tree like `params`, which are those before the cut.
+
+    Raises:
+      ValueError: see `specs.masks_of`.
+    """
+    return hold_orphans(model.wiring, params, masks_of(specs, params))
+
+
+def cut(specs: Specs, model: Model, weights: Weights) -> Weights:
+    """Zeros for what the sparsity sets do not hold; raises as `masks_of_cut` does."""
+    return weights._replace(params=apply_masks(masks_of_cut(specs, model, weights.params), weights.params))

@@ -1,0 +1,13 @@
+"""How robust a network is, and whether that can be trusted.
+
+accuracy       natural and robust accuracy of a split, with their intervals
+correctness    per-image correctness on clean and adversarial batches
+auto_attack/   AutoAttack
+diagnostics    signs that a robust accuracy cannot be trusted
+sweep          robust accuracy over the radius
+suite          all attacks of an evaluation, each resumable
+robustness     the whole evaluation: `launch.evaluate`
+network        the network that is attacked, wherever it comes from
+predictions    a network's predictions on a sample of images
+report         tables and pictures of an evaluation
+"""

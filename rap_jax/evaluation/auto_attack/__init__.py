@@ -1,0 +1,16 @@
+"""AutoAttack for any JAX model: `auto_attack(logits_fn, images, labels, epsilon=0.3, key=key)`.
+
+inputs     what a caller may get wrong
+versions   which attacks, in which order
+programs   their compiled programs
+slots      a row of examples that is kept full
+record     what is known of each example, on disk
+ensemble   all of it in turn
+result     what comes out
+"""
+
+from rap_jax.evaluation.auto_attack.ensemble import auto_attack
+from rap_jax.evaluation.auto_attack.result import AutoAttackResult, PartResult
+from rap_jax.evaluation.auto_attack.versions import VERSIONS, Version
+
+__all__ = ["VERSIONS", "AutoAttackResult", "PartResult", "Version", "auto_attack"]

@@ -1,0 +1,326 @@
+"""AutoAttack: several attacks in turn, each on what the ones before it have left.
+
+Croce and Hein, 2020, https://arxiv.org/abs/2003.01690. What is broken, and by what, does not depend on the order of the
+images, the batch size or the devices, but for rounding: everything random follows from the key, the part, the number of
+the example and the start.
+
+Differs from the official implementation: (1) Examples leave an attack as soon as they are broken, and others take their
+place; theirs goes on to the end of a batch. (2) Every adversarial image is predicted anew when it is found, and its
+norm and range are checked; an image that does not hold is no success. (3) A state on disk can be gone on with. (4) With
+fewer classes than a part needs it is left out, with a finding; theirs warns and fails."""
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from rap_jax._runtime.functions import fingerprint, lift_captured, on_any_batch, own_mesh, trace
+from rap_jax._runtime.mesh import make_mesh
+from rap_jax._runtime.progress import Progress
+from rap_jax.attacks.checks import LogitsFn, in_float32
+from rap_jax.attacks.losses import check_labels
+from rap_jax.config.checks import require, require_choice
+from rap_jax.evaluation.auto_attack.inputs import (
+    check_arrays,
+    check_devices,
+    check_epsilon,
+    check_gradients,
+    check_key,
+    check_network,
+    check_outside_jit,
+    check_state_path,
+    for_this_platform,
+    refuse_logits,
+)
+from rap_jax.evaluation.auto_attack.programs import Judged, Programs
+from rap_jax.evaluation.auto_attack.record import Record, Saved, load, save
+from rap_jax.evaluation.auto_attack.result import AutoAttackResult, PartResult, names_of_parts
+from rap_jax.evaluation.auto_attack.slots import Found, Slots, even_slots
+from rap_jax.evaluation.auto_attack.versions import VERSIONS, Part, Version, check_parts, parts_of, stream_of
+from rap_jax.evaluation.diagnostics import check_alone, check_left_out, check_square, diagnose
+
+_SECONDS_BETWEEN_SAVES = 30.0
+# On a CPU the parts that a device works on at a time are no larger than 32 images; accelerators want more at once.
+_SLOTS_PER_CPU, _SLOTS_PER_ACCELERATOR = 64, 512
+
+
+def auto_attack(
+    logits_fn: LogitsFn,
+    images: np.ndarray | jax.Array,
+    labels: np.ndarray | jax.Array,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    version: Version = "standard",
+    key: jax.Array,
+    parts: Sequence[Part] | None = None,
+    batch_size: int = 0,
+    state_path: str | Path | None = None,
+    devices: list[jax.Device] | None = None,
+    diagnostics: bool = True,
+    on_look: Callable[[], None] = lambda: None,
+) -> AutoAttackResult:
+    """Attacks images with all parts of a version of AutoAttack.
+
+    Args:
+      logits_fn: images [N, H, W, C] in [0, 1] -> logits [N, K], a pure function with the network in evaluation mode;
+        with `version="rand"` (images, key) -> logits.
+      images: float in [0, 1], [N, H, W, C].
+      labels: int [N], 0 to K - 1.
+      epsilon: radius in input units (8/255, not 8), one number of any kind.
+      norm: `linf` or `l2`.
+      version: `standard`, `plus` or `rand`.
+      key: typed PRNG key.
+      parts: other attacks than those of the version, in this order, each with a name of its own, and with this
+        epsilon and norm. With `rand` they have `num_samples` of 1 or more.
+      batch_size: examples that are attacked at a time, over all devices; 0 chooses. It changes nothing but rounding. A
+        network that takes batches of this size only is called with no others.
+      state_path: file in which the progress is kept; a call that was killed goes on from there.
+      devices: those to run on; None for all. A network that places itself (sharding constraints, `shard_map`, a mesh
+        that is set) runs on the devices of its mesh instead, and its captured arrays stay where they are.
+      diagnostics: look for signs that the result cannot be trusted, see `rap_jax.evaluation.diagnostics`; each is also logged as a
+        warning. Whether a randomised network mixes its batch is always looked at, and nothing else of it.
+      on_look: called many times a minute, between two programs; it may raise to stop, the progress is saved then.
+
+    Raises:
+      ValueError: arrays or settings that cannot be, a state of another evaluation, logits that are NaN, or an attack
+        that left ball or box.
+    """
+    check_outside_jit(images=images, labels=labels, epsilon=epsilon, key=key)
+    images, labels = check_arrays(images, labels)
+    epsilon = check_epsilon(norm, epsilon, images[0].size)
+    check_key(key)
+    path = check_state_path(state_path)
+    require_choice("version", version, VERSIONS)
+    given = None if parts is None else check_parts(parts, epsilon=epsilon, norm=norm, version=version)
+    draw = (key,) if version == "rand" else ()
+    network = _open_network(logits_fn, images, batch_size, make_mesh(check_devices(devices)), draw)
+    logits_fn, num_classes = network.logits_fn, network.num_classes
+    labels = np.asarray(check_labels(labels, num_classes=num_classes), np.int32)
+    chosen = given or parts_of(version, epsilon=epsilon, norm=norm, num_classes=num_classes)
+    check_gradients(network.no_gradient, chosen, logits_fn, network.batch)
+    programs = network.programs(epsilon, norm)
+    with for_this_platform():
+        clean = _judge_all(programs, key, images, images, labels, network.num_slots)
+    refuse_logits(logits_fn, images, ~clean.sound, *draw)
+    identity = _identity(images, labels, chosen, epsilon, norm, version, key)
+    if path is not None:
+        identity["program and weights of the network"] = fingerprint(logits_fn, images.shape[1:], *draw)
+    title = "AutoAttack " if given is None else ""
+    run = _Run(programs, chosen, images, labels, key, network.num_slots, path, identity, title, on_look)
+    findings = check_left_out(version, num_classes) if given is None else []
+    if version == "rand":
+        findings += check_alone(logits_fn, images)
+    elif diagnostics:
+        findings += diagnose(logits_fn, images, labels, epsilon=epsilon, norm=norm, key=key).findings
+    record, results = run.go_on(_begin(path, images, clean, identity))
+    findings += check_square({part.name: part.robust_accuracy for part in results}, len(images))
+    for finding in findings:
+        logging.warning("%s: %s", finding.name, finding.text)
+    return AutoAttackResult(
+        version=version,
+        norm=norm,
+        epsilon=epsilon,
+        parts=results,
+        broken_by=names_of_parts(record.broken_by, tuple(part.name for part in chosen)),
+        adversarial=record.adversarial,
+        size=record.size,
+        margin=record.margin,
+        clean_margin=record.clean_margin,
+        findings=tuple(findings),
+    )
+
+
+class _Network(NamedTuple):
+    """A network as it is attacked.
+
+    Attributes:
+      logits_fn: images [N, H, W, C] -> float32 logits [N, K], for any N; of a randomised network (images, key).
+      draw: the key of a randomised network, else nothing.
+      num_classes: K.
+      batch: of images, as a device has them.
+      no_gradient: why it has none; empty if it has one.
+      mesh: the devices; its own, if it places itself.
+      places_itself: whether it does.
+      num_slots: images at a time, over all devices.
+    """
+
+    logits_fn: LogitsFn
+    draw: tuple[jax.Array, ...]
+    num_classes: int
+    batch: jax.ShapeDtypeStruct
+    no_gradient: str
+    mesh: jax.sharding.Mesh
+    places_itself: bool
+    num_slots: int
+
+    def programs(self, epsilon: float, norm: str) -> Programs:
+        """Its programs for a threat model."""
+        return Programs(
+            *lift_captured(self.logits_fn, self.batch, *self.draw),
+            self.mesh,
+            epsilon=epsilon,
+            norm=norm,
+            randomized=bool(self.draw),
+            places_itself=self.places_itself,
+        )
+
+
+def _open_network(
+    logits_fn: LogitsFn, images: np.ndarray, batch_size: int, mesh: jax.sharding.Mesh, draw: tuple[jax.Array, ...]
+) -> _Network:
+    """Traces the function of a user; a `ValueError` for what cannot be attacked."""
+    check_network(logits_fn)
+    num_slots = _num_slots(batch_size, len(images), mesh)
+    batch = jax.ShapeDtypeStruct((num_slots // mesh.size, *images.shape[1:]), np.float32)
+    sizes = _sizes(batch_size, num_slots, mesh.size)
+    logits_fn, num_classes = on_any_batch(in_float32(logits_fn), batch.shape[1:], sizes, *draw)
+    require(num_classes >= 2, "number of logits", num_classes, "2 or more: one logit z becomes [0, z]")
+    traced = trace(logits_fn, batch, *draw)
+    own = own_mesh(traced.jaxpr)
+    if own is not None:
+        mesh, num_slots = own, _num_slots(batch_size, len(images), own)
+    return _Network(logits_fn, draw, num_classes, batch, traced.no_gradient, mesh, own is not None, num_slots)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One evaluation, from a record to the last part."""
+
+    programs: Programs
+    parts: tuple[Part, ...]
+    images: np.ndarray
+    labels: np.ndarray
+    key: jax.Array
+    num_slots: int
+    path: Path | None
+    identity: dict[str, Any]
+    title: str
+    on_look: Callable[[], None]
+
+    def go_on(self, saved: Saved) -> tuple[Record, tuple[PartResult, ...]]:
+        """Runs what is missing."""
+        record, seconds = saved.record, dict(saved.seconds)
+        for number, part in enumerate(self.parts, start=1):
+            if number < saved.part:
+                continue
+            if number > saved.part:
+                record.survived[:] = 0
+            self._run_part(number, part, record, seconds)
+        return record, self._results(record, seconds)
+
+    def _run_part(self, number: int, part: Part, record: Record, seconds: dict[str, float]) -> None:
+        before, began = seconds.get(part.name, 0.0), time.monotonic()
+        attack, examples = part.attack, record.robust
+        label = f"{self.title}{part.name}"
+        num_tasks = len(examples) * attack.num_starts - int(record.survived[examples].sum())
+        num_slots = even_slots(len(examples), num_tasks, self.num_slots, self.programs.num_devices)
+        last_save = began
+
+        def store() -> None:
+            nonlocal last_save
+            last_save = time.monotonic()
+            seconds[part.name] = before + last_save - began
+            if self.path is not None:
+                save(self.path, Saved(record, number, seconds), self.identity)
+
+        with Progress(label, len(examples) * attack.num_starts, unit="attack") as progress:
+
+            def tell(found: Found) -> None:
+                record.add(found, number)
+                robust = record.robust
+                left = len(robust) * attack.num_starts - int(record.survived[robust].sum())
+                done = len(examples) * attack.num_starts - left
+                progress.update(done, f"robust {len(robust) / len(self.images):.2%}")
+                if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
+                    store()
+                self.on_look()
+
+            slots = Slots(
+                self.programs.of_attack(attack, jax.random.fold_in(self.key, stream_of(part.name))),
+                self.images,
+                self.labels,
+                num_slots=num_slots,
+                num_steps=attack.num_steps,
+                num_starts=attack.num_starts,
+            )
+            try:
+                slots.run(examples, record.survived[examples], tell)
+            finally:
+                store()
+
+    def _results(self, record: Record, seconds: dict[str, float]) -> tuple[PartResult, ...]:
+        left, results = int((record.broken_by != 0).sum()), list[PartResult]()
+        for number, part in enumerate(self.parts, start=1):
+            broken = int((record.broken_by == number).sum())
+            left, attacked = left - broken, left
+            share = left / len(self.images)
+            results.append(PartResult(part.name, attacked, broken, share, seconds.get(part.name, 0.0)))
+        return tuple(results)
+
+
+def _begin(path: Path | None, images: np.ndarray, clean: Judged, identity: dict[str, Any]) -> Saved:
+    if path is not None and path.exists():
+        return load(path, images, clean.margin, identity)
+    return Saved(Record.begin(images, clean.wrong, clean.margin), 1, {})
+
+
+def _judge_all(
+    programs: Programs, key: jax.Array, images: np.ndarray, others: np.ndarray, labels: np.ndarray, num_slots: int
+) -> Judged:
+    """Predicts all `others`, a batch at a time; the gaps of the last one repeat its last image."""
+    numbers = np.arange(math.ceil(len(images) / num_slots) * num_slots).clip(max=len(images) - 1)
+    batches = [
+        programs.judge(key, (images[batch], others[batch], labels[batch], batch))
+        for batch in numbers.astype(np.int32).reshape(-1, num_slots)
+    ]
+    return Judged(*(np.concatenate(leaves)[: len(images)] for leaves in zip(*batches, strict=True)))
+
+
+def _num_slots(batch_size: int, num_images: int, mesh: jax.sharding.Mesh) -> int:
+    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool) and batch_size >= 0
+    require(whole, "batch_size", batch_size, "0, which chooses, or 1 or more images")
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    wanted = batch_size or mesh.size * (_SLOTS_PER_CPU if on_cpu else _SLOTS_PER_ACCELERATOR)
+    return math.ceil(min(wanted, num_images) / mesh.size) * mesh.size
+
+
+def _sizes(batch_size: int, num_slots: int, num_devices: int) -> list[int]:
+    """Of batches that a network may want: what it is called with, or all at a time, for any split over devices."""
+    sizes = (
+        num_slots // num_devices,
+        num_slots,
+        batch_size,
+        math.ceil(num_slots / jax.device_count()) * jax.device_count(),
+    )
+    return [size for size in dict.fromkeys(sizes) if size]
+
+
+def _identity(
+    images: np.ndarray,
+    labels: np.ndarray,
+    parts: tuple[Part, ...],
+    epsilon: float,
+    norm: str,
+    version: str,
+    key: jax.Array,
+) -> dict[str, Any]:
+    """What must be the same for an evaluation to be gone on with."""
+    content = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    return {
+        "version": version,
+        "norm": norm,
+        "epsilon": float(epsilon),
+        "parts": ", ".join(part.name for part in parts),
+        "settings of the parts": hashlib.sha256(repr(parts).encode()).hexdigest()[:12],
+        "key": jax.random.key_data(key).tolist(),
+        "num_images": len(images),
+        "images and labels": content,
+    }

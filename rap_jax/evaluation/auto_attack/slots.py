@@ -1,0 +1,147 @@
+"""Runs one attack on many examples through a row of slots that is kept full.
+
+Every (example, start) is a task. A broken example is done; one that has survived a start waits for its next."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rap_jax._runtime.mesh import MOST_IMAGES
+from rap_jax.evaluation.auto_attack.programs import AttackPrograms, Examples, Judged
+
+
+class Found(NamedTuple):
+    """What a look at the slots has shown.
+
+    Attributes:
+      broken: numbers of examples that have just been broken, int32 [B].
+      adversarial: their images, [B, ...].
+      margin, size: of these, [B].
+      survived: numbers of examples that have survived one more start, int32 [S].
+    """
+
+    broken: np.ndarray
+    adversarial: np.ndarray
+    margin: np.ndarray
+    size: np.ndarray
+    survived: np.ndarray
+
+
+class Slots:
+    """A row of slots for one attack.
+
+    Args:
+      programs: of the attack.
+      images, labels: the whole data set, [N, ...] and int32 [N].
+      num_slots: a multiple of the devices.
+      num_steps, num_starts: of the attack.
+    """
+
+    def __init__(
+        self,
+        programs: AttackPrograms,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        num_slots: int,
+        num_steps: int,
+        num_starts: int,
+    ):
+        self._programs, self._images, self._labels = programs, images, labels
+        self._num_steps, self._num_starts = num_steps, num_starts
+        self._example = np.full(num_slots, -1, np.int32)  # -1: empty
+        self._start, self._left = np.zeros(num_slots, np.int32), np.zeros(num_slots, np.int64)
+        self._state: Any = None
+
+    def run(self, examples: np.ndarray, survived: np.ndarray, tell: Callable[[Found], None]) -> None:
+        """Attacks until each example is broken or has survived every start.
+
+        Args:
+          examples: numbers, int32 [M].
+          survived: how many starts each has survived already, int [M].
+          tell: called after every look.
+
+        Raises:
+          ValueError: an adversarial image is outside ball or box, or its logits are NaN; or an attack has met a NaN
+            and found nothing.
+        """
+        waiting = deque(pair for pair in zip(examples, survived, strict=True) if pair[1] < self._num_starts)
+        while waiting or (self._example >= 0).any():
+            self._fill(waiting)
+            self._state, judged = self._programs.advance(self._state, self._numbers)
+            self._left -= self._programs.steps
+            tell(self._clear(judged, waiting))
+
+    @property
+    def _numbers(self) -> np.ndarray:
+        """Of the examples in the slots, int32 [S]; an empty one holds any."""
+        return np.maximum(self._example, 0)
+
+    def _fill(self, waiting: deque[tuple[int, int]]) -> None:
+        """Puts tasks into empty slots, a quarter of the row at a time: a start costs as much as a step of all slots."""
+        empty = np.flatnonzero(self._example < 0)
+        if not waiting or len(empty) < min(len(waiting), max(1, len(self._example) // 4)):
+            return
+        taken = empty[: len(waiting)]
+        for slot in taken:
+            self._example[slot], self._start[slot] = waiting.popleft()
+        self._left[taken] = self._num_steps
+        numbers = self._numbers
+        examples = Examples(self._images[numbers], self._labels[numbers], numbers, self._start)
+        self._state = self._programs.fill(self._state, examples, np.isin(np.arange(len(numbers)), taken))
+
+    def _clear(self, judged: Judged, waiting: deque[tuple[int, int]]) -> Found:
+        """Empties the slots that are done."""
+        active = self._example >= 0
+        broken = active & judged.wrong
+        survived = active & ~broken & (self._left <= 0)
+        if (broken & ~judged.sound).any():
+            raise _unsound(np.asarray(self._state.adversarial)[broken & ~judged.sound])
+        if (survived & judged.lost).any():
+            raise _lost(int((survived & judged.lost).sum()))
+        images = np.asarray(self._state.adversarial)[broken] if broken.any() else self._images[:0]
+        found = Found(
+            self._example[broken], images, judged.margin[broken], judged.size[broken], self._example[survived]
+        )
+        further = zip(self._example[survived], self._start[survived] + 1, strict=True)
+        waiting.extend(pair for pair in further if pair[1] < self._num_starts)
+        self._example[broken | survived] = -1
+        return found
+
+
+def even_slots(num_examples: int, num_tasks: int, most: int, num_devices: int) -> int:
+    """How many slots go through so many tasks of equal length with the fewest of them empty in the end.
+
+    Args:
+      num_examples: each of which is in one slot at most.
+      num_tasks: starts of all of them.
+      most: slots, a multiple of the devices.
+      num_devices: among which they are split, and on each into parts of equal size (`rap_jax._runtime.mesh`).
+    """
+    rounds = max(1, math.ceil(num_tasks / min(most, max(1, num_examples))))
+    on_device = max(1, math.ceil(num_tasks / (rounds * num_devices)))
+    num_parts = math.ceil(on_device / MOST_IMAGES)
+    return min(most, num_devices * num_parts * math.ceil(on_device / num_parts))
+
+
+def _unsound(images: np.ndarray) -> ValueError:
+    if not np.isfinite(images).all():
+        return ValueError(
+            f"{len(images)} adversarial images are NaN: the gradient of the network is NaN or infinite somewhere, and "
+            f"its logits are not. Usual causes are sqrt, log or a division at 0; expected a finite gradient everywhere."
+        )
+    return ValueError(
+        f"{len(images)} adversarial images get logits that are NaN or infinite, or are outside ball or box; expected "
+        f"none. The weights may be far too large, or the attack is at fault."
+    )
+
+
+def _lost(number: int) -> ValueError:
+    return ValueError(
+        f"{number} images have survived an attack that met logits or gradients that are NaN, so they are not known to "
+        f"be robust; expected finite ones at every image in [0, 1]. Usual causes are sqrt, log or a division at 0, and "
+        f"numbers that overflow."
+    )

@@ -1,0 +1,367 @@
+"""The attacks of an evaluation and its diagnostics, each with a file of its progress.
+
+A call that was killed goes on from there: inside PGD and AutoAttack, between two networks that images come from.
+
+Transferred images are made by PGD on one network and predicted by another (Ye et al., 2019, Table 6). Where they break
+examples that withstood attacks on the network itself, its gradients are masked. What counts in the end is the worst
+case over all attacks, for each example.
+"""
+
+import dataclasses
+import io
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rap_jax._runtime.integrity import unreadable, write_atomically
+from rap_jax._runtime.interrupt import Interrupt
+from rap_jax._runtime.progress import Progress
+from rap_jax._runtime.text import PGD_ANY_STEP
+from rap_jax.attacks.stepwise_pgd import Pgd
+from rap_jax.config import AttackConfig
+from rap_jax.config.evaluation import EvaluationConfig
+from rap_jax.evaluation.accuracy import wilson_interval
+from rap_jax.evaluation.auto_attack import AutoAttackResult, Version, auto_attack
+from rap_jax.evaluation.auto_attack.programs import AttackPrograms, Examples
+from rap_jax.evaluation.auto_attack.versions import Part
+from rap_jax.evaluation.diagnostics import MOST_IMAGES, Finding, diagnose
+from rap_jax.evaluation.network import AttackedNetwork
+from rap_jax.evaluation.predictions import Predictions, Predictor, Sample
+from rap_jax.runs.folder import RunFolder
+
+
+class Transferred(NamedTuple):
+    """What the images of one source did.
+
+    Attributes:
+      broken: the other network misclassifies the image of some restart, bool [N].
+      adversarial: that image, of the first such restart; the clean one where there is none, float32 [N, H, W, C].
+      source_right: the source is right on the clean image, bool [N].
+      source_robust: and on those of all restarts: what PGD leaves of the network that it attacks, bool [N].
+    """
+
+    broken: np.ndarray
+    adversarial: np.ndarray
+    source_right: np.ndarray
+    source_robust: np.ndarray
+
+
+def transfer(
+    source: Predictor,
+    target: Predictor,
+    attack: AttackConfig,
+    key: jax.Array,
+    on_restart: Callable[[int], None] = lambda done: None,
+) -> Transferred:
+    """Attacks every image of the sample on `source` and shows what comes out to `target`.
+
+    It is the last step of each restart that is shown, whether or not it breaks the source.
+
+    Args:
+      source, target: networks on the same sample.
+      attack: PGD on the cross-entropy; every restart counts.
+      key: typed PRNG key.
+      on_restart: called with the number of restarts done after each of them.
+    """
+    one_start = Pgd(attack.epsilon, attack.step_size, attack.norm, num_steps=attack.num_steps)
+    programs = source.programs.of_attack(one_start, key)
+    images = target.sample.images
+    source_right = ~source.predict(images).wrong
+    found = Transferred(np.zeros(len(images), bool), images.copy(), source_right, source_right.copy())
+    for restart in range(attack.num_restarts):
+        perturbed = _perturb(source, programs, attack.num_steps, restart)
+        new = target.predict(perturbed).wrong & ~found.broken
+        found.adversarial[new] = perturbed[new]
+        found.broken[new] = True
+        found.source_robust[source.predict(perturbed).wrong] = False
+        on_restart(restart + 1)
+    return found
+
+
+def _perturb(source: Predictor, programs: AttackPrograms, num_steps: int, restart: int) -> np.ndarray:
+    """Where PGD on the source ends, for all images."""
+    sample, parts = source.sample, []
+    for numbers, count in source.batches():
+        restarts = np.full_like(numbers, restart)
+        examples = Examples(sample.images[numbers], sample.labels[numbers], numbers, restarts)
+        state = programs.fill(None, examples, np.ones(len(numbers), bool))
+        for _ in range(num_steps // programs.steps):
+            state, _ = programs.advance(state, numbers)
+            source.on_batch()
+        parts.append(np.asarray(state.current)[:count])
+    return np.concatenate(parts)
+
+
+def save(path: Path, found: Transferred, seconds: float) -> None:
+    """Writes it, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, seconds=seconds, **found._asdict())
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path) -> tuple[Transferred, float]:
+    """Reads what `save` wrote, with the seconds.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:  # numpy leaves a damaged file open
+            return Transferred(*(found[name] for name in Transferred._fields)), float(found["seconds"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise unreadable(path, error, "delete it to have it made again") from error
+
+
+CLEAN = "clean"
+
+
+class Attack(NamedTuple):
+    """What one attack has left.
+
+    Attributes:
+      name: `PGD, any step`, `AutoAttack standard`, `transfer from NAME`.
+      broken_by: name of the part that broke the example; empty where none did, str [N].
+      adversarial: the image by which it did, float32 [N, H, W, C].
+      about: settings, parts and time, for results.json.
+      findings: what it gives away.
+    """
+
+    name: str
+    broken_by: np.ndarray
+    adversarial: np.ndarray
+    about: dict[str, Any]
+    findings: tuple[Finding, ...] = ()
+
+    def claimed(self, clean: Predictions) -> np.ndarray:
+        """Which examples it says that it broke, bool [N]."""
+        return ~np.isin(self.broken_by, ("", CLEAN)) & ~clean.wrong
+
+
+class WorstCase(NamedTuple):
+    """Arrays [N], of all attacks together.
+
+    Attributes:
+      broken_by: name of the first part that broke the example; `clean` where no attack was needed; empty where it is
+        robust.
+      adversarial: by which image; the clean one where no attack broke it.
+      predictions: of these images.
+    """
+
+    broken_by: np.ndarray
+    adversarial: np.ndarray
+    predictions: Predictions
+
+    @classmethod
+    def begin(cls, images: np.ndarray, clean: Predictions) -> Self:
+        """Before any attack."""
+        return cls(np.where(clean.wrong, CLEAN, ""), images, clean)
+
+    @property
+    def robust(self) -> np.ndarray:
+        """Whether nothing broke the example, bool [N]."""
+        return self.broken_by == ""
+
+    def with_attack(self, attack: Attack, broken: np.ndarray, again: Predictions) -> Self:
+        """Takes in the examples that an attack broke and those before it did not; `again` are its predictions."""
+        new = broken & self.robust
+        pairs = zip(again, self.predictions, strict=True)
+        return self._replace(
+            broken_by=np.where(new, attack.broken_by, self.broken_by),
+            adversarial=np.where(new[:, None, None, None], attack.adversarial, self.adversarial),
+            predictions=Predictions(*(np.where(new, now, before) for now, before in pairs)),
+        )
+
+    def to_npz(self, labels: np.ndarray, clean: Predictions) -> bytes:
+        """All that is known of each example, as the bytes of a .npz file."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            index=np.arange(len(labels), dtype=np.int32),
+            label=labels,
+            clean_prediction=clean.predicted,
+            clean_margin=clean.margin,
+            broken_by=self.broken_by,
+            prediction=self.predictions.predicted,
+            margin=self.predictions.margin,
+            size=self.predictions.size,
+            adversarial=self.adversarial.astype(np.float32),
+        )
+        return buffer.getvalue()
+
+    def sizes(self) -> dict[str, float] | None:
+        """Norms of the perturbations that broke an example: least, median, largest; None if there is none."""
+        found = self.predictions.size[~np.isin(self.broken_by, ("", CLEAN))]
+        if not found.size:
+            return None
+        return {"least": float(found.min()), "median": float(np.median(found)), "largest": float(found.max())}
+
+
+def accuracy_of(right: np.ndarray, kind: str = "robust") -> dict[str, Any]:
+    """Share, 95% Wilson interval and counts of what is `right`, bool [N]; keys as in results.json of a run."""
+    count, total = int(right.sum()), len(right)
+    return {
+        f"{kind}_accuracy": count / total,
+        f"{kind}_interval": list(wilson_interval(count, total)),
+        f"{kind}_correct": count,
+        "num_examples": total,
+    }
+
+
+Kind = Literal["pgd", "transfer", "auto_attack"]
+Stream = Literal["predictions", "diagnostics", "pgd", "auto_attack", "transfer"]
+_STREAMS: tuple[Stream, ...] = ("predictions", "diagnostics", "pgd", "auto_attack", "transfer")
+PARTS = "parts"
+
+
+class Setup(NamedTuple):
+    """What all of it needs.
+
+    Attributes:
+      network: to be attacked; sources: those that images are made on.
+      batch_size: examples at a time; 0 chooses.
+      parts: in place of those of AutoAttack, or None.
+    """
+
+    network: AttackedNetwork
+    sources: tuple[AttackedNetwork, ...]
+    sample: Sample
+    config: EvaluationConfig
+    mesh: Mesh
+    folder: RunFolder
+    interrupt: Interrupt
+    batch_size: int
+    parts: Sequence[Part] | None
+
+    def key(self, stream: Stream) -> jax.Array:
+        """The key of one stream of random numbers."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), _STREAMS.index(stream))
+
+    def path(self, name: str) -> Path:
+        """The file of a part."""
+        return self.folder.path / PARTS / name
+
+    def on_look(self, where: str) -> Callable[[], None]:
+        """Stops if a signal has come, and says where."""
+        return lambda: self.interrupt.stop_if_requested(where)
+
+    def predictor(self, network: AttackedNetwork, *, randomized: bool = False) -> Predictor:
+        """What `network` says of images of the sample."""
+        return Predictor(
+            network,
+            self.sample,
+            self.config,
+            self.mesh,
+            self.key("predictions"),
+            randomized=randomized,
+            batch_size=self.batch_size,
+            on_batch=self.on_look("between two batches"),
+        )
+
+
+def all_attacks(setup: Setup, predictor: Predictor) -> Iterator[tuple[Kind, Attack]]:
+    """Runs all attacks in turn; `predictor` is that of the network."""
+    config = setup.config
+    if config.pgd is not None and not config.is_randomized:
+        yield "pgd", _pgd(setup, config.pgd)
+    for number in range(len(setup.sources)):
+        yield "transfer", _transfer(setup, number, predictor)
+    if config.auto_attack != "none":
+        yield "auto_attack", _auto_attack(setup, config.auto_attack)
+
+
+def diagnostics(setup: Setup) -> dict[str, Any]:
+    """What `rap_jax.evaluation.diagnostics` says, as JSON."""
+    name = f"{PARTS}/diagnostics.json"
+    found = setup.folder.read_json(name, ("findings", "sweep", "num_images", "seconds"))
+    if found is not None:
+        return found
+    began, look = time.monotonic(), setup.on_look("in the diagnostics")
+    sample, config = setup.sample, setup.config
+    num_images = min(MOST_IMAGES, len(sample.labels))
+    with Progress(f"diagnostics on {num_images} images", 100, unit="percent") as progress:
+
+        def on_radius(done: int, total: int) -> None:
+            progress.update(100 * done // total)
+            look()
+
+        diagnosis = diagnose(
+            setup.network.logits_fn,
+            sample.images,
+            sample.labels,
+            epsilon=config.epsilon,
+            norm=config.norm,
+            key=setup.key("diagnostics"),
+            on_radius=on_radius,
+        )
+    found = {
+        "findings": [finding._asdict() for finding in diagnosis.findings],
+        "sweep": [point._asdict() for point in diagnosis.sweep],
+        "num_images": num_images,
+        "zero_gradients": diagnosis.zero_gradients,
+        "predicted": np.asarray(diagnosis.predicted).tolist(),
+        "seconds": time.monotonic() - began,
+    }
+    setup.folder.write_json(name, found)
+    return found
+
+
+def _pgd(setup: Setup, pgd: AttackConfig) -> Attack:
+    """PGD on each loss, as the parts of an ensemble."""
+    losses = setup.config.pgd_losses
+    attacks = [Pgd(pgd.epsilon, pgd.step_size, pgd.norm, loss, pgd.num_steps, pgd.num_restarts) for loss in losses]
+    parts = [Part(f"pgd-{attack.loss}", attack) for attack in attacks]
+    found = _ensemble(setup, "pgd", "standard", parts)
+    return _as_attack(PGD_ANY_STEP, found, {"attack": dataclasses.asdict(pgd), "losses": list(losses)})
+
+
+def _auto_attack(setup: Setup, version: Version) -> Attack:
+    found = _ensemble(setup, "auto_attack", version, setup.parts)
+    name = f"AutoAttack {version}" if setup.parts is None else "given attacks"
+    return _as_attack(name, found, {"version": version})
+
+
+def _ensemble(
+    setup: Setup, name: Literal["pgd", "auto_attack"], version: Version, parts: Sequence[Part] | None
+) -> AutoAttackResult:
+    return auto_attack(
+        setup.network.logits_fn,
+        setup.sample.images,
+        setup.sample.labels,
+        epsilon=setup.config.epsilon,
+        norm=setup.config.norm,
+        version=version,
+        key=setup.key(name),
+        parts=parts,
+        batch_size=setup.batch_size or setup.network.batch_size * setup.mesh.size,
+        state_path=setup.path(f"{name}.npz"),
+        devices=list(setup.mesh.devices.flat),
+        diagnostics=False,
+        on_look=setup.on_look("in PGD" if name == "pgd" else "in AutoAttack"),
+    )
+
+
+def _as_attack(name: str, found: AutoAttackResult, about: dict[str, Any]) -> Attack:
+    parts = [part._asdict() for part in found.parts]
+    about = about | {"parts": parts, "seconds": sum(part.seconds for part in found.parts)}
+    return Attack(name, found.broken_by, found.adversarial, about, found.findings)
+
+
+def _transfer(setup: Setup, number: int, predictor: Predictor) -> Attack:
+    source, pgd, path = setup.sources[number], setup.config.pgd, setup.path(f"transfer_{number}.npz")
+    assert pgd is not None  # `evaluate_robustness` has refused that
+    name = f"transfer from {source.name}"
+    if not path.exists():
+        began, key = time.monotonic(), jax.random.fold_in(setup.key("transfer"), number)
+        with Progress(name, pgd.num_restarts, unit="restart") as progress:
+            made = transfer(setup.predictor(source), predictor, pgd, key, progress.update)
+        save(path, made, time.monotonic() - began)
+    found, seconds = load(path)
+    of_source = accuracy_of(found.source_right, "natural") | accuracy_of(found.source_robust)
+    about = {"checkpoint": source.about["checkpoint"], "source": of_source, "seconds": seconds}
+    return Attack(name, np.where(found.broken, name, ""), found.adversarial, about)

@@ -1,0 +1,222 @@
+"""The network that is exported, and the metadata of its file.
+
+exported = open_subject("runs/lenet_mnist_mnist_seed0")
+logits = exported.logits_fn(images)
+
+It is that of a finished run, made as small as possible without changing its function. The metadata say what goes in and
+comes out, how robust it is and how it was made: the same nested dict in every format, ready for JSON, all of it
+written by the run, or counted.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+
+from rap_jax import compaction
+from rap_jax._runtime.environment import versions
+from rap_jax._runtime.integrity import digest, read_checked
+from rap_jax.config import ModelConfig
+from rap_jax.models import Model, create_model, num_params
+from rap_jax.models.model import Weights
+from rap_jax.pruning.masks import count_sparsity
+from rap_jax.runs.network import load_network
+
+
+class Subject(NamedTuple):
+    """A network in the form in which it is exported.
+
+    Attributes:
+      name: of the run's folder.
+      config: what it is.
+      model: as pure functions, in the form that every device computes.
+      weights: of that model, numpy arrays.
+      features: layer -> number of outputs, of the layers that have lost some.
+      folded: whether BatchNorm is part of its neighbours.
+      whole: weights of the run's network, with the zeros.
+      results: what results.json of the run holds.
+      folder: of the run.
+    """
+
+    name: str
+    config: ModelConfig
+    model: Model
+    weights: Weights
+    features: Mapping[str, int]
+    folded: bool
+    whole: Weights
+    results: dict[str, Any]
+    folder: Path
+
+    @property
+    def logits_fn(self) -> Callable[[jax.Array], jax.Array]:
+        """Images [N, H, W, C] in [0, 1] -> logits [N, K], in evaluation mode, the weights inside."""
+        return lambda images: self.model.apply(*self.weights, images, False)[0]
+
+
+def open_subject(run_dir: str | Path, *, compact: bool = True, fold: bool = True) -> Subject:
+    """Reads the network of a finished run.
+
+    Args:
+      run_dir: the run's folder.
+      compact: without the outputs that count for nothing.
+      fold: BatchNorm as part of its neighbours.
+
+    Raises:
+      ValueError: the run has not finished, or its files are missing or damaged.
+    """
+    folder = Path(run_dir).expanduser()
+    saved = load_network(folder)
+    config = ModelConfig(*(saved.results["model"][name] for name in ModelConfig.__dataclass_fields__))
+    weights: Weights = jax.device_get(saved.weights)
+    small, features, folded = _smaller(saved.model, weights, compact=compact, fold=fold)
+    return Subject(
+        name=folder.resolve().name,
+        config=config,
+        model=rebuild(config, saved.model.input_shape, saved.model.num_classes, features, folded=folded),
+        weights=small,
+        features=features,
+        folded=folded,
+        whole=weights,
+        results=saved.results,
+        folder=folder,
+    )
+
+
+def rebuild(
+    config: ModelConfig,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    features: Mapping[str, int] = MappingProxyType({}),
+    *,
+    folded: bool = False,
+) -> Model:
+    """The model of a subject, computed by XLA's own operations: right for every device.
+
+    Raises:
+      ValueError: a network that cannot be, see `create_model`.
+    """
+    return create_model(
+        config,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        implementation="xla",
+        features=features,
+        folded=folded,
+    )
+
+
+def _smaller(model: Model, weights: Weights, *, compact: bool, fold: bool) -> tuple[Weights, Mapping[str, int], bool]:
+    """The weights of the smaller network, its features, whether it is folded. The only place that makes it smaller."""
+    params, batch_stats = weights
+    if compact:
+        model, params, batch_stats, _ = compaction.compact(model, params, batch_stats)
+    if fold and batch_stats:
+        model, params, batch_stats, _ = compaction.fold_batch_norm(model, params, batch_stats)
+    return Weights(params, batch_stats), model.features, model.folded
+
+
+SCHEMA = 1
+_MEASURED_ON = (
+    "the network of the run, before outputs that count for nothing were removed and BatchNorm was folded; that "
+    "changes logits by rounding alone"
+)
+_ATTACKS = ("pgd", "auto_attack", "transfer", "combined")
+
+
+def describe(subject: Subject, file_format: str, command: str = "") -> dict[str, Any]:
+    """The metadata of a file.
+
+    Args:
+      subject: the network in it.
+      file_format: one of `files.FORMATS`.
+      command: that wrote it.
+    """
+    return {
+        "schema": SCHEMA,
+        "format": file_format,
+        "name": subject.name,
+        "network": network_of(subject),
+        "input": {
+            "name": "images",
+            "dtype": "float32",
+            "layout": "NHWC",
+            "shape": ["batch", *subject.model.input_shape],
+            "range": [0.0, 1.0],
+            "normalisation": "none before the network: pixel / 255",
+        },
+        "output": {"name": "logits", "shape": ["batch", subject.model.num_classes], "classes": class_names(subject)},
+        "sparsity": {
+            "of_the_run": count_sparsity(subject.whole.params)["overall"],
+            "of_this_file": count_sparsity(subject.weights.params)["overall"],
+        },
+        "accuracy": _accuracy(subject),
+        "training": {
+            key: subject.results.get(key)
+            for key in ("config", "command", "versions", "device", "data", "seed", "start", "seconds")
+        },
+        "exported": {"rap_jax": metadata_version(), "versions": versions(), "command": command},
+    }
+
+
+def network_of(subject: Subject) -> dict[str, Any]:
+    """What `create_model` has to know to make it again, its size, and the digest of its weights."""
+    return {
+        "name": subject.config.name,
+        "width": subject.config.width,
+        "initializer": subject.config.initializer,
+        "input_shape": list(subject.model.input_shape),
+        "num_classes": subject.model.num_classes,
+        "features": dict(subject.features),
+        "folded": subject.folded,
+        "num_params": num_params(subject.weights.params),
+        "num_params_of_the_run": num_params(subject.whole.params),
+        "sha256": digest(subject.weights),
+    }
+
+
+def class_names(subject: Subject) -> list[str]:
+    """One for each logit; their numbers where the data have no names."""
+    names = subject.results["data"].get("class_names") or range(subject.model.num_classes)
+    return [str(name) for name in names]
+
+
+def metadata_version() -> str:
+    """The version of rap_jax."""
+    try:
+        return metadata.version("rap-jax")
+    except metadata.PackageNotFoundError:  # run from its sources without being installed
+        return "not installed"
+
+
+def _accuracy(subject: Subject) -> dict[str, Any]:
+    """The test of the run, and what launch.evaluate has found of it since."""
+    test: Mapping[str, Any] = subject.results.get("test") or {}
+    return {
+        "measured_on": _MEASURED_ON,
+        "clean": test.get("natural_accuracy"),
+        "clean_interval": test.get("natural_interval"),
+        "robust": test.get("robust_accuracy"),
+        "robust_interval": test.get("robust_interval"),
+        "attack": test.get("attack"),
+        "split": "test" if test else None,
+        "num_images": test.get("num_examples"),
+        "evaluation": _evaluation(subject),
+    }
+
+
+def _evaluation(subject: Subject) -> dict[str, Any] | None:
+    """In short what RUN/evaluation/results.json holds, if it is there and of this network."""
+    try:
+        found = read_checked((subject.folder / "evaluation" / "results.json").read_text())
+        same = found["network"].get("sha256") in (None, digest(subject.whole))
+        kept = {key: found.get(key) for key in ("clean", *_ATTACKS)}
+        about = {"attack": found["config"], "findings": found["findings"], "versions": found.get("versions")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # half written or of another version
+        return None
+    return kept | about if same else None

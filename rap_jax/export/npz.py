@@ -1,0 +1,127 @@
+"""A network as an `.npz` file: plain arrays under the names of the layers, nothing but numpy to read them.
+
+    conv1/kernel                                    [height, width, in, out], or [in, out] of a dense layer
+    conv1/bias, conv1/scale, conv1/shift            [out]
+    batch_stats/conv1/mean, batch_stats/conv1/var   [out]
+    metadata                                        one string, JSON
+
+A kernel with many zeros lies in the parts of its form (`sparse_arrays`), `fc1/kernel:values` and `fc1/kernel:mask` for
+instance; `metadata["arrays"]` says which form each array has, and its shape. That makes the file small. It does not
+make the network run faster by itself: read back, it is the same dense network with its zeros.
+
+network = read_npz("network.npz")
+logits, _ = network.model.apply(*network.weights, images, False)"""
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rap_jax._runtime.integrity import named_leaves
+from rap_jax.config import ModelConfig
+from rap_jax.export.exported_network import rebuild
+from rap_jax.export.sparse_arrays import pack, unpack
+from rap_jax.models import Model
+from rap_jax.models.model import Weights
+
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+class NpzNetwork(NamedTuple):
+    """What the file holds.
+
+    Attributes:
+      model: as pure functions.
+      weights: of that model, numpy arrays.
+      metadata: as `metadata.describe` made them.
+    """
+
+    model: Model
+    weights: Weights
+    metadata: dict[str, Any]
+
+
+def npz_bytes(weights: Weights, metadata: Mapping[str, Any]) -> bytes:
+    """The file."""
+    members: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
+    for name, array in _by_name(weights).items():
+        form, parts = pack(np.asarray(array))
+        arrays[name] = {"form": form, "shape": list(np.shape(array))}
+        members |= {f"{name}:{part}" if part else name: content for part, content in parts.items()}
+    members["metadata"] = np.array(json.dumps({**metadata, "arrays": arrays}))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **members)
+    return buffer.getvalue()
+
+
+def read_npz(path: str | Path) -> NpzNetwork:
+    """Reads a file that `launch.export --format=npz` has written. Nothing in it is run.
+
+    Raises:
+      ValueError: there is no such file, it is damaged, or it holds something else.
+    """
+    try:
+        with Path(path).expanduser().open("rb") as file, np.load(file, allow_pickle=False) as members:
+            metadata: dict[str, Any] = json.loads(str(members["metadata"]))
+            arrays = {name: _read(members, name, about) for name, about in metadata["arrays"].items()}
+        model = _model(metadata["network"])
+    except _DAMAGES as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); expected a file of python -m launch.export --format=npz."
+        ) from error
+    return NpzNetwork(model, _in_place(path, model, arrays), metadata)
+
+
+def _by_name(weights: Weights) -> dict[str, np.ndarray]:
+    return {_name(path): leaf for path, leaf in named_leaves(weights)}
+
+
+def _name(path: str) -> str:
+    """params/conv1/kernel -> conv1/kernel; statistics keep their first word, as their layers have the same names."""
+    return path.removeprefix("params/")
+
+
+def _read(members: Mapping[str, np.ndarray], name: str, about: Mapping[str, Any]) -> np.ndarray:
+    found = {member.removeprefix(name).removeprefix(":"): member for member in members if _is_of(member, name)}
+    try:
+        return unpack(about["form"], {part: members[member] for part, member in found.items()}, about["shape"])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _is_of(member: str, name: str) -> bool:
+    return member == name or member.startswith(f"{name}:")
+
+
+def _model(network: Mapping[str, Any]) -> Model:
+    height, width, channels = network["input_shape"]
+    return rebuild(
+        ModelConfig(*(network[name] for name in ModelConfig.__dataclass_fields__)),
+        (height, width, channels),
+        network["num_classes"],
+        network["features"],
+        folded=network["folded"],
+    )
+
+
+def _in_place(path: str | Path, model: Model, arrays: Mapping[str, np.ndarray]) -> Weights:
+    """The arrays as the trees of the model."""
+    expected = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
+    shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in _by_name(expected).items()}
+    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    if shapes != found:
+        wrong = sorted(set(shapes.items()) ^ set(found.items()), key=str)[0]
+        raise ValueError(
+            f"{path} does not hold the weights of its network: {wrong[0]} is missing, surplus or of another shape; "
+            f"export the run again."
+        )
+    by_path = lambda key_path, leaf: arrays[_name(jax.tree_util.keystr(key_path, simple=True, separator="/"))]
+    weights: Weights = jax.tree_util.tree_map_with_path(by_path, expected)
+    return weights

@@ -1,0 +1,154 @@
+"""An ONNX file with 8-bit weights and activations, by onnxruntime's own static quantiser.
+
+The ranges of the activations are those that training images give (calibration); no test image is looked at. Whether the
+robustness of the float network has survived is measured on the file (`onnx_robustness`) and written into it."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rap_jax._runtime.integrity import write_atomically
+from rap_jax.config import AttackConfig, require
+from rap_jax.data import Dataset, Split
+from rap_jax.export.exported_network import Subject, describe
+from rap_jax.export.onnx.file import METADATA_KEY, onnx_model, open_session, seal
+from rap_jax.export.onnx.robustness import measure
+from rap_jax.export.optional import optional_module
+
+_BATCH = 32
+# What onnxruntime's pre-processing would do is done: without the mark it would ask for it on the screen.
+_PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Config:
+    """How a file is quantised, and measured.
+
+    Attributes:
+      num_calibration_images: first training images, by which the ranges are set.
+      num_images: first test images, on which it is measured.
+      num_queries: of Square for each of them; 0 leaves it out.
+      seed: of everything random.
+    """
+
+    num_calibration_images: int = 512
+    num_images: int = 500
+    num_queries: int = 300
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_calibration_images", "num_images"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more images")
+        require(self.num_queries >= 0, "num_queries", self.num_queries, "0 or more queries")
+
+
+def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Path, command: str = "") -> dict[str, Any]:
+    """Writes the quantised network, measured; returns its metadata, with `int8` in them.
+
+    Args:
+      subject: the network.
+      dataset: that of its run.
+      config: how.
+      path: the file.
+      command: that asks for it, for the metadata.
+
+    Raises:
+      ValueError: onnx or onnxruntime is not installed, the network has no ONNX form, or the data are
+        not those of the run.
+    """
+    check_data(subject, dataset)
+    shape = subject.model.input_shape
+    images, labels = _first(dataset.test, config.num_images)
+    calibration, _ = _first(dataset.train, config.num_calibration_images)
+    model = onnx_model(subject.logits_fn, input_shape=shape, num_classes=subject.model.num_classes, metadata={})
+    quantized = quantize(model, calibration)
+    attack = AttackConfig(**subject.results["config"]["report_attack"])
+    measured = measure(
+        open_session(quantized.SerializeToString()).logits_fn,
+        subject.logits_fn,
+        images,
+        labels,
+        attack,
+        num_queries=config.num_queries,
+        seed=config.seed,
+    )
+    about = {"calibrated_on": f"{len(calibration)} training images", "measured": measured | {"split": "test"}}
+    metadata = describe(subject, "onnx", command) | {"int8": about}
+    set_props(quantized, {METADATA_KEY: json.dumps(metadata)})
+    write_atomically(path, seal(quantized.SerializeToString()))
+    return metadata
+
+
+def check_data(subject: Subject, dataset: Dataset) -> None:
+    """Refuses other data than those of the run: what was held out there need not be held out elsewhere.
+
+    Raises:
+      ValueError: they are others.
+    """
+    of_run = subject.results["data"]
+    same = dataset.sha256 == of_run.get("sha256")
+    require(same, "the data", dataset.name, f"those of the run, {of_run['name']} of sha256 {of_run.get('sha256')}")
+
+
+def quantize(model: Any, images: np.ndarray) -> Any:
+    """The quantised `onnx.ModelProto`, with the metadata of the other.
+
+    Args:
+      model: as `onnx_model` makes it.
+      images: training images float32 [N, H, W, C] in [0, 1], by which the ranges are set.
+
+    Raises:
+      ValueError: onnxruntime or onnx is not installed, or there are no images.
+    """
+    if not len(images):
+        raise ValueError("There is no image to calibrate with; expected 1 or more training images.")
+    onnx, quantization = optional_module("onnx"), optional_module("onnxruntime.quantization")
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    prepared = onnx.ModelProto()
+    prepared.CopyFrom(model)
+    set_props(prepared, props | _PREPARED)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        quantization.quantize_static(
+            prepared,
+            path,
+            _reader(quantization, images),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,  # x86 multiplies bytes of which one has no sign
+            weight_type=quantization.QuantType.QInt8,
+            reduce_range=True,  # 7 bits: without VNNI sums of two such products overflow in silence
+        )
+        found = onnx.load(path)
+    set_props(found, props)
+    return found
+
+
+def set_props(model: Any, props: dict[str, str]) -> None:
+    """Replaces the metadata of an `onnx.ModelProto`."""
+    del model.metadata_props[:]
+    optional_module("onnx.helper").set_model_props(model, props)
+
+
+def _first(split: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images float32 in [0, 1] and their labels."""
+    return split.images[:count].astype(np.float32) / np.float32(255), split.labels[:count]
+
+
+def _reader(quantization: Any, images: np.ndarray) -> Any:
+    batches: Iterator[np.ndarray] = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+
+    class Reader(quantization.CalibrationDataReader):
+        """Batches of images, as the quantiser asks for them."""
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            """The next batch, or None after the last."""
+            batch = next(batches, None)
+            return None if batch is None else {"images": batch}
+
+    return Reader()

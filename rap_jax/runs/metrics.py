@@ -1,0 +1,69 @@
+"""metrics.jsonl: one JSON object per line, each with a checksum of its own, appended while training.
+
+A number that was changed on disk is passed over, not drawn. A file of an earlier version, in which no line has a
+checksum, is believed where its lines hold what a line of their kind holds."""
+
+
+import json
+import zlib
+from collections.abc import Iterator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from absl import logging
+from rap_jax.config import STAGES
+
+
+Line = dict[str, Any]
+
+_CHECKSUM = "crc32"
+_NUMBERS = {
+    "train": ("loss", "accuracy"),
+    "validation": ("natural_accuracy", "robust_accuracy"),
+    "admm": ("distance", "primal_residual", "dual_residual", "rho"),
+}
+
+
+def as_text(line: Mapping[str, Any]) -> str:
+    """A line of the file, with its end."""
+    return json.dumps({**line, _CHECKSUM: _checksum(line)}) + "\n"
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of a file as they were written, in its order and without their checksums.
+
+    What a kill cut short or a disk changed is passed over with a warning.
+    """
+    skipped = 0
+    texts = path.read_text(errors="replace").splitlines()
+    checked = any(f'"{_CHECKSUM}": ' in text for text in texts)
+    for text in texts:
+        try:
+            yield _read_line(text, checked)
+        except ValueError:
+            skipped += 1
+    if skipped:
+        logging.warning("%s: %d lines that cannot be read were skipped.", path, skipped)
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The lines in the order of their steps. Of a step that a resumed run repeated the last line counts."""
+    lines = {(line["kind"], line["stage"], line["step"], line.get("layer")): line for line in read_lines(path)}
+    return sorted(lines.values(), key=lambda line: line["step"])
+
+
+def _read_line(text: str, checked: bool) -> Line:
+    line = json.loads(text)
+    if not isinstance(line, dict) or line.pop(_CHECKSUM, None) != (_checksum(line) if checked else None):
+        raise ValueError("no object, or not as it was written")
+    kind, stage, layer = (line.get(name) for name in ("kind", "stage", "layer"))
+    if kind not in tuple(_NUMBERS) or stage not in STAGES or (kind == "admm" and not isinstance(layer, str)):
+        raise ValueError("expected a kind, a stage, and the layer in a line of ADMM")
+    numbers = ("step", "epoch", *_NUMBERS[kind])
+    if not all(isinstance(line.get(name), int | float) for name in numbers):
+        raise ValueError(f"expected numbers for {', '.join(numbers)}")
+    return line
+
+
+def _checksum(line: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(line, sort_keys=True).encode()):08x}"
