@@ -2,8 +2,8 @@
 
     python -m benchmarks.step_worker ROW CACHE_FOLDER
 
-It does what a run of `launch.main` does: the devices that the command chooses, the step of `rap_jax.training.sharded_step`, and one
-step in flight.
+It does what a run of `launch.main` does: the devices that the command chooses, the step of
+`rap_jax.training.sharded_step`, and one step in flight.
 """
 
 import sys

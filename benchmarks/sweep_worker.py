@@ -69,7 +69,7 @@ class SweepWorker:
 
 
 def step_of_all(parts: StepParts, mesh: Mesh) -> TrainStep:
-    """The step of `rap_jax.training.sharded_step` for stacked states, one program in which no device waits for another."""
+    """`rap_jax.training.sharded_step` for stacked states: one program in which no device waits for another."""
 
     def one(
         state: TrainState, split: DeviceSplit, indices: jax.Array, keys: StepKeys, dual_step: jax.Array

@@ -22,7 +22,7 @@ from launch import flags as training_flags
 from launch.evaluate_flags import GROUPS, data_for, evaluation_from_flags, help_text, without_training
 from launch.flagfiles import expand_flagfiles
 from rap_jax.config import DataConfig
-from rap_jax.evaluation import suite as attacks
+from rap_jax.evaluation import suite
 from rap_jax.evaluation.auto_attack import AutoAttackResult, auto_attack
 from rap_jax.evaluation.network import open_network
 
@@ -50,7 +50,7 @@ def tiny_data_and_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
         parts = [part._replace(attack=dataclasses.replace(part.attack, **radius)) for part in PARTS]
         return auto_attack(*given, **settings | {"parts": settings["parts"] or parts})
 
-    monkeypatch.setattr(attacks, "auto_attack", short)
+    monkeypatch.setattr(suite, "auto_attack", short)
 
 
 def command(*arguments: str) -> None:

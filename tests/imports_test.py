@@ -6,63 +6,35 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# A module may import modules of its own level or of a level before it.
-LEVELS = [
-    {"config"},
-    {"arrays"},
-    {
-        "projections",
-        "attacks",
-        "losses",
-        "keys",
-        "folder",
-        "metrics",
-        "progress",
-        "interrupt",
-        "digest",
-        "checksums",
-        "checked_json",
-        "difference",
-        "unreadable",
-        "wording",
-        "devices",
-        "processes",
-        "parts",
-        "captured",
-        "traced",
-        "batch_sizes",
-        "fingerprint",
-        "environment",
-        "interval",
-        "picture",
-    },
-    {"specs", "admm", "masking", "layers", "ownership", "compaction"},
-    {"sparsity", "optimizer", "state", "checkpoint", "data", "models"},
-    {"batch", "saved_network", "shards", "input", "length", "free", "step", "survivors", "verdict", "cut", "cost"},
-    {"train", "evaluate", "start", "diagnostics", "stage_optimizer"},
-    {"auto_attack"},
-    {"stage", "small_stage", "plots", "report", "describe", "judge"},
-    {"pipeline", "forecast", "robustness", "export", "reproduce"},
-]
-LIBRARY = {  # usable with any JAX model: nothing of this package but each other
-    "arrays": set(),
-    "attacks": {"arrays", "attacks", "losses"},
-    "projections": {"arrays"},
-    "layers": set(),
-    "losses": {"arrays"},
-    "admm": {"arrays", "layers"},
-    "masking": {"layers", "projections"},
+# Package -> packages that it may import, all of them in rows above its own.
+ALLOWED: dict[str, str] = {
+    "config": "",
+    "_runtime": "config",
+    "attacks": "_runtime",
+    "models": "_runtime config",
+    "pruning": "_runtime config",
+    "compaction": "_runtime models pruning",
+    "data": "_runtime config",
+    "runs": "_runtime config models",
+    "evaluation": "_runtime attacks compaction config data models runs",
+    "reproduce": "_runtime attacks compaction config evaluation models pruning runs training",
+    "export": "_runtime attacks compaction config data evaluation models pruning runs",
+    "training": "_runtime attacks compaction config data evaluation models pruning runs",
+}
+# Usable with any JAX model: nothing of this package but each other.
+LIBRARY = {
+    "_runtime.arrays": (),
+    "attacks": ("attacks", "_runtime.arrays", "_runtime.functions"),
+    "pruning.projections": ("_runtime.arrays",),
+    "pruning.layers": (),
+    "pruning.admm": ("_runtime.arrays", "pruning.layers"),
 }
 
 
-def modules() -> dict[str, list[Path]]:
-    """Every module or sub-package of rap_jax with its files."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted((ROOT / "rap_jax").rglob("*.py")):
-        name = path.relative_to(ROOT / "rap_jax").parts[0].removesuffix(".py")
-        if name != "__init__":
-            found.setdefault(name, []).append(path)
-    return found
+def files(name: str) -> list[Path]:
+    """The files of a package or module of rap_jax."""
+    place = ROOT / "rap_jax" / name.replace(".", "/")
+    return sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
 
 
 def imported(path: Path) -> set[str]:
@@ -78,47 +50,67 @@ def imported(path: Path) -> set[str]:
 
 
 def own(names: set[str]) -> set[str]:
-    """Modules of rap_jax among the names."""
-    return {name.split(".")[1] for name in names if name.startswith("rap_jax.")}
+    """Those of rap_jax among the names, without its name."""
+    return {name.removeprefix("rap_jax.") for name in names if name.startswith("rap_jax.")}
 
 
-def test_every_module_has_a_level() -> None:
-    assert set(modules()) == set().union(*LEVELS)
+def test_at_the_top_lie_packages_alone() -> None:
+    found = {path.name for path in (ROOT / "rap_jax").iterdir() if path.name not in ("__pycache__", "py.typed")}
+    assert found == {*ALLOWED, "__init__.py"}
+    assert len(ALLOWED) <= 12
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_point_back(name: str) -> None:
-    level = next(number for number, names in enumerate(LEVELS) if name in names)
-    allowed = set().union(*LEVELS[: level + 1])
-    for path in modules()[name]:
-        assert own(imported(path)) <= allowed, path
-        assert not {n for n in imported(path) if n.split(".")[0] in ("launch", "tests", "benchmarks")}, path
+def test_the_table_points_up() -> None:
+    above: set[str] = set()
+    for package, allowed in ALLOWED.items():
+        if package != "reproduce":
+            assert set(allowed.split()) <= above, package
+        above.add(package)
+    assert sum(len(allowed.split()) for allowed in ALLOWED.values()) <= 55
 
 
-@pytest.mark.parametrize("name", sorted(LIBRARY))
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_what_the_table_allows(package: str) -> None:
+    found = {name.split(".")[0] for path in files(package) for name in own(imported(path))} - {package}
+    assert found == set(ALLOWED[package].split())
+
+
+@pytest.mark.parametrize("name", LIBRARY)
 def test_the_library_stands_alone(name: str) -> None:
-    for path in modules()[name]:
-        assert own(imported(path)) <= LIBRARY[name], path
+    for path in files(name):
+        assert not {n for n in own(imported(path)) if not n.startswith(LIBRARY[name])}, path
 
 
-def test_no_circles() -> None:
-    graph = {name: set().union(*(own(imported(path)) for path in paths)) - {name} for name, paths in modules().items()}
+def test_no_circles_between_modules() -> None:
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "rap_jax").rglob("*.py")
+    }
+    graph = {
+        name: {n.rsplit(".", 1)[0] for n in imported(path) if n.rsplit(".", 1)[0] in modules}
+        | (imported(path) & set(modules))
+        for name, path in modules.items()
+    }
 
-    def visit(name: str, above: tuple[str, ...]) -> None:
+    def visit(name: str, above: tuple[str, ...], done: set[str]) -> None:
         assert name not in above, " -> ".join((*above, name))
-        for other in graph[name]:
-            visit(other, (*above, name))
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*above, name), done)
+            done.add(name)
 
+    done: set[str] = set()
     for name in graph:
-        visit(name, ())
+        visit(name, (), done)
 
 
-def test_flags_stay_in_launch() -> None:
+def test_users_are_shown_nothing_private() -> None:
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb")):
+        assert path.name == "BUILD.md" or "_runtime" not in path.read_text(), path
+
+
+def test_a_package_does_not_import_those_who_use_it() -> None:
     for path in (ROOT / "rap_jax").rglob("*.py"):
-        assert not {n for n in imported(path) if n.startswith(("absl.flags", "absl.app"))}, path
-
-
-def test_linen_stays_in_models() -> None:
-    for path in (ROOT / "rap_jax").rglob("*.py"):
-        if "models" not in path.parts:
-            assert not {n for n in imported(path) if n.startswith("flax")}, path
+        names = imported(path)
+        assert not {n for n in names if n.split(".")[0] in ("launch", "tests", "benchmarks")}, path
+        assert not {n for n in names if n.startswith(("absl.flags", "absl.app"))}, path
+        assert "models" in path.parts or not {n for n in names if n.startswith("flax")}, path

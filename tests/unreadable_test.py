@@ -11,14 +11,13 @@ import pytest
 
 from rap_jax._runtime.integrity import is_damage, unreadable, write_checked
 from rap_jax.data.raw_files import RawFile, read_verified
-from rap_jax.evaluation import robustness as evaluate
-from rap_jax.evaluation import suite as transfer
+from rap_jax.evaluation import robustness, suite
 from rap_jax.evaluation.auto_attack import record
-from rap_jax.runs import network as saved_network
+from rap_jax.runs import network
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "margins": evaluate._read_margins,
-    "transfer": transfer.load,
+    "margins": robustness._read_margins,
+    "transfer": suite.load,
     "record": lambda path: record.load(path, np.zeros((1, 2, 2, 1)), np.zeros(1), {}),
     "raw": lambda path: read_verified(path, RawFile("http://example.invalid/file", "0")),
 }
@@ -67,5 +66,5 @@ def test_a_file_that_may_not_be_read_is_kept(name: str, tmp_path: Path, monkeypa
 def test_results_of_another_kind_are_no_damage(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(write_checked({"combined": 0.5}))  # as an evaluation has them
     with pytest.raises(ValueError, match="is of another kind; expected the folder of a run") as error:
-        saved_network.load_network(tmp_path)
+        network.load_network(tmp_path)
     assert "delete" not in str(error.value) and "move" not in str(error.value)

@@ -56,7 +56,7 @@ MODEL_AXIS = "model"
 
 
 def make_mesh(devices: list[jax.Device] | None = None, *, num_model_shards: int = 1) -> Mesh:
-    """All devices along one axis, `data`; with several shards along a second one, `model`, as well (see `shards`).
+    """All devices along one axis, `data`; with several shards along a second one, `model`, as well.
 
     The axes are of type Auto: under explicit types a gather or a sort of a sharded array is an error.
 

@@ -7,8 +7,9 @@
     square                          without gradients
 
 norms       the two threat models (L-infinity, L2): random start, steepest step, projection
-stepwise    attacks in pieces, as AutoAttack runs them (`rap_jax.evaluation.auto_attack`), and `run_attack` for a whole one
-targets, boundary, hyperplane, apgd_state, square_candidates, square_patterns    what single attacks are made of
+stepwise    attacks in pieces, as AutoAttack runs them, and `run_attack` for a whole one
+losses      per-example losses
+hyperplane, square_candidates    what FAB and Square are made of
 
 >>> import jax, jax.numpy as jnp
 >>> from rap_jax.attacks import pgd

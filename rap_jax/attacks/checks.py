@@ -141,5 +141,5 @@ def in_dtype(logits_fn: LogitsFn, dtype: Any) -> LogitsFn:
 
 def in_float32(logits_fn: LogitsFn) -> LogitsFn:
     """The same function with logits in float32, in which attacks compare them, whatever the network computes in."""
-    # Under `jax.jit` its arrays could not be found (`captured`); whoever calls this compiles it anyway.
+    # Under `jax.jit` its arrays could not be found (`_runtime.functions`); whoever calls this compiles it anyway.
     return in_dtype(without_jit(logits_fn), jnp.float32)

@@ -3,7 +3,7 @@
 Reference: Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020,
 https://arxiv.org/abs/1907.02044, Algorithm 1; the third part of AutoAttack (https://arxiv.org/abs/2003.01690).
 
-A step takes the boundary between the right class and another as a hyperplane (`boundary`) and goes a little beyond the
+A step takes the boundary between the right class and another as a hyperplane and goes a little beyond the
 nearest point of it inside [0, 1] (`hyperplane`), drawn towards the clean image. If that point is misclassified, it
 counts if it is the nearest so far, and the next step begins 10% nearer to the image. The distance is minimised;
 `epsilon` only decides in the end what is near enough. FAB goes for the class whose hyperplane is nearest and takes a

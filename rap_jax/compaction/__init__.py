@@ -1,12 +1,12 @@
-"""The same network without the channels that count for nothing: smaller layers, the same function.
+"""The same network without the channels that cannot affect the logits: smaller layers, the same function.
 
-wiring      who reads whom: Wiring
-constants   what a layer sends when nothing reaches it
-plan        which channels stay: compaction_plan
-cut_out     the trees of the smaller network, and the whole ones again: shrink, expand
-network     compact: a physically smaller network with the same logits
-orphans     hold_orphans: what is left of a BatchNorm behind a sum to which nothing is written
-fold        fold_batch_norm: BatchNorm made part of the convolution before it
+plan            which channels stay: compaction_plan
+resize          the trees of the smaller network, and the original shapes again: shrink, expand
+compact         compact: a physically smaller network with the same logits
+cut             removes from a network what pruning takes out, with everything that belongs to it
+fold            fold_batch_norm: BatchNorm made part of the convolution before it
+multiply_adds   multiply-adds, counted from the jaxpr
+cost            multiply-adds, bytes, memory and time of the dense, the pruned and the compacted form
 """
 
 from rap_jax.compaction.compact import CompactNetwork as CompactNetwork

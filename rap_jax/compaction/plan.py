@@ -8,12 +8,13 @@
 A channel (the output of a filter, or of a neuron of a dense layer) is removed, with the weights that read it, if
 
   it sends nothing    the weights of all layers that write it are zero and so is what they send then, and what a
-                      BatchNorm behind a sum makes of it: see `constants`; or it sends a constant that its readers can
-                      take into their bias without error: dense layers, and convolutions without padding; or
+                      BatchNorm behind a sum makes of it: see `sent_constants`; or it sends a constant that its readers
+                      can take into their bias without error: dense layers, and convolutions without padding; or
   nobody reads it     all weights that would read it are zero.
 
 What is removed leaves others without inputs or without readers, so both are asked until nothing changes. Channels that
-add up in a residual network belong to all layers that write them, and go or stay together (see `wiring`).
+add up in a residual network belong to all layers that write them, and go or stay together (see
+`rap_jax.models.wiring`).
 
 For good, the logits in evaluation mode stay the same. For training, so do those in training mode and all gradients:
 masks say which zeros are held, since others grow again, and all that is beside the weights of a removed filter has to
@@ -27,7 +28,7 @@ reads, are not there, so they end as they began. Whole, they get no gradient eit
 multiply zeros, or are multiplied by them, so the function is the same. (2) So do the BatchNorm statistics of removed
 outputs; whole, they move to those of a constant.
 
-Works on the host, on any tree with layers as in `layers`.
+Works on the host, on any tree with layers as in `rap_jax.pruning.layers`.
 
 What a layer sends when nothing reaches it: the constant of each output, by layer, before the ReLU.
 

@@ -13,7 +13,8 @@ class ComputeConfig:
     It is therefore no part of what a run is (`RunConfig`): a run may go on elsewhere, in another way.
 
     Attributes:
-      num_cpu_devices: devices that JAX shall see on a CPU; 0 chooses by cores and batch, see `rap_jax._runtime.devices`.
+      num_cpu_devices: devices that JAX shall see on a CPU; 0 chooses by cores and batch, see
+        `rap_jax._runtime.devices`.
       num_model_shards: devices that share the state, each with a piece of its large arrays; a divisor of all devices.
       stream_data: training images stay on disk and are read when a batch needs them.
       implementation: how convolutions and pooling are computed; `auto` takes the form for the CPU on a CPU.

@@ -26,8 +26,8 @@ class TrainConfig:
       augment: random changes of the images, before the attack.
       label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
       mixup_alpha: images and labels are mixed in pairs, by a share from Beta(alpha, alpha); 0 is no mixup.
-      free_replays: in free training (see `rap_jax.training.step`), updates on each batch in a row; the attack is then that of
-        `free_attack`. 0 is any other training.
+      free_replays: in free training (see `rap_jax.training.step`), updates on each batch in a row; the attack is then
+        that of `free_attack`. 0 is any other training.
       compute_dtype: of the passes through the network in training, see `rap_jax.models.model`. Evaluation
         computes in float32.
     """

@@ -1,20 +1,14 @@
-"""Data sets as arrays in memory; those that have official files are read through TFDS without TensorFlow.
+"""Data sets as arrays in memory; those with official files are read through TFDS without TensorFlow.
 
-dataset.py             `Dataset`, `Split`, their hash, and the stratified validation split
-raw_files.py           official files: found, verified
-raw_idx.py             the file format of MNIST and Fashion-MNIST
-raw_cifar10.py         the file format of CIFAR-10
-array_builder.py       TFDS builder for arrays (imports TFDS)
-*_builder.py           one per data set: its files, its classes
-network.py             quick check whether a file can be downloaded
-prepared.py            the prepared copy: made, read, verified
-mnist_5k.py            5,000 real images for runs without a network
-cifar10_unverified.py  files in the layout of CIFAR-10 that are not the official ones
-image_folder.py        a user's own images, one sub-folder per class
-streamed.py            images that stay on disk, read ahead by Grain
-load.py                `load_dataset`: all of the above in the right order
-order.py               seeded epochs, padded batches, bytes to [0, 1]
-augment.py             random crops and mirror images
+dataset        `Dataset`, `Split`, their hash, and the stratified validation split
+load           `load_dataset`: every source in the right order
+raw_files      official files: found, verified, read
+builders       one TFDS builder per data set: its files, its classes
+prepared       the prepared copy: made, read, verified
+unprepared     mnist_5k and cifar10_unverified, read directly
+image_folder   a user's own images, one sub-folder per class
+streamed       images that stay on disk, read ahead by Grain
+batches        seeded epochs, padded batches, augmentation, mixup, bytes to [0, 1]
 """
 
 from rap_jax.data.batches import augment as augment

@@ -1,22 +1,14 @@
 """Networks as pure functions: the only part of the package that knows Flax Linen.
 
 create          create_model: a `ModelConfig` -> a `Model`
-model           Model (init, apply, input_shape, num_classes), from_linen, num_params
+model           Model (init, apply, input_shape, num_classes), Weights, passes in bfloat16
 network         the base class of the networks
-lenet           the paper's MNIST LeNet of width w
-lenet_cifar     the paper's CIFAR LeNet
+wiring          which layer reads which
+lenet           the paper's LeNets for MNIST and CIFAR-10, of width w
 vgg             VGG-16 with BatchNorm
 resnet          ResNet-18
 wide_resnet     WRN-28-k
-conv            convolution, fast inside an attack on the CPU
-conv_norm       convolution and BatchNorm as one layer
-conv_relu_pool  convolution + ReLU + max pooling, fast inside an attack on the CPU
-pool            2x2 max pooling
-batch_norm      PyTorch's BatchNorm
-dense           a dense layer with PyTorch's start
-initializers    the initialisations of the paper's Table B1 by name
-implementation  how convolutions are computed: for the CPU or by XLA
-mixed_precision passes in bfloat16 between float32 weights and float32 logits
+layers/         convolution, BatchNorm, pooling, dense layers, initialisers; each in a form for CPUs and by XLA
 
 model = create_model(ModelConfig("lenet_mnist", width=4), input_shape=(28, 28, 1), num_classes=10)
 params, batch_stats = model.init(jax.random.key(0))

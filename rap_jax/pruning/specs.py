@@ -3,11 +3,11 @@
 A spec is static, so the mapping is a plain dict beside the params, keyed by a weight's path; functions that work on
 a whole tree of params take it as an argument. `ScaleFilter` is keyed by the scale that it chooses by, `conv1/scale`.
 
-What belongs to an output (see `layers`) goes with it. Under `Filter` ADMM pulls all of it to zero with the kernel: a
-removed filter that kept its bias or shift would go on sending a constant, and BatchNorm divides a vanishing filter by
-its own vanishing deviation, so that without the scale nothing would vanish from the output before the cut. Under
-`ScaleFilter` ADMM pulls the scale, shift and bias, and the kernel goes at the cut only. The kernel alone decides which
-outputs a `Filter` keeps, the scale alone which a `ScaleFilter` keeps.
+What belongs to an output (see `rap_jax.pruning.layers`) goes with it. Under `Filter` ADMM pulls all of it to zero with
+the kernel: a removed filter that kept its bias or shift would go on sending a constant, and BatchNorm divides a
+vanishing filter by its own vanishing deviation, so that without the scale nothing would vanish from the output before
+the cut. Under `ScaleFilter` ADMM pulls the scale, shift and bias, and the kernel goes at the cut only. The kernel alone
+decides which outputs a `Filter` keeps, the scale alone which a `ScaleFilter` keeps.
 
 A filter may have more leaves elsewhere, as with a BatchNorm of Flax: `Filter(0.5, belongs={"BatchNorm_0/scale",
 "BatchNorm_0/bias"})`, see `ownership`.

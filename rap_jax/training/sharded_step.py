@@ -1,9 +1,10 @@
 """Training steps, compiled for the devices that there are.
 
-On one device, and on accelerators, a step is one program, whose batch is split over the devices. On several devices
-of a CPU it is three: only the attack is split, and what comes before and after it runs on the first device with the
-whole batch, so that no device ever waits for another inside a program (`state` says why). The numbers are the same up
-to rounding. Natural and free training have no attack to split, so they run on the first device."""
+On one device, and on accelerators, a step is one program, whose batch is split over the devices. On several devices of
+a CPU it is three: only the attack is split, and what comes before and after it runs on the first device with the whole
+batch, so that no device ever waits for another inside a program (see `rap_jax._runtime.mesh`). The numbers are the same
+up to rounding. Natural and free training have no attack to split, so they run on the first device.
+"""
 
 import functools
 from collections.abc import Callable

@@ -7,7 +7,7 @@ ADMM penalty, where there is one, is part of the optimizer chain. Without an att
     attack     images -> adversarial images: nearly all of the work, and every image by itself
     update     loss gradient, BatchNorm statistics, optimizer, metrics
 
-In free training there is no attack before the update: it moves the perturbation of the images as well (see `free`).
+In free training there is no attack before the update: it moves the perturbation of the images as well.
 
 Differs from the authors' code: (1) the attack sees BatchNorm in evaluation mode: its gradient then belongs to the
 network that is evaluated and shipped, and an example's attack does not depend on its neighbours. Theirs uses batch

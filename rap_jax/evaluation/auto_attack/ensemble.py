@@ -85,8 +85,8 @@ def auto_attack(
       state_path: file in which the progress is kept; a call that was killed goes on from there.
       devices: those to run on; None for all. A network that places itself (sharding constraints, `shard_map`, a mesh
         that is set) runs on the devices of its mesh instead, and its captured arrays stay where they are.
-      diagnostics: look for signs that the result cannot be trusted, see `rap_jax.evaluation.diagnostics`; each is also logged as a
-        warning. Whether a randomised network mixes its batch is always looked at, and nothing else of it.
+      diagnostics: look for signs that the result cannot be trusted, see `rap_jax.evaluation.diagnostics`; each is also
+        logged as a warning. Whether a randomised network mixes its batch is always looked at, and nothing else of it.
       on_look: called many times a minute, between two programs; it may raise to stop, the progress is saved then.
 
     Raises:

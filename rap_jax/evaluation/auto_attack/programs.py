@@ -2,8 +2,9 @@
 
 A batch is a row of slots. An example that is broken, or has gone through all steps, makes room for another one in the
 same compiled program, so that no work is done on what is decided. The batch is split over the devices; no device waits
-for another inside a program (`state` says why). A network that places itself on devices of its own is run on these, on
-the whole batch, as it is."""
+for another inside a program (see `rap_jax._runtime.mesh`). A network that places itself on devices of its own is run on
+these, on the whole batch, as it is.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

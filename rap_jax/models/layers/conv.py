@@ -5,8 +5,9 @@
 
 Two implementations compute the same function and the same gradients:
 
-  xla    `rap_jax.models.layers.convolution`: right for GPU and TPU, and the definition.
-  cpu    `rap_jax.models.layers.convolution`: several times as fast on a CPU. Reverse mode only: `jax.jvp` needs `xla`."""
+  xla    right for GPU and TPU, and the definition.
+  cpu    several times as fast on a CPU. Reverse mode only: `jax.jvp` needs `xla`.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,6 @@
-"""The convolution of `conv2d` in a form that XLA:CPU computes fast, in an attack loop as well.
+"""The convolution of `conv2d`: as XLA has it, and in a form that XLA:CPU computes fast, in an attack loop as well.
 
+    outputs = xla_conv(images, kernel, stride, padding)     # the definition, and the form for GPU and TPU
     outputs = cpu_conv(images, kernel, stride, padding)     # [N, H, W, C] -> [N, H', W', F]; reverse mode only
 
 What is slow there, and what is done about it (LeNet and ResNet-18 of the paper on 2 cores; `benchmarks/conv.py`):
@@ -21,8 +22,6 @@ the gradient at pixel s m + r is the sum over t of kernel[s (m - t) + r + p] gra
 convolution of the gradients with every s-th entry of the kernel, reversed; the s s pairs of r, for rows and columns,
 are computed side by side as channels of one convolution, whose outputs are then laid out as s x s pixels. With s = 1 it
 is the well-known convolution with the flipped kernel, in and out exchanged.
-
-The convolution of `conv2d` as XLA has it: the definition, and the form for GPU and TPU.
 """
 
 import jax
