@@ -42,7 +42,7 @@ LEVELS = [
     {"train", "evaluate", "start", "diagnostics", "stage_optimizer"},
     {"auto_attack"},
     {"stage", "small_stage", "plots", "report", "describe", "judge"},
-    {"pipeline", "forecast", "robustness", "export", "reproduce"},
+    {"pipeline", "forecast", "robustness", "export", "reproduction"},
 ]
 LIBRARY = {  # usable with any JAX model: nothing of this package but each other
     "arrays": set(),
