@@ -10,7 +10,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
 
@@ -21,7 +21,9 @@ from launch.flagfiles import all_lines, expand_flagfiles
 from rap_jax.config import RunConfig
 from rap_jax.config.checks import require
 from rap_jax.reproduce.job import Job
-from rap_jax.reproduce.portions import Settings
+
+if TYPE_CHECKING:
+    from rap_jax.reproduce.portions import Settings
 
 _ANYWHERE = Path("out")
 _Built = TypeVar("_Built")
@@ -41,15 +43,19 @@ def config_of(job: Job, extra: Iterable[str] = ()) -> RunConfig:
     return _built(job, lambda: config_from_flags(_training_values(job, extra)))
 
 
-def settings_of(job: Job, extra: Iterable[str] = ()) -> Settings:
+def settings_of(job: Job, extra: Iterable[str] = ()) -> "Settings":
     """What any job would do; raises as `config_of` does."""
+    from rap_jax.reproduce.portions import Settings
+
     if job.module == "launch.evaluate":
         return _built(job, lambda: _of_evaluation(job, extra))
     run = config_of(job, extra)
     return Settings(run.data, compute_from_flags(_training_values(job, extra)), run)
 
 
-def _of_evaluation(job: Job, extra: Iterable[str]) -> Settings:
+def _of_evaluation(job: Job, extra: Iterable[str]) -> "Settings":
+    from rap_jax.reproduce.portions import Settings
+
     values = _evaluation_values(job, extra)
     (network,) = dict(job.inputs)["checkpoint"]
     run = config_of(network)

@@ -6,26 +6,17 @@ Called again with the same flags it goes on where it stopped.
 import shlex
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from absl import flags, logging
-
+from launch.command import in_words, parse, start
 from launch.compilation import enable_compilation_cache
-from launch.flagfiles import expand_flagfiles
 from launch.flags import COMPILATION_CACHE
-from launch.help import main_or_help
 from launch.job_configs import settings_of
 from launch.reproduce_flags import FLAGS, Plan, define_flags, help_text, plan_from_flags
-from rap_jax._runtime.devices import start_cpu_devices
-from rap_jax._runtime.interrupt import Interrupted, catch_signals
-from rap_jax.reproduce.clock import Clock
-from rap_jax.reproduce.collect import collect
-from rap_jax.reproduce.estimate import estimate
 from rap_jax.reproduce.job import in_order, level_of
-from rap_jax.reproduce.plan_table import format_plan
-from rap_jax.reproduce.portions import Settings
-from rap_jax.reproduce.report import write_report
-from rap_jax.reproduce.run_jobs import Outcome, run_jobs
-from rap_jax.reproduce.same_settings import check_networks, check_settings
+
+if TYPE_CHECKING:
+    from rap_jax.reproduce.portions import Settings
 
 define_flags()
 _ONE_DEVICE = ("--num_cpu_devices=1",)
@@ -33,11 +24,8 @@ _ONE_DEVICE = ("--num_cpu_devices=1",)
 
 def main(arguments: list[str]) -> None:
     """Does what the flags say; ends with the places of the reports."""
-    logging.set_verbosity(logging.WARNING)
-    try:
-        surplus = FLAGS(expand_flagfiles(arguments))[1:]
-        if surplus:
-            raise ValueError(f"Unexpected argument {surplus[0]!r}; flags are written --name=value.")
+    with in_words("plan"):
+        parse(FLAGS, arguments)
         plan = plan_from_flags()
         # All flags are tried out before the first job runs.
         settings = {job.name: settings_of(job, _extra()) for job in plan.jobs}
@@ -51,13 +39,6 @@ def main(arguments: list[str]) -> None:
             print(_dry_run(plan, settings), end="")
             return
         failed = _run(plan, settings)
-    except (ValueError, OSError, flags.Error) as error:  # OSError: a full disk, a folder that went away
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:  # a second time
-        sys.exit("\nStopped at once. Run the same command to go on.")
-    except Interrupted as stopped:
-        print(f"\nThe plan was {stopped}. Run the same command to go on.", file=sys.stderr)
-        sys.exit(128 + stopped.signal_number)
     if failed:
         sys.exit(f"error: {len(failed)} of {len(plan.jobs)} jobs failed or were skipped; see above, and the report.")
 
@@ -69,8 +50,13 @@ def _commands(plan: Plan, level: int) -> Iterator[str]:
             yield shlex.join(job.command(plan.out, _extra()))
 
 
-def _dry_run(plan: Plan, settings: dict[str, Settings]) -> str:
+def _dry_run(plan: Plan, settings: "dict[str, Settings]") -> str:
     """The plan with the time that is left, measured here."""
+    from rap_jax._runtime.devices import start_cpu_devices
+    from rap_jax.reproduce.clock import Clock
+    from rap_jax.reproduce.estimate import estimate
+    from rap_jax.reproduce.plan_table import format_plan
+
     batch_sizes = [each.run.batch_size for each in settings.values() if each.run]
     start_cpu_devices(0, batch_size=max(batch_sizes, default=1))
     enable_compilation_cache(COMPILATION_CACHE)
@@ -82,15 +68,19 @@ def _extra() -> tuple[str, ...]:
     return _ONE_DEVICE if FLAGS.num_at_once > 1 else ()
 
 
-def _check(plan: Plan, settings: dict[str, Settings]) -> None:
+def _check(plan: Plan, settings: "dict[str, Settings]") -> None:
     """Refuses a plan before its first job if it cannot go on with what is done."""
+    from rap_jax.reproduce.same_settings import check_networks
+
     for table, reason in _refused(plan, settings).items():
         raise ValueError(f"Table {table}: {reason}")
     check_networks(plan.jobs, plan.out)
 
 
-def _refused(plan: Plan, settings: dict[str, Settings]) -> dict[str, str]:
+def _refused(plan: Plan, settings: "dict[str, Settings]") -> dict[str, str]:
     """The tables of which something was done otherwise than this plan says, or is damaged: name -> why."""
+    from rap_jax.reproduce.same_settings import check_settings
+
     found = {}
     for table in plan.tables:
         try:
@@ -101,7 +91,12 @@ def _refused(plan: Plan, settings: dict[str, Settings]) -> dict[str, str]:
     return found
 
 
-def _run(plan: Plan, settings: dict[str, Settings]) -> dict[str, str]:
+def _run(plan: Plan, settings: "dict[str, Settings]") -> dict[str, str]:
+    from rap_jax._runtime.interrupt import catch_signals
+    from rap_jax.reproduce.collect import collect
+    from rap_jax.reproduce.report import write_report
+    from rap_jax.reproduce.run_jobs import Outcome, run_jobs
+
     outcome = Outcome({}, {})
     if not FLAGS.collect:
         say = lambda line: print(line, file=sys.stderr, flush=True)
@@ -124,7 +119,7 @@ def _run(plan: Plan, settings: dict[str, Settings]) -> dict[str, str]:
 
 def run() -> None:
     """Entry point of the console script."""
-    main_or_help(main, help_text)
+    start(main, help_text)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from rap_jax._runtime.devices import choose_num_cpu_devices, usable_cores
 from rap_jax._runtime.mesh import MOST_IMAGES
 from rap_jax.attacks.stepwise import StepwiseAttack
 from rap_jax.attacks.stepwise_pgd import Pgd
-from rap_jax.config import STAGES, AttackConfig, ComputeConfig, DataConfig, RunConfig, require
-from rap_jax.config.evaluation import EvaluationConfig
+from rap_jax.config import STAGES, AttackConfig, ComputeConfig, DataConfig, EvaluationConfig, RunConfig, require
 from rap_jax.evaluation.auto_attack.versions import parts_of
 from rap_jax.evaluation.diagnostics import MOST_IMAGES as DIAGNOSED_IMAGES
 from rap_jax.evaluation.sweep import NUM_STEPS
