@@ -15,9 +15,8 @@ from launch import evaluate_flags
 from launch import flags as training
 from launch.configs import compute_from_flags, config_from_flags
 from launch.flagfiles import all_lines, expand_flagfiles
-from rap_jax.config import RunConfig
+from rap_jax.config import EvaluationConfig, RunConfig
 from rap_jax.config.checks import require
-from rap_jax.config.evaluation import EvaluationConfig
 from rap_jax.reproduction.checks import JobConfig
 from rap_jax.reproduction.job import Job
 

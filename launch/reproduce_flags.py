@@ -6,9 +6,9 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.configs import Get
 from launch.flags import define_path, flag_group
 from launch.help import format_help
+from launch.settings import Get
 from rap_jax.config import STAGES, require
 from rap_jax.reproduction.job import Job, in_order
 from rap_jax.reproduction.paper import WIDTHS

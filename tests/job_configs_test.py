@@ -7,8 +7,7 @@ import pytest
 from absl import flags
 
 from launch.job_configs import config_of
-from rap_jax.config import AttackConfig, OptimizerConfig
-from rap_jax.config.evaluation import EvaluationConfig
+from rap_jax.config import AttackConfig, EvaluationConfig, OptimizerConfig
 from rap_jax.reproduction import recipes
 from rap_jax.reproduction.recipes import MNIST, SCALES, with_paper_settings
 

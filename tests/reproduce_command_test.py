@@ -17,7 +17,7 @@ import fake_results as fake
 import pytest
 from fake_results import QUICK
 
-from launch import reproduce, reproduce_flags
+from launch import plan, reproduce, reproduce_flags
 from launch.job_configs import config_of
 from launch.reproduce_flags import FLAGS, GROUPS, help_text, plan_from_flags
 from rap_jax._runtime.integrity import write_checked
@@ -114,7 +114,7 @@ def test_a_report_without_pictures_is_its_text(tmp_path: Path) -> None:
 def test_a_dry_run_lists_the_jobs_with_what_they_took_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reproduce, "_COMMITTED", tmp_path / "results")
+    monkeypatch.setattr(plan, "_COMMITTED", tmp_path / "results")
     out, arguments = tmp_path / "out", ("--table=2", "--max_width=2", "--num_seeds=2", "--dry_run")
     done = build_table("2", scale_of("quick", max_width=2, num_seeds=2))
     fake.fill(tmp_path / "results" / "quick", done, without=lambda job: "_natural_" in job.name or "seed1" in job.name)

@@ -13,9 +13,9 @@ subject = open_subject("runs/lenet_mnist_mnist_seed0")
 write_file(subject, "onnx", Path("network.onnx"))
 """
 
+from rap_jax.config import FORMATS as FORMATS
 from rap_jax.export.exported_network import Subject as Subject
 from rap_jax.export.exported_network import open_subject as open_subject
-from rap_jax.export.files import FORMATS as FORMATS
 from rap_jax.export.files import open_file as open_file
 from rap_jax.export.files import write_file as write_file
 from rap_jax.export.npz import read_npz as read_npz

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from rap_jax._runtime.integrity import write_atomically
-from rap_jax.config import require
+from rap_jax.config import FORMATS, SUFFIXES, require
 from rap_jax.evaluation.network import FILE_SHA256, read_exported
 from rap_jax.export.exported_network import Subject, describe
 from rap_jax.export.npz import npz_bytes, read_npz
@@ -24,8 +24,6 @@ from rap_jax.export.optional import is_installed
 from rap_jax.export.safetensors import safetensors_bytes
 from rap_jax.export.stablehlo import metadata_path, read_metadata, stablehlo_bytes, write_metadata
 
-SUFFIXES = {"stablehlo": ".jax", "onnx": ".onnx", "npz": ".npz", "safetensors": ".safetensors"}
-FORMATS = tuple(SUFFIXES)
 # Two programs for the same network differ by rounding, relative to the largest logit; a wrong one by more.
 _SAME = 1e-3
 _NUM_CHECKED = 16

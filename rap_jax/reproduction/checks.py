@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rap_jax._runtime.integrity import difference
-from rap_jax.config import RunConfig
-from rap_jax.config.evaluation import EvaluationConfig
+from rap_jax.config import EvaluationConfig, RunConfig
 from rap_jax.reproduction.job import Job, read_results
 from rap_jax.runs.network import has_network
 

@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from rap_jax._runtime.integrity import read_checked
-
 Module = Literal["launch.main", "launch.evaluate"]
 _FOLDERS: dict[Module, str] = {"launch.main": "runs", "launch.evaluate": "evaluations"}
 
@@ -66,6 +64,8 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: it is damaged or cannot be read; names it.
     """
+    from rap_jax._runtime.integrity import read_checked  # with JAX, for which --help does not wait
+
     try:
         return read_checked(path.read_text())
     except OSError as error:

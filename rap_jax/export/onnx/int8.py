@@ -3,7 +3,6 @@
 The ranges of the activations are those that training images give (calibration); no test image is looked at. Whether the
 robustness of the float network has survived is measured on the file (`onnx_robustness`) and written into it."""
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rap_jax._runtime.integrity import write_atomically
-from rap_jax.config import AttackConfig, require
+from rap_jax.config import AttackConfig, Int8Config, require
 from rap_jax.data import Dataset, Split
 from rap_jax.export.exported_network import Subject, describe
 from rap_jax.export.onnx.file import METADATA_KEY, onnx_model, open_session, seal
@@ -23,28 +22,6 @@ from rap_jax.export.optional import optional_module
 _BATCH = 32
 # What onnxruntime's pre-processing would do is done: without the mark it would ask for it on the screen.
 _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Int8Config:
-    """How a file is quantised, and measured.
-
-    Attributes:
-      num_calibration_images: first training images, by which the ranges are set.
-      num_images: first test images, on which it is measured.
-      num_queries: of Square for each of them; 0 leaves it out.
-      seed: of everything random.
-    """
-
-    num_calibration_images: int = 512
-    num_images: int = 500
-    num_queries: int = 300
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("num_calibration_images", "num_images"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more images")
-        require(self.num_queries >= 0, "num_queries", self.num_queries, "0 or more queries")
 
 
 def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Path, command: str = "") -> dict[str, Any]:
