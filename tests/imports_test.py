@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).parent.parent
 # A module may import modules of its own level or of a level before it.
 LEVELS = [
     {"config"},
