@@ -17,29 +17,21 @@ damaged, whatever another version of a library makes of it. The state is a pytre
 devices of one process or of several that save and restore together; it may be saved on 8 devices and restored on 1, and
 the reverse."""
 
-
 import json
 import logging as python_logging
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from rap_jax._runtime.integrity import compare_checksums
-from rap_jax._runtime.integrity import write_checksums
-from rap_jax._runtime.integrity import digest
-from rap_jax._runtime.integrity import layout
-from rap_jax._runtime.integrity import named_leaves
-from rap_jax._runtime.integrity import seal
-from rap_jax._runtime.environment import versions
-from rap_jax._runtime.processes import from_first
-from rap_jax._runtime.processes import largest
-from rap_jax._runtime.integrity import is_damage
 
+from rap_jax._runtime.environment import versions
+from rap_jax._runtime.integrity import compare_checksums, digest, is_damage, layout, named_leaves, seal, write_checksums
+from rap_jax._runtime.processes import from_first, largest
 
 DAMAGED = "damaged"
 OTHER_SETTINGS = "Use the settings that the checkpoint was saved with, or another folder."

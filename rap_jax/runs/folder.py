@@ -8,31 +8,24 @@ stages/          one result per finished stage, and that of the test
 results.json     the result of the run, written once at the end
 report.md, *.png"""
 
-
-import contextlib
 import dataclasses
 import fcntl
 import json
-import os
-import platform
-from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
-from typing import Any
-from typing import Self
-from rap_jax._runtime.integrity import read_checked
-from rap_jax._runtime.integrity import read_object
-from rap_jax._runtime.integrity import write_checked
-from rap_jax.config import Stage
-from rap_jax._runtime.integrity import difference
-from rap_jax.runs.metrics import as_text
-from rap_jax.runs.metrics import read_lines
-from rap_jax._runtime.processes import from_first
-from rap_jax._runtime.processes import is_first
-from rap_jax._runtime.integrity import naming_the_file
-from rap_jax._runtime.integrity import write_atomically
+from typing import IO, Any, Self
 
+from rap_jax._runtime.integrity import (
+    difference,
+    naming_the_file,
+    read_checked,
+    read_object,
+    write_atomically,
+    write_checked,
+)
+from rap_jax._runtime.processes import from_first, is_first
+from rap_jax.config import Stage
+from rap_jax.runs.metrics import as_text, read_lines
 
 _CONFIG = "config.json"
 

@@ -3,16 +3,15 @@
 A number that was changed on disk is passed over, not drawn. A file of an earlier version, in which no line has a
 checksum, is believed where its lines hold what a line of their kind holds."""
 
-
 import json
 import zlib
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from absl import logging
-from rap_jax.config import STAGES
 
+from absl import logging
+
+from rap_jax.config import STAGES
 
 Line = dict[str, Any]
 

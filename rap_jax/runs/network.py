@@ -3,24 +3,19 @@
 saved = load_network("runs/lenet_mnist_mnist_seed0")
 logits, _ = saved.model.apply(*saved.weights, images, False)"""
 
-
 import stat
 from pathlib import Path
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
-from jax.sharding import Sharding
-from jax.sharding import SingleDeviceSharding
-from rap_jax.runs import checkpoint
-from rap_jax._runtime.integrity import read_checked
-from rap_jax.config import ModelConfig
-from rap_jax._runtime.integrity import named_leaves
-from rap_jax.models import Model
-from rap_jax.models import create_model
-from rap_jax.models.model import Weights
-from rap_jax._runtime.integrity import unreadable
+from jax.sharding import Sharding, SingleDeviceSharding
 
+from rap_jax._runtime.integrity import named_leaves, read_checked, unreadable
+from rap_jax.config import ModelConfig
+from rap_jax.models import Model, create_model
+from rap_jax.models.model import Weights
+from rap_jax.runs import checkpoint
 
 _FOLDER = "network"
 _REMEDY = "to have it made again, move it and results.json away and call the command of that run."
