@@ -13,11 +13,10 @@ import jax
 import numpy as np
 
 from rap_jax._runtime.devices import start_cpu_devices
-from rap_jax._runtime.mesh import DeviceSplit, home, make_mesh, put_split
+from rap_jax._runtime.mesh import DeviceSplit, first_device_sharding, make_mesh, put_split
 from rap_jax.config import AttackConfig, ComputeConfig, ModelConfig, OptimizerConfig, TrainConfig
 from rap_jax.evaluation.accuracy import make_evaluator
 from rap_jax.models import create_model
-from rap_jax.models.model import Weights
 from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from rap_jax.training.sharded_step import StepKeys, make_train_step
 from rap_jax.training.state import init_stage_state, stream_key
@@ -51,8 +50,8 @@ def train() -> None:
     settings = OptimizerConfig("adam", 1e-4, schedule="constant")
     learning_rate = learning_rate_schedule(settings, steps_per_epoch=100, num_steps=100)
     tx = make_optimizer(settings, learning_rate)
-    place = home(mesh)
-    weights = jax.jit(lambda key: Weights(*model.init(key)), out_shardings=place)(jax.random.key(0))
+    place = first_device_sharding(mesh)
+    weights = jax.jit(model.init, out_shardings=place)(jax.random.key(0))
     state = jax.jit(lambda start: init_stage_state(start, tx), out_shardings=place)(weights).train
     split: DeviceSplit = put_split(*make_data(), mesh)
     step = make_train_step(model, tx, TrainConfig(ATTACK), learning_rate, mesh)

@@ -17,14 +17,22 @@ from jax.sharding import Mesh
 
 from benchmarks.worker import Answer, clocked, serve
 from rap_jax._runtime.devices import start_cpu_devices
-from rap_jax._runtime.mesh import DeviceSplit, home, make_mesh, map_parts, put_split, replicated, split_over_data
+from rap_jax._runtime.mesh import (
+    DeviceSplit,
+    first_device_sharding,
+    make_mesh,
+    map_microbatches,
+    put_split,
+    replicated,
+    split_over_data,
+)
 from rap_jax.config import AttackConfig, ModelConfig, OptimizerConfig, TrainConfig
 from rap_jax.models import create_model
 from rap_jax.models.model import Weights
 from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from rap_jax.training.sharded_step import StepKeys, StepMetrics, TrainStep, make_train_step
 from rap_jax.training.state import TrainState, init_stage_state
-from rap_jax.training.step import StepParts
+from rap_jax.training.step import StepFunctions
 
 BATCH_SIZE = 128
 # As `--flagfile=quick_mnist` trains.
@@ -41,13 +49,13 @@ class SweepWorker:
         model = create_model(ModelConfig("lenet_mnist", width), input_shape=_SHAPE, num_classes=_NUM_CLASSES)
         learning_rate = learning_rate_schedule(_OPTIMIZER, steps_per_epoch=_NUM_STEPS, num_steps=_NUM_STEPS)
         tx = make_optimizer(_OPTIMIZER, learning_rate)
-        fresh = lambda seed: init_stage_state(Weights(*model.init(jax.random.key(seed))), tx).train
+        fresh = lambda seed: init_stage_state(model.init(jax.random.key(seed)), tx).train
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (num_networks * BATCH_SIZE, *_SHAPE), np.uint8)
         labels = generator.integers(0, _NUM_CLASSES, len(images), np.int32)
         indices = np.arange(len(images), dtype=np.int32).reshape(num_networks, BATCH_SIZE)
         if num_networks == 1:
-            self.state = jax.jit(fresh, out_shardings=home(mesh))(0)
+            self.state = jax.jit(fresh, out_shardings=first_device_sharding(mesh))(0)
             self.split, self.indices, self.keys = put_split(images, labels, mesh), indices[0], _keys(0)
             self.train_step = make_train_step(model, tx, _TRAIN, learning_rate, mesh)
         else:
@@ -55,7 +63,7 @@ class SweepWorker:
             self.state = jax.jit(jax.vmap(fresh), out_shardings=share)(seeds)
             self.split = DeviceSplit(*jax.device_put((images, labels), replicated(mesh)))
             self.indices, self.keys = jax.device_put((indices, jax.jit(jax.vmap(_keys))(seeds)), share)
-            self.train_step = step_of_all(StepParts(model, tx, _TRAIN, learning_rate), mesh)
+            self.train_step = step_of_all(StepFunctions(model, tx, _TRAIN, learning_rate), mesh)
 
     def step(self) -> StepMetrics:
         """One training step of every network, waited for as in a run."""
@@ -68,7 +76,7 @@ class SweepWorker:
         return answer | {"seconds": answer["seconds"] / self.num_networks}
 
 
-def step_of_all(parts: StepParts, mesh: Mesh) -> TrainStep:
+def step_of_all(parts: StepFunctions, mesh: Mesh) -> TrainStep:
     """`rap_jax.training.sharded_step` for stacked states: one program in which no device waits for another."""
 
     def one(
@@ -77,7 +85,7 @@ def step_of_all(parts: StepParts, mesh: Mesh) -> TrainStep:
         task = parts.prepare(state.step, split, indices, keys)
         weights = Weights(state.params, state.batch_stats)
         attack = lambda part: parts.attack(weights, task._replace(batch=part[0], keys=part[1]))
-        images: Any = map_parts(attack, (task.batch, task.keys), mesh)
+        images: Any = map_microbatches(attack, (task.batch, task.keys), mesh)
         return parts.update(state, task.with_images(images), dual_step)
 
     whole, share = replicated(mesh).spec, split_over_data(mesh).spec

@@ -25,7 +25,7 @@ from rap_jax.training.input import ResidentInput
 from rap_jax.training.sharded_step import batch_mesh
 from rap_jax.training.stage import _Run
 from rap_jax.training.state import TrainState
-from rap_jax.training.step import StepKeys, StepParts, first_perturbation
+from rap_jax.training.step import StepFunctions, StepKeys, first_perturbation
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -74,7 +74,7 @@ def watched(calls: list[bool]) -> Model:
         calls.append(train)
         return LINEAR.apply(params, batch_stats, images, train)
 
-    return LINEAR._replace(apply=apply)
+    return dataclasses.replace(LINEAR, apply=apply)
 
 
 @pytest.mark.parametrize(("num_devices", "form"), [(1, "program"), (8, "program"), (8, "programs")])
@@ -86,13 +86,13 @@ def test_updates_equal_numpy(num_devices: int, form: str, norm: Any, ramp_steps:
     mesh = make_mesh(jax.devices()[:num_devices])
     tx = optax.with_extra_args_support(optax.sgd(LEARNING_RATE))
     config = TrainConfig(free_attack(norm, EPSILON), free_replays=REPLAYS, label_smoothing=smoothing)
-    parts = StepParts(watched(calls), tx, config, lambda step: LEARNING_RATE, ramp_steps)
+    functions = StepFunctions(watched(calls), tx, config, lambda step: LEARNING_RATE, ramp_steps)
     params = jax.tree.map(jnp.copy, PARAMS)
     nothing = first_perturbation(config, (8, 2, 2, 1))
     state = TrainState(jnp.int32(0), params, {"passes": jnp.int32(0)}, tx.init(params), nothing)
     place = replicated(mesh) if form == "program" else jax.devices()[0]
     state, split = jax.device_put((state, DeviceSplit(IMAGES, LABELS)), place)
-    step = FORMS[form](parts, mesh)
+    step = FORMS[form](functions, mesh)
     for number, (radius, loss, accuracy, kernel, moved_by) in enumerate(by_hand(norm, ramp_steps, smoothing)):
         state, metrics = step(state, split, BATCHES[number // REPLAYS], KEYS, False)
         np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
@@ -106,8 +106,8 @@ def test_updates_equal_numpy(num_devices: int, form: str, norm: Any, ramp_steps:
 
 def test_replays_see_the_same_crops_and_mixtures() -> None:
     config = dataclasses.replace(FREE, augment=AugmentConfig(crop_padding=1, horizontal_flip=True), mixup_alpha=1.0)
-    parts = StepParts(LINEAR, optax.with_extra_args_support(optax.sgd(0.1)), config, lambda step: 0.1)
-    prepare = jax.jit(parts.prepare)
+    functions = StepFunctions(LINEAR, optax.with_extra_args_support(optax.sgd(0.1)), config, lambda step: 0.1)
+    prepare = jax.jit(functions.prepare)
     tasks = [prepare(step, DeviceSplit(IMAGES, LABELS), BATCHES[0], KEYS) for step in range(2 * REPLAYS)]
     for first, other in ((0, 1), (0, 2), (3, 4), (3, 5)):
         chex.assert_trees_all_equal(tasks[first].batch, tasks[other].batch)
@@ -119,8 +119,8 @@ def batches(replays: int, step: int, num_steps: int) -> list[np.ndarray]:
     train = FREE if replays else TrainConfig(None)
     config = SimpleNamespace(batch_size=8, seed=5, train=dataclasses.replace(train, free_replays=replays))
     split = Split(np.zeros((35, 2, 2, 1), np.uint8), np.zeros(35, np.int32))
-    setup = SimpleNamespace(config=config, train=ResidentInput(split, make_mesh(jax.devices()[:1])))
-    run: Any = SimpleNamespace(stage="admm", setup=setup, step=step, length=SimpleNamespace(stage=num_steps))
+    context = SimpleNamespace(config=config, train=ResidentInput(split, make_mesh(jax.devices()[:1])))
+    run: Any = SimpleNamespace(stage="admm", context=context, step=step, length=SimpleNamespace(stage=num_steps))
     return [given.indices for given in _Run._batches(run)]
 
 

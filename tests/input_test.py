@@ -13,7 +13,7 @@ from rap_jax._runtime.mesh import make_mesh
 from rap_jax.config import ComputeConfig
 from rap_jax.data import Split, content_hash, hold_out
 from rap_jax.data.streamed import StreamedImages
-from rap_jax.training.input import Given, Order, ResidentInput, StreamedInput, _Rows, make_input
+from rap_jax.training.input import BatchInputs, Order, ResidentInput, StreamedInput, _Rows, make_input
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
 LABELS = np.arange(50, dtype=np.int32) % 10
@@ -28,7 +28,7 @@ def on_disk(split: Split) -> Split:
     return Split(images, split.labels)
 
 
-def bytes_of(given: Given) -> tuple[np.ndarray, np.ndarray]:
+def bytes_of(given: BatchInputs) -> tuple[np.ndarray, np.ndarray]:
     images, labels = jax.device_get(given.split)
     return (images, labels) if given.indices is None else (images[given.indices], labels[given.indices])
 

@@ -21,7 +21,7 @@ from rap_jax.models.layers.conv_norm import ConvNorm
 from rap_jax.models.layers.dense import Dense
 from rap_jax.training.sharded_step import make_train_step
 from rap_jax.training.state import TrainState
-from rap_jax.training.step import StepKeys, StepParts, first_perturbation
+from rap_jax.training.step import StepFunctions, StepKeys, first_perturbation
 
 SHAPE = (16, 16, 1)
 PRODUCT = re.compile(r":(\w+)\[[^]]*\] = (?:dot_general|conv_general_dilated)\[")
@@ -146,16 +146,16 @@ def test_a_step_keeps_its_state_in_float32(train: TrainConfig) -> None:
 def test_attacked_images_are_exact() -> None:
     """A perturbation in bfloat16 would be off by more than a thousandth."""
     attack = AttackConfig(epsilon=8 / 255, step_size=8 / 255, num_steps=3)
-    parts = StepParts(
+    functions = StepFunctions(
         in_dtype(lenet(), "bfloat16"),
         optax.with_extra_args_support(optax.sgd(0.1)),
         TrainConfig(attack),
         lambda step: 0.1,
     )
-    params, batch_stats = parts.model.init(jax.random.key(0))
+    params, batch_stats = functions.model.init(jax.random.key(0))
     keys = StepKeys(jax.random.key(1), jax.random.key(2))
-    task = parts.prepare(jnp.int32(0), DeviceSplit(jnp.asarray(IMAGES), jnp.asarray(LABELS)), np.arange(16), keys)
-    images = np.asarray(jax.jit(lambda params, task: parts.attack((params, batch_stats), task))(params, task))
+    task = functions.prepare(jnp.int32(0), DeviceSplit(jnp.asarray(IMAGES), jnp.asarray(LABELS)), np.arange(16), keys)
+    images = np.asarray(jax.jit(lambda params, task: functions.attack((params, batch_stats), task))(params, task))
     moved = images - IMAGES / np.float32(255)
     assert images.dtype == np.float32 and np.abs(moved).max() == pytest.approx(8 / 255, abs=1e-6)
 

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from jax import export
 
-from rap_jax._runtime.mesh import DeviceSplit, gather, make_mesh, replicated, state_home
+from rap_jax._runtime.mesh import DeviceSplit, gather, make_mesh, replicated, state_shardings
 from rap_jax.config import AttackConfig, ModelConfig, OptimizerConfig, PruneConfig, TrainConfig
 from rap_jax.models import create_model
-from rap_jax.models.model import Weights
 from rap_jax.pruning.specs import specs_from_config
 from rap_jax.training.optimizer import make_optimizer, make_penalty
 from rap_jax.training.sharded_step import step_as_program
 from rap_jax.training.state import StageState, init_stage_state
-from rap_jax.training.step import StepKeys, StepParts
+from rap_jax.training.step import StepFunctions, StepKeys
 
 BATCH = 16
 
@@ -27,16 +26,16 @@ def lowered_for(network: str, num_model_shards: int = 1, num_devices: int = 8) -
     shape = (28, 28, 1) if network == "lenet_mnist" else (32, 32, 3)
     mesh = make_mesh(jax.devices()[:num_devices], num_model_shards=num_model_shards)
     model = create_model(ModelConfig(network, 2), input_shape=shape, num_classes=10, implementation="xla")
-    weights = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
+    weights = jax.eval_shape(model.init, jax.random.key(0))
     prune = PruneConfig(sparsity=(("*", 0.5),))
     specs = specs_from_config(weights.params, prune, output_layer=model.output_layer)
     whole = lambda tree: gather(tree, mesh)
     penalty = make_penalty(weights.params, prune, specs, whole)
     rate = lambda step: 0.1
     tx = make_optimizer(OptimizerConfig(), rate, penalty=penalty)
-    parts = StepParts(model, tx, TrainConfig(AttackConfig(num_steps=2)), rate, gather=whole)
+    parts = StepFunctions(model, tx, TrainConfig(AttackConfig(num_steps=2)), rate, gather=whole)
     state: StageState = jax.eval_shape(lambda start: init_stage_state(start, tx), weights)
-    places = state_home(state.train, mesh, whole=replicated(mesh))
+    places = state_shardings(state.train, mesh, unsharded=replicated(mesh))
     place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
     split = DeviceSplit(jax.ShapeDtypeStruct((64, *shape), np.uint8), jax.ShapeDtypeStruct((64,), np.int32))
     keys = StepKeys(jax.random.key(1), jax.random.key(2))

@@ -28,7 +28,7 @@ from rap_jax.models import create
 from rap_jax.models.model import Weights
 from rap_jax.training import pipeline
 from rap_jax.training import stage as stage_lib
-from rap_jax.training.stage import Outcome
+from rap_jax.training.stage import StageResult
 
 # Three stages of 3 epochs of 3 steps. In these few steps the network learns something, and the retrain's best model
 # is not its last.
@@ -100,7 +100,7 @@ class Watched(NamedTuple):
     results: dict[str, Any]
     began: dict[Stage, int]
     starts: dict[Stage, Weights]
-    outcomes: dict[Stage, Outcome]
+    outcomes: dict[Stage, StageResult]
 
 
 def run_and_watch(folder: Path, config: RunConfig | None = None, **arguments: Any) -> Watched:
@@ -112,19 +112,19 @@ def run_and_watch(folder: Path, config: RunConfig | None = None, **arguments: An
         restore(run)
         began[run.stage] = run.step
 
-    def watched(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
-        def run_stage(stage: Stage, setup: stage_lib.Setup, start: Weights, masks: Any) -> Outcome:
+    def watched(run: Callable[..., StageResult]) -> Callable[..., StageResult]:
+        def run_stage(stage: Stage, context: stage_lib.StageContext, start: Weights, masks: Any) -> StageResult:
             starts[stage] = jax.device_get(start)
-            outcome = run(stage, setup, start, masks)
-            outcomes[stage] = jax.device_get(outcome)
-            return outcome
+            result = run(stage, context, start, masks)
+            outcomes[stage] = jax.device_get(result)
+            return result
 
         return run_stage
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage_lib._Run, "restore", restore_and_note)
         patch.setattr(pipeline, "run_stage", watched(pipeline.run_stage))
-        patch.setattr(pipeline, "run_small_stage", watched(pipeline.run_small_stage))
+        patch.setattr(pipeline, "run_compact_stage", watched(pipeline.run_compact_stage))
         given = {"output": EVERY_LINE} | arguments
         results = pipeline.run(config or tiny_config(), tiny_dataset(), folder, **given)
     return Watched(folder, results, began, starts, outcomes)

@@ -11,7 +11,7 @@ from rap_jax.config import AttackConfig, AugmentConfig, TrainConfig
 from rap_jax.models import Model
 from rap_jax.training.sharded_step import step_as_program, step_in_programs
 from rap_jax.training.state import TrainState
-from rap_jax.training.step import StepKeys, StepMetrics, StepParts
+from rap_jax.training.step import StepFunctions, StepKeys, StepMetrics
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -43,12 +43,12 @@ def one_step(
 ) -> tuple[TrainState, StepMetrics]:
     mesh = make_mesh(jax.devices()[:num_devices])
     tx = optax.with_extra_args_support(optax.sgd(LEARNING_RATE))
-    parts = StepParts(LINEAR, tx, config, lambda step: LEARNING_RATE + step, ramp_steps)
+    functions = StepFunctions(LINEAR, tx, config, lambda step: LEARNING_RATE + step, ramp_steps)
     params = jax.tree.map(jnp.copy, PARAMS)
     state = TrainState(jnp.int32(step), params, {"passes": jnp.int32(7)}, tx.init(params))
     place = replicated(mesh) if form == "program" else jax.devices()[0]
     state, split = jax.device_put((state, DeviceSplit(IMAGES, LABELS)), place)
-    return FORMS[form](parts, mesh)(state, split, INDICES, StepKeys(jax.random.key(1), jax.random.key(2)), False)
+    return FORMS[form](functions, mesh)(state, split, INDICES, StepKeys(jax.random.key(1), jax.random.key(2)), False)
 
 
 def by_hand(scale: float, direction: int = -1, smoothing: float = 0.0) -> tuple[float, float, np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 
 from rap_jax._runtime.devices import choose_num_cpu_devices, usable_cores
-from rap_jax._runtime.mesh import MOST_IMAGES
+from rap_jax._runtime.mesh import MAX_MICROBATCH_SIZE
 from rap_jax.attacks.stepwise import StepwiseAttack
 from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.config import STAGES, AttackConfig, ComputeConfig, DataConfig, RunConfig, require
@@ -172,7 +172,7 @@ def _diagnosed(subject: Subject, num_images: int, num_devices: int) -> Portion:
 
 def _timed_batch(size: int, num_devices: int) -> int:
     """Images that stand for a batch of a size: on a CPU those that are computed at a time."""
-    most = num_devices * (MOST_IMAGES if jax.default_backend() == "cpu" else 512)
+    most = num_devices * (MAX_MICROBATCH_SIZE if jax.default_backend() == "cpu" else 512)
     return min(size, most)
 
 

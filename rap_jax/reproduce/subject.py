@@ -85,7 +85,7 @@ class Networks:
         weights, masks = self.final, self._masks()
         plan = compaction_plan(self._model.wiring, weights.params, masks)
         small = Weights(*(shrink(plan, tree) for tree in weights))
-        return self._subject(self._model.remake(features=plan.features), small) if plan.features else self.whole  # type: ignore[misc]
+        return self._subject(self._model.replace(features=plan.features), small) if plan.features else self.whole
 
     @property
     def attacked(self) -> Subject:

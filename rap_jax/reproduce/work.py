@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.mesh import DeviceSplit, home, make_mesh, put_split
+from rap_jax._runtime.mesh import DeviceSplit, first_device_sharding, make_mesh, put_split
 from rap_jax.attacks.stepwise import StepwiseAttack
 from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.config import AttackConfig, OptimizerConfig, TrainConfig
@@ -53,7 +53,9 @@ class TrainingStep(NamedTuple):
         learning_rate = learning_rate_schedule(settings, steps_per_epoch=100, num_steps=100)
         tx, shape = make_optimizer(settings, learning_rate), (self.batch_size, *self.subject.model.input_shape)
         perturbation = first_perturbation(self.train, shape)
-        init = jax.jit(lambda start: init_stage_state(start, tx, perturbation), out_shardings=home(mesh))
+        init = jax.jit(
+            lambda start: init_stage_state(start, tx, perturbation), out_shardings=first_device_sharding(mesh)
+        )
         state = init(self.subject.weights).train
         step = make_train_step(self.subject.model, tx, self.train, learning_rate, mesh)
         split, indices = _noise(self.subject, self.batch_size, mesh), np.arange(self.batch_size, dtype=np.int32)

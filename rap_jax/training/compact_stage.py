@@ -11,16 +11,18 @@ import chex
 import jax
 import numpy as np
 
-from rap_jax._runtime.mesh import home
+from rap_jax._runtime.mesh import first_device_sharding
 from rap_jax.compaction import Plan, compaction_plan, expand, shrink
 from rap_jax.config import Stage
 from rap_jax.evaluation.accuracy import make_evaluator
 from rap_jax.models import create_model
 from rap_jax.models.model import Weights
-from rap_jax.training.stage import Outcome, Setup, run_stage
+from rap_jax.training.stage import StageContext, StageResult, run_stage
 
 
-def run_small_stage(stage: Stage, setup: Setup, start: Weights, masks: chex.ArrayTree | None = None) -> Outcome:
+def run_compact_stage(
+    stage: Stage, context: StageContext, start: Weights, masks: chex.ArrayTree | None = None
+) -> StageResult:
     """`run_stage` on what is left of the network that `start` is; on the network itself where nothing can be removed.
 
     Not for the ADMM stage, whose sparsity sets are those of the whole network.
@@ -28,28 +30,30 @@ def run_small_stage(stage: Stage, setup: Setup, start: Weights, masks: chex.Arra
     Raises:
       ValueError, Interrupted: as `run_stage`.
     """
-    plan = compaction_plan(setup.model.wiring, start.params, masks)
+    plan = compaction_plan(context.model.wiring, start.params, masks)
     if not plan.features:
-        return run_stage(stage, setup, start, masks)
+        return run_stage(stage, context, start, masks)
     small_start = Weights(*(shrink(plan, tree) for tree in start))
-    outcome = run_stage(stage, _small_setup(setup, plan), small_start, _small_masks(plan, masks))
-    whole = (expand(plan, small, full) for small, full in zip(outcome.weights, start, strict=True))
-    return outcome._replace(weights=jax.device_put(Weights(*whole), home(setup.mesh)))
+    result = run_stage(stage, _compact_context(context, plan), small_start, _compact_masks(plan, masks))
+    whole = (expand(plan, small, full) for small, full in zip(result.weights, start, strict=True))
+    return result._replace(weights=jax.device_put(Weights(*whole), first_device_sharding(context.mesh)))
 
 
-def _small_setup(setup: Setup, plan: Plan) -> Setup:
+def _compact_context(context: StageContext, plan: Plan) -> StageContext:
     model = create_model(
-        setup.config.model,
-        input_shape=setup.model.input_shape,
-        num_classes=setup.model.num_classes,
-        implementation=setup.compute.implementation,
+        context.config.model,
+        input_shape=context.model.input_shape,
+        num_classes=context.model.num_classes,
+        implementation=context.compute.implementation,
         features=plan.features,
     )
-    select = make_evaluator(model, setup.config.select_attack, setup.mesh, batch_size=setup.config.eval_batch_size)
-    return setup._replace(model=model, select=select)
+    select = make_evaluator(
+        model, context.config.select_attack, context.mesh, batch_size=context.config.eval_batch_size
+    )
+    return context._replace(model=model, select=select)
 
 
-def _small_masks(plan: Plan, masks: chex.ArrayTree | None) -> chex.ArrayTree | None:
+def _compact_masks(plan: Plan, masks: chex.ArrayTree | None) -> chex.ArrayTree | None:
     """None where all that was masked is removed."""
     small = shrink(plan, masks) if masks is not None else None
     return small if any(not np.all(keep) for keep in jax.tree.leaves(small)) else None

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.mesh import DeviceSplit, avoids_collectives, check_batch_size, gather, replicated, state_home
+from rap_jax._runtime.mesh import DeviceSplit, avoids_collectives, check_batch_size, gather, replicated, state_shardings
 from rap_jax._runtime.text import as_table
 from rap_jax.config import STAGES, ComputeConfig, RunConfig, Stage
 from rap_jax.data import Dataset
@@ -25,7 +25,7 @@ from rap_jax.pruning.specs import Specs
 from rap_jax.training.optimizer import stage_learning_rate, stage_length, stage_optimizer
 from rap_jax.training.sharded_step import batch_mesh, step_as_program
 from rap_jax.training.state import StageState, TrainState, init_stage_state
-from rap_jax.training.step import StepKeys, StepParts, first_perturbation
+from rap_jax.training.step import StepFunctions, StepKeys, first_perturbation
 
 
 class StageForecast(NamedTuple):
@@ -109,14 +109,14 @@ def _stage(
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.bool_), weights.params)
     masks = shapes if stage == "retrain" and specs else None
     state = _state(config, model, weights, make_tx, masks)
-    places = state_home(state, mesh)
+    places = state_shardings(state, mesh)
     sizes = jax.tree.map(lambda leaf, place: _bytes(place.shard_shape(leaf.shape), leaf.dtype), state, places)
     program = None
     if not avoids_collectives(mesh):
         learning_rate = stage_learning_rate(config, stage, length)
         network, whole = in_dtype(model, config.train.compute_dtype), functools.partial(gather, mesh=mesh)
-        parts = StepParts(network, make_tx(masks), config.train, learning_rate, length.ramp, whole)
-        program = _program(parts, state.train, places.train, mesh, config.batch_size, num_examples)
+        functions = StepFunctions(network, make_tx(masks), config.train, learning_rate, length.ramp, whole)
+        program = _program(functions, state.train, places.train, mesh, config.batch_size, num_examples)
     images = config.batch_size // batch_mesh(config.train, mesh).size
     sent = _sent(weights.params, mesh)
     return StageForecast(stage, length.stage, images, sum(jax.tree.leaves(sizes)), program, sent)
@@ -131,15 +131,15 @@ def _state(config: RunConfig, model: Model, weights: Weights, make_tx: Any, mask
 
 
 def _program(
-    parts: StepParts, state: TrainState, places: Any, mesh: Mesh, batch_size: int, num_examples: int
+    functions: StepFunctions, state: TrainState, places: Any, mesh: Mesh, batch_size: int, num_examples: int
 ) -> int | None:
     """What XLA sets aside for one step, in bytes."""
     like: Any = lambda shape, dtype, place=None: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
     train = jax.tree.map(lambda leaf, place: like(leaf.shape, leaf.dtype, place), state, places)
-    images = like((num_examples, *parts.model.input_shape), np.uint8, replicated(mesh))
+    images = like((num_examples, *functions.model.input_shape), np.uint8, replicated(mesh))
     split = DeviceSplit(images, like((num_examples,), np.int32, replicated(mesh)))
     keys = StepKeys(jax.random.key(0), jax.random.key(1))
-    step = step_as_program(parts, mesh).lower(train, split, like((batch_size,), np.int32), keys, False)
+    step = step_as_program(functions, mesh).lower(train, split, like((batch_size,), np.int32), keys, False)
     analysis = step.compile().memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)
 
@@ -149,7 +149,7 @@ def _sent(params: chex.ArrayTree, mesh: Mesh) -> int:
     if avoids_collectives(mesh) or mesh.size == 1:
         return 0
     total = cut = 0
-    for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(state_home(params, mesh)), strict=True):
+    for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(state_shardings(params, mesh)), strict=True):
         total += _bytes(leaf.shape, leaf.dtype)
         cut += _bytes(leaf.shape, leaf.dtype) - _bytes(place.shard_shape(leaf.shape), leaf.dtype)
     return round(2 * (mesh.size - 1) / mesh.size * total) + cut

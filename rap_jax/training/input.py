@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.mesh import DeviceSplit, avoids_collectives, home, put_split, split_over_data
+from rap_jax._runtime.mesh import DeviceSplit, avoids_collectives, first_device_sharding, put_split, split_over_data
 from rap_jax.data import Split, epoch_order
 from rap_jax.data.streamed import StreamedImages
 
@@ -41,7 +41,7 @@ class Order:
         return order[position * self._size : (position + 1) * self._size]
 
 
-class Given(NamedTuple):
+class BatchInputs(NamedTuple):
     """For one step. Attributes: split: the whole one, or the batch alone; indices: of the batch in it, or None."""
 
     split: DeviceSplit
@@ -55,9 +55,9 @@ class ResidentInput:
         self.labels = split.labels
         self._split = put_split(split.images, split.labels, mesh)
 
-    def batches(self, order: Order, steps: range) -> Iterator[Given]:
+    def batches(self, order: Order, steps: range) -> Iterator[BatchInputs]:
         """What each of the steps is given."""
-        return (Given(self._split, order.batch(step)) for step in steps)
+        return (BatchInputs(self._split, order.batch(step)) for step in steps)
 
 
 class StreamedInput:
@@ -66,16 +66,18 @@ class StreamedInput:
     def __init__(self, images: StreamedImages, labels: np.ndarray, mesh: Mesh):
         self.labels = labels
         self._images = images
-        self._place = home(mesh) if avoids_collectives(mesh) else split_over_data(mesh)
+        self._place = first_device_sharding(mesh) if avoids_collectives(mesh) else split_over_data(mesh)
 
-    def batches(self, order: Order, steps: range) -> Iterator[Given]:
+    def batches(self, order: Order, steps: range) -> Iterator[BatchInputs]:
         """What each of the steps is given."""
         size = len(order.batch(steps.start))
         start, stop = self._rows(size)
         read = self._images.batches(_Rows(order, steps, start, stop), stop - start)
         for step, images in zip(steps, read, strict=True):
             labels = self.labels[order.batch(step)]
-            yield Given(DeviceSplit(self._put(images, size, start), self._put(labels[start:stop], size, start)), None)
+            yield BatchInputs(
+                DeviceSplit(self._put(images, size, start), self._put(labels[start:stop], size, start)), None
+            )
 
     def _rows(self, batch_size: int) -> tuple[int, int]:
         """Which rows of a batch belong to the devices of this process."""

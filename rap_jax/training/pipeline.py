@@ -36,12 +36,12 @@ from rap_jax.pruning.masks import both, count_sparsity
 from rap_jax.pruning.specs import Specs
 from rap_jax.runs.folder import open_run_folder
 from rap_jax.runs.network import save_network
-from rap_jax.training.compact_stage import run_small_stage
+from rap_jax.training.compact_stage import run_compact_stage
 from rap_jax.training.input import make_input
 from rap_jax.training.optimizer import stage_learning_rate, stage_length
 from rap_jax.training.provenance import describe, identity, settings_of
 from rap_jax.training.report import write_report
-from rap_jax.training.stage import Outcome, Setup, run_stage
+from rap_jax.training.stage import StageContext, StageResult, run_stage
 from rap_jax.training.start import Start, make_start
 from rap_jax.training.state import stream_key
 
@@ -96,7 +96,7 @@ def run(
             about = describe(config, dataset, start, mesh) | {"command": command, "run_dir": str(out_dir)}
             with catch_signals() as interrupt:
                 put = lambda split: put_split(split.images, split.labels, mesh)
-                setup = Setup(
+                context = StageContext(
                     config=config,
                     output=output,
                     model=model,
@@ -109,7 +109,7 @@ def run(
                     folder=folder,
                     interrupt=interrupt,
                 )
-                found = _train_and_test(setup, start, put(dataset.test))
+                found = _train_and_test(context, start, put(dataset.test))
             folder.write_json("results.json", about | found)
         if is_first() and not (folder.path / "report.md").exists():
             write_report(folder.path)
@@ -135,14 +135,14 @@ def _stages(config: RunConfig) -> list[Stage]:
     return [stage for stage in STAGES if config.stage(stage).num_epochs > 0]
 
 
-def _train_and_test(setup: Setup, start: Start, test_split: DeviceSplit) -> dict[str, Any]:
+def _train_and_test(context: StageContext, start: Start, test_split: DeviceSplit) -> dict[str, Any]:
     """The part of results.json that says what was found."""
-    config = setup.config
-    report = make_evaluator(setup.model, config.report_attack, setup.mesh, batch_size=config.eval_batch_size)
-    evaluator = SplitEvaluator(report, setup.validation, stream_key(config.seed, "report"), setup.interrupt)
-    final, stages = _run_stages(setup, evaluator, start.weights)
-    tested = _test(setup, evaluator._replace(split=test_split), final)
-    save_network(setup.folder.path, final, initial=start.initial)
+    config = context.config
+    report = make_evaluator(context.model, config.report_attack, context.mesh, batch_size=config.eval_batch_size)
+    evaluator = SplitEvaluator(report, context.validation, stream_key(config.seed, "report"), context.interrupt)
+    final, stages = _run_stages(context, evaluator, start.weights)
+    tested = _test(context, evaluator._replace(split=test_split), final)
+    save_network(context.folder.path, final, initial=start.initial)
     seconds: dict[str, float] = {stage: stages[stage]["seconds"] for stage in _stages(config)}
     seconds["validation"] = sum(stage["validation_seconds"] for stage in stages.values())
     seconds["test"] = tested["seconds"]
@@ -152,73 +152,75 @@ def _train_and_test(setup: Setup, start: Start, test_split: DeviceSplit) -> dict
         "sparsity": count_sparsity(final.params),
         "seconds": seconds | {"total": sum(seconds.values())},
     }
-    return found | ({"cost": _cost(setup, final)} if setup.output.measure_cost and is_first() else {})
+    return found | ({"cost": _cost(context, final)} if context.output.measure_cost and is_first() else {})
 
 
-def _test(setup: Setup, evaluator: SplitEvaluator, final: Weights) -> dict[str, Any]:
+def _test(context: StageContext, evaluator: SplitEvaluator, final: Weights) -> dict[str, Any]:
     """The result on the test set, in a file of its own: one network is tested once, whatever happens after it."""
     network = digest(final)
-    found = setup.folder.read_json("stages/test.json", ("test", "seconds", "network"))
+    found = context.folder.read_json("stages/test.json", ("test", "seconds", "network"))
     if found is not None and found["network"] == network:
         return found
     began = time.monotonic()
-    test = evaluator(f"{setup.config.name} test", final).to_json()
+    test = evaluator(f"{context.config.name} test", final).to_json()
     record = {"test": test, "seconds": time.monotonic() - began, "network": network}
-    setup.folder.write_json("stages/test.json", record)
+    context.folder.write_json("stages/test.json", record)
     return record
 
 
-def _cost(setup: Setup, final: Weights) -> dict[str, Any]:
+def _cost(context: StageContext, final: Weights) -> dict[str, Any]:
     """On the first device alone. A signal stops it, unless other processes wait for it; all else is saved by then."""
     where = "while measuring what the network costs"
-    stop = lambda: None if num_processes() > 1 else setup.interrupt.stop_if_requested(where)
-    return measure_cost(setup.model, jax.device_get(final), device=setup.mesh.devices.flat[0], between=stop)
+    stop = lambda: None if num_processes() > 1 else context.interrupt.stop_if_requested(where)
+    return measure_cost(context.model, jax.device_get(final), device=context.mesh.devices.flat[0], between=stop)
 
 
-def _run_stages(setup: Setup, evaluator: SplitEvaluator, start: Weights) -> tuple[Weights, dict[str, Any]]:
+def _run_stages(context: StageContext, evaluator: SplitEvaluator, start: Weights) -> tuple[Weights, dict[str, Any]]:
     """The final weights and the record of each stage; weights that come from another run are a stage of their own."""
     weights, stages = start, dict[str, Any]()
-    if setup.config.start.run_dir is not None:
-        stages["start"] = _record(setup, evaluator, "start", Outcome(start, 0, 0.0))
-    for stage in _stages(setup.config):
-        masks = _masks(setup, stage, weights)
-        run = run_small_stage if stage == "retrain" and setup.config.small_retrain else run_stage
-        outcome = run(stage, setup, cut(setup.specs, setup.model, weights) if stage == "retrain" else weights, masks)
-        weights = outcome.weights
-        stages[stage] = _record(setup, evaluator, stage, outcome)
-    return weights if "retrain" in stages else cut(setup.specs, setup.model, weights), stages
+    if context.config.start.run_dir is not None:
+        stages["start"] = _record(context, evaluator, "start", StageResult(start, 0, 0.0))
+    for stage in _stages(context.config):
+        masks = _masks(context, stage, weights)
+        run = run_compact_stage if stage == "retrain" and context.config.small_retrain else run_stage
+        result = run(
+            stage, context, cut(context.specs, context.model, weights) if stage == "retrain" else weights, masks
+        )
+        weights = result.weights
+        stages[stage] = _record(context, evaluator, stage, result)
+    return weights if "retrain" in stages else cut(context.specs, context.model, weights), stages
 
 
-def _masks(setup: Setup, stage: Stage, weights: Weights) -> chex.ArrayTree | None:
+def _masks(context: StageContext, stage: Stage, weights: Weights) -> chex.ArrayTree | None:
     """What has to stay zero in a stage: what was zero when the run began, and in the retrain what the cut takes.
 
     `weights` are those before the cut: afterwards all that is gone has one score, and a global budget would share its
     last bit of room out anew.
     """
-    masks = masks_of_cut(setup.specs, setup.model, weights.params) if stage == "retrain" and setup.specs else None
-    if setup.config.start.run_dir is None:
+    masks = masks_of_cut(context.specs, context.model, weights.params) if stage == "retrain" and context.specs else None
+    if context.config.start.run_dir is None:
         return masks
     # Each stage keeps them, so the zeros of its start are still those of the run's start.
     zeros = specs_lib.masks_of_zeros(weights.params)
     return zeros if masks is None else both(masks, zeros)
 
 
-def _record(setup: Setup, evaluator: SplitEvaluator, name: str, outcome: Outcome) -> dict[str, Any]:
+def _record(context: StageContext, evaluator: SplitEvaluator, name: str, result: StageResult) -> dict[str, Any]:
     """The result of a finished stage; evaluated once, then read from its file."""
     path = f"stages/{name}.json"
-    found = setup.folder.read_json(path, ("validation", "step", "seconds", "sparsity", "validation_seconds"))
+    found = context.folder.read_json(path, ("validation", "step", "seconds", "sparsity", "validation_seconds"))
     if found is not None:
         return found
-    label = f"{setup.config.name} {name} validation"
+    label = f"{context.config.name} {name} validation"
     began = time.monotonic()
     record: dict[str, Any] = {
-        "validation": evaluator(label, outcome.weights).to_json(),
-        "step": outcome.step,
-        "seconds": outcome.seconds,
-        "sparsity": count_sparsity(outcome.weights.params),
+        "validation": evaluator(label, result.weights).to_json(),
+        "step": result.step,
+        "seconds": result.seconds,
+        "sparsity": count_sparsity(result.weights.params),
     }
-    if setup.specs and name != "retrain":
-        record["cut"] = evaluator(f"{label} after a cut", cut(setup.specs, setup.model, outcome.weights)).to_json()
+    if context.specs and name != "retrain":
+        record["cut"] = evaluator(f"{label} after a cut", cut(context.specs, context.model, result.weights)).to_json()
     record["validation_seconds"] = time.monotonic() - began
-    setup.folder.write_json(path, record)
+    context.folder.write_json(path, record)
     return record

@@ -21,20 +21,20 @@ from rap_jax._runtime.mesh import (
     avoids_collectives,
     gather,
     make_mesh,
-    map_parts,
+    map_microbatches,
     put,
     replicated,
     split_over_data,
-    state_home,
+    state_shardings,
 )
 from rap_jax.config import TrainConfig
 from rap_jax.data.batches import Batch
 from rap_jax.models import Model, in_dtype
 from rap_jax.models.model import Weights
 from rap_jax.training.state import TrainState
+from rap_jax.training.step import AttackInputs, StepFunctions
 from rap_jax.training.step import StepKeys as StepKeys
 from rap_jax.training.step import StepMetrics as StepMetrics
-from rap_jax.training.step import StepParts, Task
 
 TrainStep = Callable[[TrainState, DeviceSplit, np.ndarray | None, StepKeys, bool], tuple[TrainState, StepMetrics]]
 
@@ -52,17 +52,17 @@ def make_train_step(
 
     Without indices the split is the batch.
 
-    State and split lie at `home` of the mesh. The state is donated: it lives on in the returned one. The network
-    computes in the config's `compute_dtype`.
+    State and split have the `first_device_sharding` of the mesh. The state is donated: it lives on in the returned one.
+    The network computes in the config's `compute_dtype`.
 
     Args:
-      ramp_steps: see `StepParts`.
+      ramp_steps: see `StepFunctions`.
     """
     whole = functools.partial(gather, mesh=mesh)
-    parts = StepParts(in_dtype(model, config.compute_dtype), tx, config, learning_rate, ramp_steps, whole)
+    functions = StepFunctions(in_dtype(model, config.compute_dtype), tx, config, learning_rate, ramp_steps, whole)
     if avoids_collectives(mesh):
-        return step_in_programs(parts, mesh)
-    program, share = step_as_program(parts, mesh), split_over_data(mesh)
+        return step_in_programs(functions, mesh)
+    program, share = step_as_program(functions, mesh), split_over_data(mesh)
 
     def train_step(
         state: TrainState, split: DeviceSplit, indices: np.ndarray | None, keys: StepKeys, dual_step: bool
@@ -72,8 +72,8 @@ def make_train_step(
     return train_step
 
 
-def step_as_program(parts: StepParts, mesh: Mesh) -> jax.stages.Wrapped:
-    """One program: the state lies at its `state_home`, the batch is split over the mesh.
+def step_as_program(functions: StepFunctions, mesh: Mesh) -> jax.stages.Wrapped:
+    """One program: the state lies at its `state_shardings`, the batch is split over the mesh.
 
     The loss is a mean over the global batch, so XLA sums gradients over the devices by itself.
     """
@@ -83,22 +83,24 @@ def step_as_program(parts: StepParts, mesh: Mesh) -> jax.stages.Wrapped:
         state: TrainState, split: DeviceSplit, indices: jax.Array | None, keys: StepKeys, dual_step: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         indices = None if indices is None else jax.lax.with_sharding_constraint(indices, share)
-        found, metrics = parts.step(state, split, indices, keys, dual_step)
-        return jax.lax.with_sharding_constraint(found, state_home(found, mesh, whole=whole)), gather(metrics, mesh)
+        found, metrics = functions.step(state, split, indices, keys, dual_step)
+        return jax.lax.with_sharding_constraint(found, state_shardings(found, mesh, unsharded=whole)), gather(
+            metrics, mesh
+        )
 
     return jax.jit(step, in_shardings=(None, None, None, whole, whole), donate_argnums=0)
 
 
-def step_in_programs(parts: StepParts, mesh: Mesh) -> TrainStep:
+def step_in_programs(functions: StepFunctions, mesh: Mesh) -> TrainStep:
     """Three programs: the attack is split over the mesh, the other two run where state and split lie."""
-    prepare, update = jax.jit(parts.prepare), jax.jit(parts.update, donate_argnums=0)
-    attack, place = attack_program(parts, mesh), attack_shardings(batch_mesh(parts.config, mesh))
+    prepare, update = jax.jit(functions.prepare), jax.jit(functions.update, donate_argnums=0)
+    attack, place = attack_program(functions, mesh), attack_shardings(batch_mesh(functions.config, mesh))
 
     def train_step(
         state: TrainState, split: DeviceSplit, indices: np.ndarray | None, keys: StepKeys, dual_step: bool
     ) -> tuple[TrainState, StepMetrics]:
         task = prepare(state.step, split, indices, keys)
-        if parts.config.attacks_first:
+        if functions.config.attacks_first:
             weights = Weights(state.params, state.batch_stats)
             images = attack(*jax.device_put((weights, task), place))
             task = task.with_images(jax.device_get(images))
@@ -107,29 +109,31 @@ def step_in_programs(parts: StepParts, mesh: Mesh) -> TrainStep:
     return train_step
 
 
-def attack_program(parts: StepParts, mesh: Mesh) -> jax.stages.Wrapped:
-    """The attack of a step as a program of its own: (Weights, Task) -> images, split over the devices.
+def attack_program(functions: StepFunctions, mesh: Mesh) -> jax.stages.Wrapped:
+    """The attack of a step as a program of its own: (Weights, AttackInputs) -> images, split over the devices.
 
-    Each device runs `parts.attack` on its share of the batch. Were the split left to XLA, as in `step_as_program`, it
-    would add collectives where it sees a use for them (it did for the restarts of a ResNet).
+    Each device runs `functions.attack` on its share of the batch. Were the split left to XLA, as in `step_as_program`,
+    it would add collectives where it sees a use for them (it did for the restarts of a ResNet).
     """
-    mesh = batch_mesh(parts.config, mesh)
+    mesh = batch_mesh(functions.config, mesh)
 
-    def attack(weights: Weights, task: Task) -> chex.ArrayTree:
-        if parts.config.attack_batch_norm == "batch":
-            return parts.attack(weights, task)
-        return map_parts(lambda each: parts.attack(weights, Task(*each, task.scale)), (task.batch, task.keys), mesh)
+    def attack(weights: Weights, task: AttackInputs) -> chex.ArrayTree:
+        if functions.config.attack_batch_norm == "batch":
+            return functions.attack(weights, task)
+        return map_microbatches(
+            lambda each: functions.attack(weights, AttackInputs(*each, task.scale)), (task.batch, task.keys), mesh
+        )
 
     specs = jax.tree.map(lambda sharding: sharding.spec, attack_shardings(mesh))
     images = specs[1].batch.images
     return jax.jit(jax.shard_map(attack, mesh=mesh, in_specs=specs, out_specs=images, check_vma=False))
 
 
-def attack_shardings(mesh: Mesh) -> tuple[Any, Task]:
+def attack_shardings(mesh: Mesh) -> tuple[Any, AttackInputs]:
     """Where weights and task of an attack program lie: on every device all, but of the batch its share."""
     whole: Any = replicated(mesh)  # Any: shardings stand where arrays will
     share: Any = split_over_data(mesh)
-    return whole, Task(Batch(share, share), share, whole)
+    return whole, AttackInputs(Batch(share, share), share, whole)
 
 
 def batch_mesh(config: TrainConfig, mesh: Mesh) -> Mesh:

@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from rap_jax._runtime.integrity import digest
-from rap_jax._runtime.mesh import home
+from rap_jax._runtime.mesh import first_device_sharding
 from rap_jax.config import RunConfig
 from rap_jax.data import Dataset
 from rap_jax.models import Model
@@ -45,13 +45,13 @@ class Start(NamedTuple):
 
 
 def make_start(config: RunConfig, dataset: Dataset, model: Model, mesh: Mesh) -> Start:
-    """The weights of a run's first stage, at `home` of the mesh.
+    """The weights of a run's first stage, at `first_device_sharding` of the mesh.
 
     Raises:
       ValueError: the other run has not finished, has another network, nothing that could be inherited, or learnt from
         images that this run holds out for validation.
     """
-    place = home(mesh)
+    place = first_device_sharding(mesh)
     if config.start.run_dir is None:
         init = jax.jit(lambda key: Weights(*model.init(key)), out_shardings=place)
         drawn = init(stream_key(config.seed, "init"))

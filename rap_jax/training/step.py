@@ -104,7 +104,7 @@ class StepKeys(NamedTuple):
     batch: jax.Array
 
 
-class Task(NamedTuple):
+class AttackInputs(NamedTuple):
     """What an attack works on.
 
     Attributes:
@@ -117,14 +117,14 @@ class Task(NamedTuple):
     keys: jax.Array
     scale: jax.Array
 
-    def with_images(self, images: jax.Array) -> "Task":
+    def with_images(self, images: jax.Array) -> "AttackInputs":
         """The same with other images in the batch."""
         return self._replace(batch=self.batch._replace(images=images))
 
 
 @dataclasses.dataclass(frozen=True)
-class StepParts:
-    """The three parts of a training step, pure functions, and the step that they make.
+class StepFunctions:
+    """The three functions of a training step, all of them pure, and the step that they make.
 
     Attributes:
       ramp_steps: steps over which the attack's radius and step size grow linearly to their full size.
@@ -138,7 +138,7 @@ class StepParts:
     ramp_steps: int = 0
     gather: Callable[[chex.ArrayTree], chex.ArrayTree] = lambda tree: tree
 
-    def prepare(self, step: jax.Array, split: DeviceSplit, indices: jax.Array | None, keys: StepKeys) -> Task:
+    def prepare(self, step: jax.Array, split: DeviceSplit, indices: jax.Array | None, keys: StepKeys) -> AttackInputs:
         """The batch of the examples [N] that `indices` names, all of the split for None, and what an attack needs."""
         attack_key = jax.random.fold_in(keys.attack, step)
         # By the number of the batch: every update on it sees the same crops and mixtures.
@@ -147,9 +147,9 @@ class StepParts:
         attack_keys = keys_of(attack_key, jnp.arange(len(batch.images), dtype=jnp.int32))
         ramp = (step + 1).astype(jnp.float32) / (self.ramp_steps or 1)
         scale = jnp.minimum(1.0, ramp) if self.ramp_steps else jnp.ones((), jnp.float32)
-        return Task(batch, attack_keys, scale)
+        return AttackInputs(batch, attack_keys, scale)
 
-    def attack(self, weights: Weights, task: Task) -> jax.Array:
+    def attack(self, weights: Weights, task: AttackInputs) -> jax.Array:
         """Adversarial images of the task's batch; clean ones in natural training, and in free training."""
         attack = self.config.attack
         if attack is None or not self.config.attacks_first:
@@ -157,7 +157,7 @@ class StepParts:
         batch_norm = self.config.attack_batch_norm == "batch"
         return _attack_batch(self.model, attack, weights, task, train=batch_norm)
 
-    def update(self, state: TrainState, task: Task, dual_step: jax.Array) -> tuple[TrainState, StepMetrics]:
+    def update(self, state: TrainState, task: AttackInputs, dual_step: jax.Array) -> tuple[TrainState, StepMetrics]:
         """The state after a gradient step on the images of the task; in free training they are perturbed here."""
         attack, scale, perturbation = self.config.attack, task.scale, state.perturbation
         free = self.config.free_replays > 0
@@ -192,7 +192,7 @@ class StepParts:
         return self.update(state, task.with_images(images), dual_step)
 
 
-def _attack_batch(model: Model, attack: AttackConfig, weights: Weights, task: Task, *, train: bool) -> jax.Array:
+def _attack_batch(model: Model, attack: AttackConfig, weights: Weights, task: AttackInputs, *, train: bool) -> jax.Array:
     """Adversarial images at the task's share of the attack's radius; BatchNorm in evaluation mode unless `train`."""
 
     def loss_fn(x: jax.Array) -> jax.Array:
