@@ -16,7 +16,7 @@ from rap_jax.attacks.pgd import pgd
 from rap_jax.compaction import CompactNetwork, compact, compaction_plan, fold_batch_norm, hold_orphans
 from rap_jax.config import ModelConfig
 from rap_jax.models import NETWORKS, Model, create_model
-from rap_jax.models.layers.implementation import Implementation
+from rap_jax.models.layers.convolution import Implementation
 
 SHAPES = {"lenet_mnist": (8, 12, 1), "lenet_cifar": (24, 20, 3)}
 CASES = [(name, 0, "cpu") for name in NETWORKS] + [(name, 1, "xla") for name in NETWORKS if name != "wide_resnet28"]

@@ -203,7 +203,7 @@ def test_a_run_measures_it_last_and_a_signal_loses_nothing(tmp_path: Path, monke
             run()
     assert not (tmp_path / "run" / "results.json").exists()
     monkeypatch.setattr(pipeline.SplitEvaluator, "__call__", lambda *_: pytest.fail("evaluated again"))
-    monkeypatch.setattr(stage_lib._Run, "train", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(stage_lib, "train_stage", lambda *_: pytest.fail("trained again"))
     results = run()
     pruned = results["cost"]["forms"]["pruned"]
     assert pruned["parameters"] == results["model"]["num_params"]

@@ -24,7 +24,7 @@ from rap_jax.reproduce.scale import MNIST, SCALES
 from rap_jax.reproduce.sizes import sizes_of
 from rap_jax.reproduce.tables import build_table
 from rap_jax.reproduce.work import AttackSteps, TrainingStep, Verdicts
-from rap_jax.training.optimizer import stage_length
+from rap_jax.training.optimizer import plan_stage
 
 SMOKE, QUICK = SCALES["smoke"], SCALES["quick"]
 DENSE = networks.dense(QUICK, MNIST, 2, 0)
@@ -71,8 +71,8 @@ def test_steps_are_those_of_the_stages(job: Job) -> None:
     stages = [stage for stage in ("pretrain", "admm", "retrain") if config.stage(stage).num_epochs]
     assert {what for what in found if what in ("pretrain", "admm", "retrain")} == set(stages)
     for stage in stages:
-        length = stage_length(config, stage, sizes_of(config.data).train)
-        assert found[stage].units == length.stage > 0
+        plan = plan_stage(config, stage, sizes_of(config.data).train)
+        assert found[stage].units == plan.num_steps > 0
         kind = found[stage].kind
         assert isinstance(kind, TrainingStep) and kind.batch_size == config.batch_size
         # Ten steps are timed, and counted as what they are: images, epochs, and the passes of an attack.

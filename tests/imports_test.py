@@ -17,7 +17,7 @@ ALLOWED: dict[str, str] = {
     "data": "_runtime config",
     "runs": "_runtime config models",
     "evaluation": "_runtime attacks compaction config data models runs",
-    "reproduce": "_runtime attacks compaction config evaluation models pruning runs training",
+    "reproduce": "_runtime attacks compaction config data evaluation models pruning runs training",
     "export": "_runtime attacks compaction config data evaluation models pruning runs",
     "training": "_runtime attacks compaction config data evaluation models pruning runs",
 }

@@ -12,7 +12,6 @@ import pytest
 from flax import linen as nn
 
 from rap_jax._runtime.mesh import (
-    DeviceSplit,
     avoids_collectives,
     first_device_sharding,
     make_mesh,
@@ -21,10 +20,11 @@ from rap_jax._runtime.mesh import (
 )
 from rap_jax.attacks import pgd
 from rap_jax.config import AttackConfig, ModelConfig, TrainConfig
+from rap_jax.data.batches import BatchInputs
 from rap_jax.models import create_model, from_linen
-from rap_jax.models.layers.conv_norm import ConvNorm
-from rap_jax.models.layers.dense import Dense
+from rap_jax.models.layers.linear import ConvNorm, Dense
 from rap_jax.models.model import Weights
+from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.sharded_step import (
     attack_program,
     attack_shardings,
@@ -33,8 +33,8 @@ from rap_jax.training.sharded_step import (
     step_as_program,
     step_in_programs,
 )
-from rap_jax.training.state import TrainState
-from rap_jax.training.step import AttackInputs, StepFunctions, StepKeys
+from rap_jax.training.state import StepKeys, TrainState
+from rap_jax.training.step import AttackInputs, StepFunctions
 
 COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+", re.IGNORECASE)
 SHAPE, BATCH = (16, 16, 1), 16
@@ -55,7 +55,7 @@ def make_functions(
 ) -> StepFunctions:
     model = create_model(ModelConfig(network, width=1), input_shape=SHAPE, num_classes=10)
     tx = optax.with_extra_args_support(optax.sgd(0.1, momentum=0.9))
-    return StepFunctions(model, tx, TrainConfig(attack, **settings), lambda step: 0.1)
+    return StepFunctions(model, tx, TrainConfig(attack, **settings), StagePlan("pretrain", 100, 10, lambda step: 0.1))
 
 
 def make_state(functions: StepFunctions, place: Any) -> TrainState:
@@ -64,17 +64,17 @@ def make_state(functions: StepFunctions, place: Any) -> TrainState:
     return TrainState(step, params, batch_stats, opt_state)
 
 
-def task_of(functions: StepFunctions, num_devices: int) -> tuple[Weights, AttackInputs]:
+def inputs_of(functions: StepFunctions, num_devices: int) -> tuple[Weights, AttackInputs]:
     """The arguments of an attack, lying as its program wants them."""
     mesh = make_mesh(jax.devices()[:num_devices])
     state = make_state(functions, first_device_sharding(mesh))
-    task = jax.jit(functions.prepare)(state.step, put_split(IMAGES, LABELS, mesh), INDICES, KEYS)
+    inputs = jax.jit(functions.prepare)(state.step, BatchInputs(*put_split(IMAGES, LABELS, mesh), INDICES), KEYS)
     place = attack_shardings(batch_mesh(functions.config, mesh))
-    return jax.device_put((Weights(state.params, state.batch_stats), task), place)
+    return jax.device_put((Weights(state.params, state.batch_stats), inputs), place)
 
 
 def attacked(functions: StepFunctions, num_devices: int) -> jax.Array:
-    return attack_program(functions, make_mesh(jax.devices()[:num_devices]))(*task_of(functions, num_devices))
+    return attack_program(functions, make_mesh(jax.devices()[:num_devices]))(*inputs_of(functions, num_devices))
 
 
 def test_everything_lies_on_the_first_device_of_a_cpu() -> None:
@@ -82,8 +82,8 @@ def test_everything_lies_on_the_first_device_of_a_cpu() -> None:
     assert avoids_collectives(mesh) and not avoids_collectives(make_mesh(jax.devices()[:1]))
     functions = make_functions()
     state, split = make_state(functions, first_device_sharding(mesh)), put_split(IMAGES, LABELS, mesh)
-    step = make_train_step(functions.model, functions.tx, functions.config, functions.learning_rate, mesh)
-    after, metrics = step(state, split, INDICES, KEYS, False)
+    step = make_train_step(functions.model, functions.tx, functions.config, functions.plan, mesh)
+    after, metrics = step(state, BatchInputs(*split, INDICES), KEYS, False)
     assert all(leaf.devices() == first for leaf in jax.tree.leaves((split, after, metrics)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))  # donated
 
@@ -94,7 +94,7 @@ def test_everything_lies_on_the_first_device_of_a_cpu() -> None:
 )
 def test_the_attack_has_no_collective(network: str, attack: AttackConfig) -> None:
     functions = make_functions(network, attack)
-    program = attack_program(functions, make_mesh()).lower(*task_of(functions, 8)).compile().as_text()
+    program = attack_program(functions, make_mesh()).lower(*inputs_of(functions, 8)).compile().as_text()
     assert "num_partitions=8" in program
     assert not COLLECTIVE.findall(program)
 
@@ -103,9 +103,9 @@ def test_one_program_has_collectives() -> None:
     """Or the test above could not fail."""
     functions, mesh = make_functions(), make_mesh()
     whole = replicated(mesh)
-    split = jax.device_put(DeviceSplit(IMAGES, LABELS), whole)
+    inputs = BatchInputs(*jax.device_put((IMAGES, LABELS), whole), INDICES)
     step: Any = step_as_program(functions, mesh)
-    program = step.lower(make_state(functions, whole), split, INDICES, KEYS, False).compile().as_text()
+    program = step.lower(make_state(functions, whole), inputs, KEYS, False).compile().as_text()
     assert "num_partitions=8" in program and COLLECTIVE.findall(program)
 
 
@@ -117,7 +117,7 @@ def test_the_random_start_does_not_depend_on_the_devices() -> None:
         np.testing.assert_array_equal(other, one)
 
 
-def test_parts_of_a_share_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_microbatches_of_a_share_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     functions = make_functions(attack=AttackConfig(norm="l2", epsilon=1.0, step_size=0.5, num_steps=2))
     whole = attacked(functions, 2)
     monkeypatch.setattr("rap_jax._runtime.mesh.MAX_MICROBATCH_SIZE", 4)
@@ -160,8 +160,8 @@ def test_programs_do_what_one_program_does(settings: dict[str, Any]) -> None:
     functions, mesh = dataclasses.replace(make_functions("lenet_mnist", attack, **settings), model=model), make_mesh()
     found = []
     for form, place in ((step_as_program, replicated(mesh)), (step_in_programs, first_device_sharding(mesh))):
-        state, split = make_state(functions, place), jax.device_put(DeviceSplit(DARKER, LABELS), place)
+        state, split = make_state(functions, place), jax.device_put((DARKER, LABELS), place)
         for indices in (INDICES, INDICES + 20):
-            state, metrics = form(functions, mesh)(state, split, indices, KEYS, False)
+            state, metrics = form(functions, mesh)(state, BatchInputs(*split, indices), KEYS, False)
         found.append(jax.device_get((state, metrics)))
     chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)

@@ -40,14 +40,14 @@ def compact(
     Args:
       model: of `create_model`.
       params, batch_stats: its weights, after a cut.
-      masks: False where a weight is held at zero; what is left of them comes back, for a retrain.
+      masks: False where a weight is held at zero; the result has the masks of the smaller network, for a retrain.
 
     Returns:
       The smaller network; where there is nothing to remove, the same one.
 
     Raises:
-      ValueError: a layer would vanish; it is named. The model cannot be made again. Weights are NaN or infinite. A
-        mask is missing, not bool, of another shape, or holds a weight that is not zero.
+      ValueError: a layer would vanish; it is named. The model is not of `create_model`. Weights are NaN or infinite. A
+        mask is missing, not bool, of another shape, or masks a weight that is not zero.
     """
     _check_finite({**leaves_by_name(params), **leaves_by_name(batch_stats)})
     _check_masks(params, masks)

@@ -17,11 +17,11 @@ logits = model.logits(weights, images)
 
 from rap_jax.models.create import NETWORKS as NETWORKS
 from rap_jax.models.create import create_model as create_model
-from rap_jax.models.layers.conv_relu_pool import ConvReluPool as ConvReluPool
-from rap_jax.models.layers.implementation import IMPLEMENTATIONS as IMPLEMENTATIONS
-from rap_jax.models.layers.implementation import Implementation as Implementation
-from rap_jax.models.layers.implementation import use_cpu_form as use_cpu_form
+from rap_jax.models.layers.convolution import IMPLEMENTATIONS as IMPLEMENTATIONS
+from rap_jax.models.layers.convolution import Implementation as Implementation
+from rap_jax.models.layers.convolution import use_cpu_form as use_cpu_form
 from rap_jax.models.layers.initializers import INITIALIZERS as INITIALIZERS
+from rap_jax.models.layers.pool import ConvReluPool as ConvReluPool
 from rap_jax.models.model import Model as Model
 from rap_jax.models.model import from_linen as from_linen
 from rap_jax.models.model import in_dtype as in_dtype

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rap_jax.config import ModelConfig, require
-from rap_jax.models.layers.implementation import IMPLEMENTATIONS, Implementation
+from rap_jax.models.layers.convolution import IMPLEMENTATIONS, Implementation
 from rap_jax.models.layers.initializers import kernel_initializer
 from rap_jax.models.lenet import LeNetCifar, LeNetMnist
 from rap_jax.models.model import Features, Model, from_linen
@@ -44,7 +44,7 @@ def create_model(
         num_classes: number of logits.
         implementation: how convolutions are computed: `auto`, `cpu` or `xla`; see `conv2d` and `conv_relu_pool`. The
             parameters and, up to rounding, the results do not depend on it.
-        features: path of a layer -> its number of outputs, where it is not to be what the width says, such as
+        features: path of a layer -> its number of outputs, for layers that differ from the width, such as
             {"conv1": 4}; the inputs of the layers that read it follow.
         folded: without the statistics of BatchNorm, which are part of its neighbours then; see `compaction.fold`.
 

@@ -80,7 +80,7 @@ class Features(dict[str, int]):
 class Model:
     """A network as pure functions. Hashable: a static argument of `jax.jit`, or closed over."""
 
-    init: InitFn  # not jitted; `jax.jit(model.init, out_shardings=...)` places what it draws
+    init: InitFn  # not jitted; `jax.jit(model.init, out_shardings=...)` places the weights
     apply: ApplyFn
     input_shape: tuple[int, int, int]  # (height, width, channels) of one image
     num_classes: int  # number of logits

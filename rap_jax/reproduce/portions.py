@@ -25,7 +25,7 @@ from rap_jax.reproduce.job import Job
 from rap_jax.reproduce.sizes import sizes_of
 from rap_jax.reproduce.subject import Networks, Subject
 from rap_jax.reproduce.work import Kind, attack_steps, training, verdicts
-from rap_jax.training.optimizer import stage_length
+from rap_jax.training.optimizer import plan_stage
 
 _MOST_RADII = 9  # of the sweep of the diagnostics
 
@@ -98,9 +98,9 @@ class Counter:
             if is_done(part):
                 continue
             if part in stages:
-                subject, length = networks.of_stage(part), stage_length(config, part, sizes.train)
+                subject, plan = networks.of_stage(part), plan_stage(config, part, sizes.train)
                 step = training(subject, config.train, config.batch_size, num_devices)
-                yield Portion(part, step, length.stage)
+                yield Portion(part, step, plan.num_steps)
                 epochs = config.stage(part).num_epochs
                 yield judged(f"{part}: validation", sizes.validation, epochs, subject, config.select_attack)
             times = 2 if networks.is_cut and part != "retrain" else 1  # before and after a cut

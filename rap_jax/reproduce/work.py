@@ -21,14 +21,14 @@ from rap_jax._runtime.mesh import DeviceSplit, first_device_sharding, make_mesh,
 from rap_jax.attacks.stepwise import StepwiseAttack
 from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.config import AttackConfig, OptimizerConfig, TrainConfig
+from rap_jax.data.batches import BatchInputs
 from rap_jax.evaluation.auto_attack.programs import Examples, Programs, steps_between_checks
 from rap_jax.evaluation.correctness import Judge
 from rap_jax.models.model import Weights
 from rap_jax.reproduce.subject import Subject
-from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from rap_jax.training.sharded_step import StepKeys, make_train_step
-from rap_jax.training.state import init_stage_state
-from rap_jax.training.step import first_perturbation
+from rap_jax.training.optimizer import StagePlan, learning_rate_schedule, make_optimizer
+from rap_jax.training.sharded_step import make_train_step
+from rap_jax.training.state import StepKeys, first_perturbation, init_stage_state
 
 Unit = Callable[[], Any]
 # So small that no example is broken, which would end an attack before its time.
@@ -57,13 +57,13 @@ class TrainingStep(NamedTuple):
             lambda start: init_stage_state(start, tx, perturbation), out_shardings=first_device_sharding(mesh)
         )
         state = init(self.subject.weights).train
-        step = make_train_step(self.subject.model, tx, self.train, learning_rate, mesh)
-        split, indices = _noise(self.subject, self.batch_size, mesh), np.arange(self.batch_size, dtype=np.int32)
+        step = make_train_step(self.subject.model, tx, self.train, StagePlan("pretrain", 100, 100, learning_rate), mesh)
+        inputs = BatchInputs(*_noise(self.subject, self.batch_size, mesh), np.arange(self.batch_size, dtype=np.int32))
         keys = StepKeys(jax.random.key(1), jax.random.key(2))
 
         def unit() -> None:
             nonlocal state
-            state, metrics = step(state, split, indices, keys, False)
+            state, metrics = step(state, inputs, keys, False)
             jax.device_get(metrics)
 
         return unit
