@@ -114,9 +114,8 @@ def _ways(forms: dict[str, Subject], folder: Path, batch_size: int) -> Iterator[
         session = open_session(folder / f"{form}.onnx", num_threads=num_cores())
         run_session = functools.partial(session.logits_fn, images)
         plain = subject.model
-        assert plain.remake is not None  # of create_model
         runs: dict[str, Callable[[], Any]] = {
-            RUNTIMES[0]: _jax_run(subject._replace(model=plain.remake(implementation="auto")), images),
+            RUNTIMES[0]: _jax_run(subject._replace(model=plain.replace(implementation="auto")), images),
             RUNTIMES[1]: _jax_run(subject, images),
             RUNTIMES[2]: run_session,
         }
@@ -131,7 +130,7 @@ def _ways(forms: dict[str, Subject], folder: Path, batch_size: int) -> Iterator[
 def _jax_run(subject: Subject, images: np.ndarray) -> Callable[[], Any]:
     model = subject.model
     weights, images_there = jax.device_put((subject.weights, images))
-    logits = jax.jit(lambda weights, images: model.apply(weights.params, weights.batch_stats, images, False)[0])
+    logits = jax.jit(model.logits)
     return lambda: jax.block_until_ready(logits(weights, images_there))
 
 

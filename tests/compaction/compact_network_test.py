@@ -1,5 +1,6 @@
 """Physically smaller networks: the same logits on any input, under any masks, with BatchNorm and without."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -16,7 +17,7 @@ from rap_jax.attacks.pgd import pgd
 from rap_jax.compaction import CompactNetwork, compact, compaction_plan, fold_batch_norm, hold_orphans
 from rap_jax.config import ModelConfig
 from rap_jax.models import NETWORKS, Model, create_model
-from rap_jax.models.layers.implementation import Implementation
+from rap_jax.models.layers.convolution import Implementation
 
 SHAPES = {"lenet_mnist": (8, 12, 1), "lenet_cifar": (24, 20, 3)}
 CASES = [(name, 0, "cpu") for name in NETWORKS] + [(name, 1, "xla") for name in NETWORKS if name != "wide_resnet28"]
@@ -93,7 +94,7 @@ def test_the_logits_stay(name: str, seed: int, implementation: Implementation) -
     small = compact(model, params, batch_stats, masks)
     chex.assert_trees_all_equal(params, before)
     expected = jax.eval_shape(small.model.init, jax.random.key(0))
-    chex.assert_trees_all_equal_shapes_and_dtypes((small.params, small.batch_stats), expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(small.weights, expected)
     chex.assert_trees_all_equal_shapes(small.params, small.masks)
     assert sum(leaf.size for leaf in jax.tree.leaves(small.params)) < sum(leaf.size for leaf in jax.tree.leaves(params))
     expected_logits = logits(model, params, batch_stats)
@@ -203,7 +204,7 @@ def test_wrong_masks_are_refused() -> None:
         compact(model, params, {})
     params, _ = weights_for(model, 0)
     with pytest.raises(ValueError, match="cannot be made again"):
-        compact(model._replace(remake=None), params, {})
+        compact(dataclasses.replace(model, remake=None), params, {})
 
 
 @pytest.mark.parametrize("name", nightly_but(["lenet_mnist"], ["lenet_mnist", "resnet18"]))

@@ -14,6 +14,7 @@ from tiers import large_later
 from rap_jax.compaction import Wiring, compaction_plan, expand, shrink
 from rap_jax.config import ModelConfig
 from rap_jax.models import NETWORKS, Model, create_model
+from rap_jax.models.model import Weights
 
 SHAPES = {"lenet_mnist": (8, 12, 1), "lenet_cifar": (24, 20, 3)}
 WIDTH = 2
@@ -66,7 +67,7 @@ def test_the_small_network_is_the_same_function(name: str) -> None:
     small_params, small_stats = shrink(plan, params), shrink(plan, batch_stats)
     # Also refuses a network whose `READS` forgets a reader: its inputs would have shrunk here and not there.
     expected = jax.eval_shape(small.init, jax.random.key(0))
-    chex.assert_trees_all_equal_shapes_and_dtypes((small_params, small_stats), expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(Weights(small_params, small_stats), expected)
     for train in (False, True):
         large_logits, large_stats = logits(model, params, batch_stats, train)
         found, found_stats = logits(small, small_params, small_stats, train)

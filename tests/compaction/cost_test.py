@@ -33,7 +33,7 @@ from rap_jax.training import stage as stage_lib
 def network(name: str, width: int, shape: tuple[int, int, int]) -> tuple[Model, Weights]:
     """With weights of which none is zero."""
     model = create_model(ModelConfig(name, width), input_shape=shape, num_classes=10, implementation="xla")
-    shapes = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     generator = np.random.default_rng(0)
     return model, jax.tree.map(lambda leaf: generator.uniform(0.1, 1, leaf.shape).astype(leaf.dtype), shapes)
 
@@ -204,7 +204,7 @@ def test_a_run_measures_it_last_and_a_signal_loses_nothing(tmp_path: Path, monke
             run()
     assert not (tmp_path / "run" / "results.json").exists()
     monkeypatch.setattr(pipeline.SplitEvaluator, "__call__", lambda *_: pytest.fail("evaluated again"))
-    monkeypatch.setattr(stage_lib._Run, "train", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(stage_lib, "train_stage", lambda *_: pytest.fail("trained again"))
     results = run()
     pruned = results["cost"]["forms"]["pruned"]
     assert pruned["parameters"] == results["model"]["num_params"]

@@ -12,8 +12,9 @@ import tiny
 from rap_jax._runtime.mesh import make_mesh
 from rap_jax.config import ComputeConfig
 from rap_jax.data import Split, content_hash, hold_out
+from rap_jax.data.batches import BatchInputs
 from rap_jax.data.streamed import StreamedImages
-from rap_jax.training.input import Given, Order, ResidentInput, StreamedInput, _Rows, make_input
+from rap_jax.training.input import Order, ResidentInput, StreamedInput, _Rows, make_input
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
 LABELS = np.arange(50, dtype=np.int32) % 10
@@ -28,9 +29,9 @@ def on_disk(split: Split) -> Split:
     return Split(images, split.labels)
 
 
-def bytes_of(given: Given) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = jax.device_get(given.split)
-    return (images, labels) if given.indices is None else (images[given.indices], labels[given.indices])
+def bytes_of(inputs: BatchInputs) -> tuple[np.ndarray, np.ndarray]:
+    images, labels, indices = jax.device_get(inputs)
+    return (images, labels) if indices is None else (images[indices], labels[indices])
 
 
 @pytest.mark.parametrize("num_model_shards", [1, 2])
@@ -39,8 +40,8 @@ def bytes_of(given: Given) -> tuple[np.ndarray, np.ndarray]:
 def test_batches_from_disk_are_those_on_the_devices(num_model_shards: int, steps: range, updates: int) -> None:
     mesh = make_mesh(jax.devices()[:4], num_model_shards=num_model_shards)
     order = Order(jax.random.key(3), 50, 16, updates)  # three batches in a pass, two images left over
-    inputs = ResidentInput(Split(IMAGES, LABELS), mesh), StreamedInput(streamed(), LABELS, mesh)
-    batches = [[bytes_of(given) for given in each.batches(order, steps)] for each in inputs]
+    both = ResidentInput(Split(IMAGES, LABELS), mesh), StreamedInput(streamed(), LABELS, mesh)
+    batches = [[bytes_of(inputs) for inputs in each.batches(order, steps)] for each in both]
     assert len(batches[0]) == len(batches[1]) == len(steps)
     for ours, theirs in zip(*batches, strict=True):
         for one, other in zip(ours, theirs, strict=True):

@@ -19,7 +19,7 @@ from tiny import Watched
 from rap_jax._runtime.interrupt import Interrupted
 from rap_jax.config import STAGES, Stage
 from rap_jax.training import pipeline
-from rap_jax.training.stage import Outcome
+from rap_jax.training.stage import StageResult
 
 SEED = 20191027
 # Two numbers of devices add up in another order. What that rounding becomes in 9 steps of PGD (whose sign turns
@@ -148,10 +148,10 @@ def test_damaged_checkpoints_give_way_to_those_before(tmp_path: Path, finished: 
     assert_ended_alike(folder, finished, same_order=False)
 
 
-def assert_close(outcome: Outcome, expected: Outcome) -> None:
-    assert outcome.step == expected.step
+def assert_close(result: StageResult, expected: StageResult) -> None:
+    assert result.step == expected.step
     compare = lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=TOLERANCE)
-    jax.tree.map(compare, outcome.weights, expected.weights)
+    jax.tree.map(compare, result.weights, expected.weights)
 
 
 def test_one_device_gives_what_eight_give(tmp_path: Path, finished: Watched) -> None:

@@ -163,7 +163,7 @@ def nan_off_the_data(params: dict, batch_stats: dict, images: jax.Array, train: 
 
 
 def test_nan_under_attack_is_refused(images: np.ndarray, labels: np.ndarray) -> None:
-    mesh, model = make_mesh(), LINEAR._replace(apply=nan_off_the_data)
+    mesh, model = make_mesh(), dataclasses.replace(LINEAR, apply=nan_off_the_data)
     attack = dataclasses.replace(ATTACK, num_steps=0)  # the images stay finite
     with pytest.raises(ValueError, match="linf ball of radius 0.2.* or their logits or gradients are NaN"):
         make_evaluator(model, attack, mesh, batch_size=40)(
@@ -178,7 +178,7 @@ def test_a_gradient_that_is_nan_is_refused_though_the_logits_are_finite(images: 
 
     mesh = make_mesh()
     with pytest.raises(ValueError, match="logits or gradients are NaN"):
-        make_evaluator(LINEAR._replace(apply=no_gradient), ATTACK, mesh, batch_size=40)(
+        make_evaluator(dataclasses.replace(LINEAR, apply=no_gradient), ATTACK, mesh, batch_size=40)(
             PARAMS, {}, put_split(images, labels, mesh), jax.random.key(0)
         )
 

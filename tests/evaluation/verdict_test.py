@@ -12,7 +12,6 @@ from rap_jax._runtime.mesh import make_mesh, put_split, replicated, split_over_d
 from rap_jax.config import AttackConfig, ModelConfig
 from rap_jax.evaluation.correctness import Examples, Judge, attacked_program, clean_program
 from rap_jax.models import create_model
-from rap_jax.models.model import Weights
 
 COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+", re.IGNORECASE)
 SHAPE, NUM_EXAMPLES = (8, 8, 1), 24
@@ -24,7 +23,7 @@ ATTACK = AttackConfig(epsilon=0.2, step_size=0.05, num_steps=2, num_restarts=3)
 def test_no_device_waits_for_another(network: str, norm: Any) -> None:
     mesh = make_mesh()
     model = create_model(ModelConfig(network, width=1), input_shape=(16, 16, 1), num_classes=10)
-    weights = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
+    weights = jax.eval_shape(model.init, jax.random.key(0))
     numbers = np.zeros(16, np.int32)
     examples = Examples(np.zeros((16, 16, 16, 1), np.uint8), numbers, numbers, numbers)
     whole, share = replicated(mesh), split_over_data(mesh)
@@ -43,7 +42,7 @@ def test_a_verdict_depends_on_example_and_restart_alone() -> None:
     generator, mesh = np.random.default_rng(0), make_mesh()
     images = generator.integers(0, 256, (NUM_EXAMPLES, *SHAPE), np.uint8)
     model = create_model(ModelConfig("lenet_mnist", width=1), input_shape=SHAPE, num_classes=10)
-    weights = Weights(*jax.jit(model.init)(jax.random.key(0)))
+    weights = jax.jit(model.init)(jax.random.key(0))
     labels = np.asarray(model.apply(*weights, images / np.float32(255), False)[0].argmax(-1), np.int32)
     judge = Judge(model, ATTACK, mesh)
     case = judge.open(weights, put_split(images, labels, mesh), jax.random.key(1))

@@ -20,7 +20,7 @@ from rap_jax.runs.network import save_network
 def test_filters_that_send_nothing_or_that_nobody_reads_go(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     model = rebuild(ModelConfig("lenet_mnist", 1, "kaiming_normal"), (8, 8, 1), 10)
-    weights: Weights = jax.tree.map(np.array, Weights(*model.init(jax.random.key(3))))
+    weights: Weights = jax.tree.map(np.array, model.init(jax.random.key(3)))
     weights.params["conv2"]["kernel"][:, :, 1] = 0  # nobody reads filter 1 of conv1
     weights.params["fc1"]["kernel"][:, :5] = 0
     weights.params["fc1"]["bias"][:5] = 0

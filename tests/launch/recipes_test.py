@@ -19,7 +19,7 @@ from rap_jax.evaluation.accuracy import Accuracy
 from rap_jax.models import create_model
 from rap_jax.pruning.specs import specs_from_config
 from rap_jax.training import pipeline
-from rap_jax.training.optimizer import stage_learning_rate, stage_length
+from rap_jax.training.optimizer import plan_stage
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "svhn": (32, 32, 3)}
 # Evaluation takes as long to compile as training does: it is left out where another recipe does the same.
@@ -117,8 +117,7 @@ def test_lengths_of_a_recipe_fit_together(name: str) -> None:
     sizes = {"mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "svhn": 73_257}
     num_examples = round(sizes[config.data.dataset] * (1 - config.data.validation_fraction))
     for stage in [stage for stage in STAGES if config.stage(stage).num_epochs]:
-        length = stage_length(config, stage, num_examples)
-        assert stage_learning_rate(config, stage, length)(0) >= 0
+        assert plan_stage(config, stage, num_examples).learning_rate(0) >= 0
 
 
 def test_the_readme_lists_every_recipe() -> None:

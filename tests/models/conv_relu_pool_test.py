@@ -11,8 +11,8 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rap_jax.models.layers.conv_relu_pool import ConvReluPool, conv_relu_pool
-from rap_jax.models.layers.implementation import Implementation
+from rap_jax.models.layers.convolution import Implementation
+from rap_jax.models.layers.pool import ConvReluPool, conv_relu_pool
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -12,10 +12,9 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rap_jax.models.layers.conv import Conv, conv2d
-from rap_jax.models.layers.conv_norm import ConvNorm
-from rap_jax.models.layers.implementation import Implementation
+from rap_jax.models.layers.convolution import Implementation
 from rap_jax.models.layers.initializers import kernel_initializer
+from rap_jax.models.layers.linear import Conv, ConvNorm, conv2d
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

@@ -13,18 +13,20 @@ from batch_norm_test import MEAN, VAR, VARIABLES, draw
 from flax import linen as nn
 from tiers import large_later
 
-from rap_jax._runtime.mesh import DeviceSplit, make_mesh
+from rap_jax._runtime.mesh import make_mesh
 from rap_jax.attacks.losses import cross_entropy
 from rap_jax.config import AttackConfig, ModelConfig, TrainConfig, free_attack
+from rap_jax.data.batches import BatchInputs
 from rap_jax.models import IMPLEMENTATIONS, NETWORKS, Model, create_model, from_linen, in_dtype
 from rap_jax.models.layers.batch_norm import BatchNorm
-from rap_jax.models.layers.conv_norm import ConvNorm
-from rap_jax.models.layers.dense import Dense
+from rap_jax.models.layers.linear import ConvNorm, Dense
+from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.sharded_step import make_train_step
-from rap_jax.training.state import TrainState
-from rap_jax.training.step import StepKeys, StepParts, first_perturbation
+from rap_jax.training.state import StepKeys, TrainState, first_perturbation
+from rap_jax.training.step import StepFunctions
 
 SHAPE = (16, 16, 1)
+PLAN = StagePlan("pretrain", 100, 10, lambda step: 0.1)
 PRODUCT = re.compile(r":(\w+)\[[^]]*\] = (?:dot_general|conv_general_dilated)\[")
 LABELS = np.arange(16, dtype=np.int32) % 10
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8)
@@ -136,9 +138,10 @@ def test_a_step_keeps_its_state_in_float32(train: TrainConfig) -> None:
         params, batch_stats = jax.tree.map(jnp.copy, (start, stats))
         nothing = first_perturbation(settings, IMAGES.shape)
         state = TrainState(jnp.int32(0), params, batch_stats, tx.init(params), nothing)
-        step = make_train_step(model, tx, settings, lambda step: 0.1, make_mesh(jax.devices()[:1]))
+        step = make_train_step(model, tx, settings, PLAN, make_mesh(jax.devices()[:1]))
         keys = StepKeys(jax.random.key(1), jax.random.key(2))
-        after[dtype], metrics = step(state, DeviceSplit(IMAGES, LABELS), np.arange(16, dtype=np.int32), keys, False)
+        inputs = BatchInputs(jnp.asarray(IMAGES), jnp.asarray(LABELS), np.arange(16, dtype=np.int32))
+        after[dtype], metrics = step(state, inputs, keys, False)
         assert_all_float32((after[dtype]._replace(step=()), metrics))
     near, exact = (jax.tree.leaves(after[dtype].params) for dtype in config)
     for old, found, expected in zip(jax.tree.leaves(start), near, exact, strict=True):
@@ -150,16 +153,16 @@ def test_a_step_keeps_its_state_in_float32(train: TrainConfig) -> None:
 def test_attacked_images_are_exact() -> None:
     """A perturbation in bfloat16 would be off by more than a thousandth."""
     attack = AttackConfig(epsilon=8 / 255, step_size=8 / 255, num_steps=3)
-    parts = StepParts(
+    functions = StepFunctions(
         in_dtype(lenet(), "bfloat16"),
         optax.with_extra_args_support(optax.sgd(0.1)),
         TrainConfig(attack),
-        lambda step: 0.1,
+        PLAN,
     )
-    params, batch_stats = parts.model.init(jax.random.key(0))
+    weights = functions.model.init(jax.random.key(0))
     keys = StepKeys(jax.random.key(1), jax.random.key(2))
-    task = parts.prepare(jnp.int32(0), DeviceSplit(jnp.asarray(IMAGES), jnp.asarray(LABELS)), np.arange(16), keys)
-    images = np.asarray(jax.jit(lambda params, task: parts.attack((params, batch_stats), task))(params, task))
+    batch = functions.prepare(jnp.int32(0), BatchInputs(jnp.asarray(IMAGES), jnp.asarray(LABELS), np.arange(16)), keys)
+    images = np.asarray(jax.jit(lambda weights, batch: functions.attack(weights, batch))(weights, batch))
     moved = images - IMAGES / np.float32(255)
     assert images.dtype == np.float32 and np.abs(moved).max() == pytest.approx(8 / 255, abs=1e-6)
 

@@ -1,5 +1,6 @@
 """The networks as pure functions: sizes, results against plain operations, BatchNorm statistics, and errors."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 
 from rap_jax.config import ModelConfig
-from rap_jax.models import Implementation, Model, create_model, from_linen, num_params
+from rap_jax.models import Implementation, Model, create_model, from_linen, in_dtype, num_params
 from rap_jax.models.model import BatchStats, Params
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -151,3 +152,28 @@ def test_a_model_can_be_a_static_argument() -> None:
     params, batch_stats = model.init(jax.random.key(0))
     apply = jax.jit(lambda model, params, images: model.apply(params, {}, images, False)[0], static_argnums=0)
     assert apply(model, params, jnp.zeros((2, 8, 8, 1))).shape == (2, 10) and not batch_stats
+
+
+def test_logits_are_those_of_evaluation_mode() -> None:
+    model = from_linen(WithBatchNorm(), input_shape=(2, 2, 1), num_classes=3, output_layer="Dense_0")
+    weights = model.init(jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (4, 2, 2, 1))
+    np.testing.assert_array_equal(model.logits(weights, images), model.apply(*weights, images, False)[0])
+    assert not np.allclose(model.logits(weights, images), model.apply(*weights, images, True)[0])
+
+
+def test_a_model_made_again_changes_in_what_is_named_alone() -> None:
+    model = create_model(ModelConfig(width=1), input_shape=(8, 8, 1), num_classes=10, features={"conv1": 1})
+    for changes in ({"input_shape": (12, 12, 1)}, {"config": ModelConfig(width=2)}, {"features": {"fc1": 3}}):
+        given: dict[str, Any] = {"config": ModelConfig(width=1), "input_shape": (8, 8, 1), "features": {"conv1": 1}}
+        expected = create_model(**given | changes, num_classes=10)
+        found = model.replace(**changes)
+        shapes = [jax.eval_shape(made.init, jax.random.key(0)) for made in (found, expected)]
+        assert shapes[0] == shapes[1] and found.input_shape == expected.input_shape
+    narrow = in_dtype(model, "bfloat16").replace(features={})
+    weights, images = narrow.init(jax.random.key(0)), jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
+    expected_logits = in_dtype(model.replace(features={}), "bfloat16").logits(weights, images)
+    np.testing.assert_array_equal(narrow.logits(weights, images), expected_logits)
+    assert not np.array_equal(expected_logits, model.replace(features={}).logits(weights, images))
+    with pytest.raises(ValueError, match="cannot be made again"):
+        dataclasses.replace(model, remake=None).replace(features={})

@@ -17,8 +17,7 @@ from tiers import large_later
 
 from rap_jax.config import ModelConfig
 from rap_jax.models import Implementation, Model, create, create_model, from_linen, num_params
-from rap_jax.models.layers.conv_norm import ConvNorm
-from rap_jax.models.layers.dense import Dense
+from rap_jax.models.layers.linear import ConvNorm, Dense
 from rap_jax.models.network import Network
 
 IMAGE_SHAPES = {"lenet_mnist": (28, 28, 1)}

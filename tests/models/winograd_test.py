@@ -7,7 +7,7 @@ import numpy_networks
 import pytest
 
 from rap_jax.models.layers import winograd
-from rap_jax.models.layers.conv import conv2d
+from rap_jax.models.layers.linear import conv2d
 from rap_jax.models.layers.winograd import has_winograd_form, winograd_conv
 
 pytestmark = pytest.mark.usefixtures("optimised")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax._runtime.mesh import MOST_IMAGES, make_mesh, map_parts
+from rap_jax._runtime.mesh import MAX_MICROBATCH_SIZE, make_mesh, map_microbatches
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -41,13 +41,13 @@ def test_sizes_and_values(platform: str, num_images: int, size: int) -> None:
         "labels": jnp.arange(num_images),
         "keys": jax.random.split(jax.random.key(0), num_images),
     }
-    found = map_parts(function, batch, of_platform(platform))
-    assert set(seen) == {size} and (size <= MOST_IMAGES or size == num_images)
+    found = map_microbatches(function, batch, of_platform(platform))
+    assert set(seen) == {size} and (size <= MAX_MICROBATCH_SIZE or size == num_images)
     for actual, expected in zip(found, function(batch), strict=True):
         np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_mesh_of_these_devices_is_a_cpu() -> None:
     sizes = set()
-    map_parts(lambda x: sizes.add(len(x)) or x, jnp.zeros((64, 2)), make_mesh())
-    assert sizes == {MOST_IMAGES if jax.default_backend() == "cpu" else 64}
+    map_microbatches(lambda x: sizes.add(len(x)) or x, jnp.zeros((64, 2)), make_mesh())
+    assert sizes == {MAX_MICROBATCH_SIZE if jax.default_backend() == "cpu" else 64}

@@ -35,7 +35,7 @@ TEST = {
 def network(name: str, width: int = 1) -> tuple[Model, Weights]:
     """A network of that name; its weights keep the size of what passes through, so that logits differ by image."""
     model = rebuild(ModelConfig(name, width, "default"), NETWORKS[name], 10)
-    shapes = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     rng = np.random.default_rng(1)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -67,7 +67,7 @@ def make_pruned_run(folder: Path, *, irregular: bool = False) -> Path:
     """The tiny run of `make_run` with half of the filters of conv2 at zero, or 80% of the weights of fc1."""
     make_run(folder)
     model = rebuild(ModelConfig("lenet_mnist", 1, "kaiming_normal"), (8, 8, 1), 10)
-    weights: Weights = jax.tree.map(np.array, Weights(*model.init(jax.random.key(3))))
+    weights: Weights = jax.tree.map(np.array, model.init(jax.random.key(3)))
     if irregular:
         kept = np.random.default_rng(4).random((16, 64)) > 0.8
         kept[0] = True  # no neuron is gone as a whole

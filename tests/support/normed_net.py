@@ -8,8 +8,7 @@ import pytest
 from flax import linen as nn
 
 from rap_jax.models import create
-from rap_jax.models.layers.conv_norm import ConvNorm
-from rap_jax.models.layers.dense import Dense
+from rap_jax.models.layers.linear import ConvNorm, Dense
 from rap_jax.models.network import Network
 
 

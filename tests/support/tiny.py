@@ -29,7 +29,8 @@ from rap_jax.models import create
 from rap_jax.models.model import Weights
 from rap_jax.training import pipeline
 from rap_jax.training import stage as stage_lib
-from rap_jax.training.stage import Outcome
+from rap_jax.training.optimizer import StagePlan
+from rap_jax.training.stage import StageResult
 
 # Three stages of 3 epochs of 3 steps. In these few steps the network learns something, and the retrain's best model
 # is not its last.
@@ -101,31 +102,33 @@ class Watched(NamedTuple):
     results: dict[str, Any]
     began: dict[Stage, int]
     starts: dict[Stage, Weights]
-    outcomes: dict[Stage, Outcome]
+    outcomes: dict[Stage, StageResult]
 
 
 def run_and_watch(folder: Path, config: RunConfig | None = None, **arguments: Any) -> Watched:
     """`pipeline.run` on the tiny data, with its arrays as numpy arrays."""
     began, starts, outcomes = {}, {}, {}
-    restore = stage_lib._Run.restore
+    restore = stage_lib.restore_stage
 
-    def restore_and_note(run: stage_lib._Run) -> None:
-        restore(run)
-        began[run.stage] = run.step
+    def restore_and_note(manager: Any, template: Any) -> stage_lib.Reached | None:
+        reached = restore(manager, template)
+        stage: Any = manager.directory.name
+        began[stage] = reached.step if reached else 0
+        return reached
 
-    def watched(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
-        def run_stage(stage: Stage, setup: stage_lib.Setup, start: Weights, masks: Any) -> Outcome:
-            starts[stage] = jax.device_get(start)
-            outcome = run(stage, setup, start, masks)
-            outcomes[stage] = jax.device_get(outcome)
-            return outcome
+    def watched(run: Callable[..., StageResult]) -> Callable[..., StageResult]:
+        def run_stage(plan: StagePlan, context: stage_lib.StageContext, start: Weights, masks: Any) -> StageResult:
+            starts[plan.stage] = jax.device_get(start)
+            result = run(plan, context, start, masks)
+            outcomes[plan.stage] = jax.device_get(result)
+            return result
 
         return run_stage
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_lib._Run, "restore", restore_and_note)
+        patch.setattr(stage_lib, "restore_stage", restore_and_note)
         patch.setattr(pipeline, "run_stage", watched(pipeline.run_stage))
-        patch.setattr(pipeline, "run_small_stage", watched(pipeline.run_small_stage))
+        patch.setattr(pipeline, "run_compact_stage", watched(pipeline.run_compact_stage))
         given = {"output": EVERY_LINE} | arguments
         results = pipeline.run(config or tiny_config(), tiny_dataset(), folder, **given)
     return Watched(folder, results, began, starts, outcomes)

@@ -16,7 +16,6 @@ from rap_jax.config import EvaluationConfig, ModelConfig
 from rap_jax.data import Dataset, Split
 from rap_jax.evaluation.auto_attack.versions import Part
 from rap_jax.models import create_model
-from rap_jax.models.model import Weights
 from rap_jax.runs.network import save_network
 
 EPSILON = 0.08
@@ -46,7 +45,7 @@ def make_run(folder: Path, seed: int = 0) -> Path:
     """Writes what an evaluation reads of a run."""
     folder.mkdir(parents=True)
     model = create_model(ModelConfig("lenet_mnist", 1, "kaiming_normal"), input_shape=(8, 8, 1), num_classes=10)
-    weights = Weights(*model.init(jax.random.key(seed)))
+    weights = model.init(jax.random.key(seed))
     save_network(folder, weights, initial=weights)
     config = dataclasses.asdict(tiny.tiny_config())
     results = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from rap_jax._runtime.mesh import make_mesh
 from rap_jax.config import ComputeConfig, ModelConfig
 from rap_jax.training import stage as stage_lib
 from rap_jax.training.forecast import forecast, format_forecast
+from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.state import StageState
 
 
@@ -29,13 +31,13 @@ def test_state_and_steps_are_those_of_the_run(
     config = tiny.tiny_config(model=ModelConfig(width=4), small_retrain=False)
     devices, compute = jax.devices()[:num_model_shards], ComputeConfig(num_model_shards=num_model_shards)
     found = forecast(config, tiny.tiny_dataset(), make_mesh(devices, num_model_shards=num_model_shards), compute)
-    train, sizes = stage_lib._Run.train, dict[str, int]()
+    train, sizes = stage_lib.train_stage, dict[str, int]()
 
-    def watched(run: stage_lib._Run) -> None:
-        sizes[run.stage] = on_device(run.state, devices[0])
-        train(run)
+    def watched(plan: StagePlan, context: Any, train_step: Any, reached: stage_lib.Reached, manager: Any) -> Any:
+        sizes[plan.stage] = on_device(reached.state, devices[0])
+        return train(plan, context, train_step, reached, manager)
 
-    monkeypatch.setattr(stage_lib._Run, "train", watched)
+    monkeypatch.setattr(stage_lib, "train_stage", watched)
     tiny.run_and_watch(tmp_path / "run", config, devices=devices, compute=compute)
     assert {stage.stage: stage.state for stage in found.stages} == sizes
     assert [stage.num_steps for stage in found.stages] == [tiny.STEPS] * 3

@@ -15,17 +15,19 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from train_test import FORMS, IMAGES, LABELS, LEARNING_RATE, LINEAR, PARAMS
+from train_test import FORMS, IMAGES, LABELS, LEARNING_RATE, LINEAR, PARAMS, plan_of
 
-from rap_jax._runtime.mesh import DeviceSplit, make_mesh, replicated
+from rap_jax._runtime.mesh import make_mesh, replicated
 from rap_jax.config import AttackConfig, AugmentConfig, TrainConfig, free_attack
 from rap_jax.data import Split
+from rap_jax.data.batches import BatchInputs
 from rap_jax.models import Model
 from rap_jax.training.input import ResidentInput
+from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.sharded_step import batch_mesh
-from rap_jax.training.stage import _Run
-from rap_jax.training.state import TrainState
-from rap_jax.training.step import StepKeys, StepParts, first_perturbation
+from rap_jax.training.stage import stage_inputs
+from rap_jax.training.state import StepKeys, TrainState, first_perturbation
+from rap_jax.training.step import StepFunctions
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -74,7 +76,7 @@ def watched(calls: list[bool]) -> Model:
         calls.append(train)
         return LINEAR.apply(params, batch_stats, images, train)
 
-    return LINEAR._replace(apply=apply)
+    return dataclasses.replace(LINEAR, apply=apply)
 
 
 @pytest.mark.parametrize(("num_devices", "form"), [(1, "program"), (8, "program"), (8, "programs")])
@@ -86,15 +88,15 @@ def test_updates_equal_numpy(num_devices: int, form: str, norm: Any, ramp_steps:
     mesh = make_mesh(jax.devices()[:num_devices])
     tx = optax.with_extra_args_support(optax.sgd(LEARNING_RATE))
     config = TrainConfig(free_attack(norm, EPSILON), free_replays=REPLAYS, label_smoothing=smoothing)
-    parts = StepParts(watched(calls), tx, config, lambda step: LEARNING_RATE, ramp_steps)
+    functions = StepFunctions(watched(calls), tx, config, plan_of(ramp_steps=ramp_steps))
     params = jax.tree.map(jnp.copy, PARAMS)
     nothing = first_perturbation(config, (8, 2, 2, 1))
     state = TrainState(jnp.int32(0), params, {"passes": jnp.int32(0)}, tx.init(params), nothing)
     place = replicated(mesh) if form == "program" else jax.devices()[0]
-    state, split = jax.device_put((state, DeviceSplit(IMAGES, LABELS)), place)
-    step = FORMS[form](parts, mesh)
+    state, split = jax.device_put((state, (IMAGES, LABELS)), place)
+    step = FORMS[form](functions, mesh)
     for number, (radius, loss, accuracy, kernel, moved_by) in enumerate(by_hand(norm, ramp_steps, smoothing)):
-        state, metrics = step(state, split, BATCHES[number // REPLAYS], KEYS, False)
+        state, metrics = step(state, BatchInputs(*split, BATCHES[number // REPLAYS]), KEYS, False)
         np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
         assert float(metrics.accuracy) == accuracy
         assert float(metrics.epsilon) == pytest.approx(radius)
@@ -106,12 +108,12 @@ def test_updates_equal_numpy(num_devices: int, form: str, norm: Any, ramp_steps:
 
 def test_replays_see_the_same_crops_and_mixtures() -> None:
     config = dataclasses.replace(FREE, augment=AugmentConfig(crop_padding=1, horizontal_flip=True), mixup_alpha=1.0)
-    parts = StepParts(LINEAR, optax.with_extra_args_support(optax.sgd(0.1)), config, lambda step: 0.1)
-    prepare = jax.jit(parts.prepare)
-    tasks = [prepare(step, DeviceSplit(IMAGES, LABELS), BATCHES[0], KEYS) for step in range(2 * REPLAYS)]
+    functions = StepFunctions(LINEAR, optax.with_extra_args_support(optax.sgd(0.1)), config, plan_of())
+    prepare = jax.jit(functions.prepare)
+    batches = [prepare(step, BatchInputs(IMAGES, LABELS, BATCHES[0]), KEYS) for step in range(2 * REPLAYS)]
     for first, other in ((0, 1), (0, 2), (3, 4), (3, 5)):
-        chex.assert_trees_all_equal(tasks[first].batch, tasks[other].batch)
-    assert np.abs(tasks[0].batch.images - tasks[3].batch.images).max() > 0.1
+        chex.assert_trees_all_equal(*((batches[n].images, batches[n].targets) for n in (first, other)))
+    assert np.abs(batches[0].images - batches[3].images).max() > 0.1
 
 
 def batches(replays: int, step: int, num_steps: int) -> list[np.ndarray]:
@@ -119,9 +121,9 @@ def batches(replays: int, step: int, num_steps: int) -> list[np.ndarray]:
     train = FREE if replays else TrainConfig(None)
     config = SimpleNamespace(batch_size=8, seed=5, train=dataclasses.replace(train, free_replays=replays))
     split = Split(np.zeros((35, 2, 2, 1), np.uint8), np.zeros(35, np.int32))
-    setup = SimpleNamespace(config=config, train=ResidentInput(split, make_mesh(jax.devices()[:1])))
-    run: Any = SimpleNamespace(stage="admm", setup=setup, step=step, length=SimpleNamespace(stage=num_steps))
-    return [given.indices for given in _Run._batches(run)]
+    context: Any = SimpleNamespace(config=config, train=ResidentInput(split, make_mesh(jax.devices()[:1])))
+    plan = StagePlan("admm", num_steps, 1, lambda step: 0.1)
+    return [np.asarray(inputs.indices) for inputs in stage_inputs(plan, context, step)]
 
 
 def test_each_batch_comes_as_often_as_it_is_replayed() -> None:

@@ -173,7 +173,7 @@ def test_only_what_is_missing_is_done(finished: Watched, again: Path, monkeypatc
     evaluated: list[str] = []
     judge = pipeline.SplitEvaluator.__call__
     monkeypatch.setattr(pipeline.SplitEvaluator, "__call__", lambda *a: (evaluated.append(a[1]), judge(*a))[1])
-    monkeypatch.setattr(stage_lib._Run, "train", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(stage_lib, "train_stage", lambda *_: pytest.fail("trained again"))
     results = pipeline.run(CONFIG, tiny.tiny_dataset(), again)
     assert evaluated == ["tiny test"]
     assert tiny.without_time_and_place(results) == tiny.without_time_and_place(finished.results)

@@ -12,13 +12,20 @@ import pytest
 from flax import linen as nn
 from tiers import large_later
 
-from rap_jax._runtime.mesh import DeviceSplit, avoids_collectives, home, make_mesh, put_split, replicated
+from rap_jax._runtime.mesh import (
+    avoids_collectives,
+    first_device_sharding,
+    make_mesh,
+    put_split,
+    replicated,
+)
 from rap_jax.attacks import pgd
 from rap_jax.config import AttackConfig, ModelConfig, TrainConfig
+from rap_jax.data.batches import BatchInputs
 from rap_jax.models import create_model, from_linen
-from rap_jax.models.layers.conv_norm import ConvNorm
-from rap_jax.models.layers.dense import Dense
+from rap_jax.models.layers.linear import ConvNorm, Dense
 from rap_jax.models.model import Weights
+from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.sharded_step import (
     attack_program,
     attack_shardings,
@@ -27,8 +34,8 @@ from rap_jax.training.sharded_step import (
     step_as_program,
     step_in_programs,
 )
-from rap_jax.training.state import TrainState
-from rap_jax.training.step import StepKeys, StepParts, Task
+from rap_jax.training.state import StepKeys, TrainState
+from rap_jax.training.step import AttackInputs, StepFunctions
 
 pytestmark = pytest.mark.e2e
 
@@ -46,38 +53,40 @@ ATTACK = AttackConfig(epsilon=0.1, step_size=0.05, num_steps=2)
 # What XLA splits over the devices is settled before it optimises.
 
 
-def make_parts(network: str = "lenet_mnist", attack: AttackConfig | None = ATTACK, **settings: Any) -> StepParts:
+def make_functions(
+    network: str = "lenet_mnist", attack: AttackConfig | None = ATTACK, **settings: Any
+) -> StepFunctions:
     model = create_model(ModelConfig(network, width=1), input_shape=SHAPE, num_classes=10)
     tx = optax.with_extra_args_support(optax.sgd(0.1, momentum=0.9))
-    return StepParts(model, tx, TrainConfig(attack, **settings), lambda step: 0.1)
+    return StepFunctions(model, tx, TrainConfig(attack, **settings), StagePlan("pretrain", 100, 10, lambda step: 0.1))
 
 
-def make_state(parts: StepParts, place: Any) -> TrainState:
-    params, batch_stats = jax.jit(parts.model.init, out_shardings=place)(jax.random.key(0))
-    step, opt_state = jax.device_put((np.int32(5), parts.tx.init(params)), place)
+def make_state(functions: StepFunctions, place: Any) -> TrainState:
+    params, batch_stats = jax.jit(functions.model.init, out_shardings=place)(jax.random.key(0))
+    step, opt_state = jax.device_put((np.int32(5), functions.tx.init(params)), place)
     return TrainState(step, params, batch_stats, opt_state)
 
 
-def task_of(parts: StepParts, num_devices: int) -> tuple[Weights, Task]:
+def inputs_of(functions: StepFunctions, num_devices: int) -> tuple[Weights, AttackInputs]:
     """The arguments of an attack, lying as its program wants them."""
     mesh = make_mesh(jax.devices()[:num_devices])
-    state = make_state(parts, home(mesh))
-    task = jax.jit(parts.prepare)(state.step, put_split(IMAGES, LABELS, mesh), INDICES, KEYS)
-    place = attack_shardings(batch_mesh(parts.config, mesh))
-    return jax.device_put((Weights(state.params, state.batch_stats), task), place)
+    state = make_state(functions, first_device_sharding(mesh))
+    inputs = jax.jit(functions.prepare)(state.step, BatchInputs(*put_split(IMAGES, LABELS, mesh), INDICES), KEYS)
+    place = attack_shardings(batch_mesh(functions.config, mesh))
+    return jax.device_put((Weights(state.params, state.batch_stats), inputs), place)
 
 
-def attacked(parts: StepParts, num_devices: int) -> jax.Array:
-    return attack_program(parts, make_mesh(jax.devices()[:num_devices]))(*task_of(parts, num_devices))
+def attacked(functions: StepFunctions, num_devices: int) -> jax.Array:
+    return attack_program(functions, make_mesh(jax.devices()[:num_devices]))(*inputs_of(functions, num_devices))
 
 
 def test_everything_lies_on_the_first_device_of_a_cpu() -> None:
     mesh, first = make_mesh(), {jax.devices()[0]}
     assert avoids_collectives(mesh) and not avoids_collectives(make_mesh(jax.devices()[:1]))
-    parts = make_parts()
-    state, split = make_state(parts, home(mesh)), put_split(IMAGES, LABELS, mesh)
-    step = make_train_step(parts.model, parts.tx, parts.config, parts.learning_rate, mesh)
-    after, metrics = step(state, split, INDICES, KEYS, False)
+    functions = make_functions()
+    state, split = make_state(functions, first_device_sharding(mesh)), put_split(IMAGES, LABELS, mesh)
+    step = make_train_step(functions.model, functions.tx, functions.config, functions.plan, mesh)
+    after, metrics = step(state, BatchInputs(*split, INDICES), KEYS, False)
     assert all(leaf.devices() == first for leaf in jax.tree.leaves((split, after, metrics)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))  # donated
 
@@ -87,34 +96,34 @@ def test_everything_lies_on_the_first_device_of_a_cpu() -> None:
     "attack", [ATTACK, AttackConfig(norm="l2", epsilon=0.1, step_size=0.05, num_steps=2, num_restarts=2)]
 )
 def test_the_attack_has_no_collective(network: str, attack: AttackConfig) -> None:
-    parts = make_parts(network, attack)
-    program = attack_program(parts, make_mesh()).lower(*task_of(parts, 8)).compile().as_text()
+    functions = make_functions(network, attack)
+    program = attack_program(functions, make_mesh()).lower(*inputs_of(functions, 8)).compile().as_text()
     assert "num_partitions=8" in program
     assert not COLLECTIVE.findall(program)
 
 
 def test_one_program_has_collectives() -> None:
     """Or the test above could not fail."""
-    parts, mesh = make_parts(), make_mesh()
+    functions, mesh = make_functions(), make_mesh()
     whole = replicated(mesh)
-    split = jax.device_put(DeviceSplit(IMAGES, LABELS), whole)
-    step: Any = step_as_program(parts, mesh)
-    program = step.lower(make_state(parts, whole), split, INDICES, KEYS, False).compile().as_text()
+    inputs = BatchInputs(*jax.device_put((IMAGES, LABELS), whole), INDICES)
+    step: Any = step_as_program(functions, mesh)
+    program = step.lower(make_state(functions, whole), inputs, KEYS, False).compile().as_text()
     assert "num_partitions=8" in program and COLLECTIVE.findall(program)
 
 
 def test_the_random_start_does_not_depend_on_the_devices() -> None:
-    parts = make_parts(attack=AttackConfig(epsilon=0.1, step_size=0.05, num_steps=0))
-    one, *others = (np.asarray(attacked(parts, number)) for number in (1, 2, 8))
+    functions = make_functions(attack=AttackConfig(epsilon=0.1, step_size=0.05, num_steps=0))
+    one, *others = (np.asarray(attacked(functions, number)) for number in (1, 2, 8))
     assert 0.09 < np.abs(one - IMAGES[INDICES] / 255).max() <= 0.1001
     for other in others:
         np.testing.assert_array_equal(other, one)
 
 
-def test_parts_of_a_share_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = make_parts(attack=AttackConfig(norm="l2", epsilon=1.0, step_size=0.5, num_steps=2))
-    whole = attacked(parts, 2)
-    monkeypatch.setattr("rap_jax._runtime.mesh.MOST_IMAGES", 4)
+def test_microbatches_of_a_share_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    functions = make_functions(attack=AttackConfig(norm="l2", epsilon=1.0, step_size=0.5, num_steps=2))
+    whole = attacked(functions, 2)
+    monkeypatch.setattr("rap_jax._runtime.mesh.MAX_MICROBATCH_SIZE", 4)
     sizes = set()
 
     def watched(keys: jax.Array, loss_fn: Any, images: jax.Array, **settings: Any) -> jax.Array:
@@ -122,18 +131,18 @@ def test_parts_of_a_share_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         return pgd(keys, loss_fn, images, **settings)
 
     monkeypatch.setattr("rap_jax.training.step.pgd", watched)
-    np.testing.assert_allclose(attacked(parts, 2), whole, atol=1e-5)
+    np.testing.assert_allclose(attacked(functions, 2), whole, atol=1e-5)
     assert sizes == {4}
 
 
 def test_statistics_of_the_batch_are_those_of_the_whole_batch() -> None:
     """The attack then runs on one device, since the statistics of a share would be others."""
-    parts = make_parts("resnet18", attack_batch_norm="batch")
-    images = attacked(parts, 8)
+    functions = make_functions("resnet18", attack_batch_norm="batch")
+    images = attacked(functions, 8)
     assert len(images.devices()) == 1
-    np.testing.assert_allclose(images, attacked(parts, 1), atol=1e-6)
-    assert batch_mesh(parts.config, make_mesh()).size == 1
-    assert batch_mesh(make_parts("resnet18").config, make_mesh()).size == 8
+    np.testing.assert_allclose(images, attacked(functions, 1), atol=1e-6)
+    assert batch_mesh(functions.config, make_mesh()).size == 1
+    assert batch_mesh(make_functions("resnet18").config, make_mesh()).size == 8
 
 
 class NormedNet(nn.Module):
@@ -151,11 +160,11 @@ def test_programs_do_what_one_program_does(settings: dict[str, Any]) -> None:
     # Without steps of a sign, which turns rounding into whole steps of a pixel.
     attack = AttackConfig(norm="l2", epsilon=1.0, step_size=0.5, num_steps=2)
     model = from_linen(NormedNet(), input_shape=SHAPE, num_classes=10, output_layer="fc")
-    parts, mesh = dataclasses.replace(make_parts("lenet_mnist", attack, **settings), model=model), make_mesh()
+    functions, mesh = dataclasses.replace(make_functions("lenet_mnist", attack, **settings), model=model), make_mesh()
     found = []
-    for form, place in ((step_as_program, replicated(mesh)), (step_in_programs, home(mesh))):
-        state, split = make_state(parts, place), jax.device_put(DeviceSplit(DARKER, LABELS), place)
+    for form, place in ((step_as_program, replicated(mesh)), (step_in_programs, first_device_sharding(mesh))):
+        state, split = make_state(functions, place), jax.device_put((DARKER, LABELS), place)
         for indices in (INDICES, INDICES + 20):
-            state, metrics = form(parts, mesh)(state, split, indices, KEYS, False)
+            state, metrics = form(functions, mesh)(state, BatchInputs(*split, indices), KEYS, False)
         found.append(jax.device_get((state, metrics)))
     chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)

@@ -10,15 +10,15 @@ import pytest
 from jax import export
 from tiers import large_later
 
-from rap_jax._runtime.mesh import DeviceSplit, gather, make_mesh, replicated, state_home
+from rap_jax._runtime.mesh import gather, make_mesh, replicated, state_shardings
 from rap_jax.config import AttackConfig, ModelConfig, OptimizerConfig, PruneConfig, TrainConfig
+from rap_jax.data.batches import BatchInputs
 from rap_jax.models import create_model
-from rap_jax.models.model import Weights
 from rap_jax.pruning.specs import specs_from_config
-from rap_jax.training.optimizer import make_optimizer, make_penalty
+from rap_jax.training.optimizer import StagePlan, make_optimizer, make_penalty
 from rap_jax.training.sharded_step import step_as_program
-from rap_jax.training.state import StageState, init_stage_state
-from rap_jax.training.step import StepKeys, StepParts
+from rap_jax.training.state import StageState, StepKeys, init_stage_state
+from rap_jax.training.step import StepFunctions
 
 BATCH = 16
 
@@ -28,21 +28,23 @@ def lowered_for(network: str, num_model_shards: int = 1, num_devices: int = 8) -
     shape = (28, 28, 1) if network == "lenet_mnist" else (32, 32, 3)
     mesh = make_mesh(jax.devices()[:num_devices], num_model_shards=num_model_shards)
     model = create_model(ModelConfig(network, 2), input_shape=shape, num_classes=10, implementation="xla")
-    weights = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
+    weights = jax.eval_shape(model.init, jax.random.key(0))
     prune = PruneConfig(sparsity=(("*", 0.5),))
     specs = specs_from_config(weights.params, prune, output_layer=model.output_layer)
     whole = lambda tree: gather(tree, mesh)
     penalty = make_penalty(weights.params, prune, specs, whole)
     rate = lambda step: 0.1
     tx = make_optimizer(OptimizerConfig(), rate, penalty=penalty)
-    parts = StepParts(model, tx, TrainConfig(AttackConfig(num_steps=2)), rate, gather=whole)
+    functions = StepFunctions(
+        model, tx, TrainConfig(AttackConfig(num_steps=2)), StagePlan("admm", 100, 10, rate, 10), whole
+    )
     state: StageState = jax.eval_shape(lambda start: init_stage_state(start, tx), weights)
-    places = state_home(state.train, mesh, whole=replicated(mesh))
+    places = state_shardings(state.train, mesh, unsharded=replicated(mesh))
     place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-    split = DeviceSplit(jax.ShapeDtypeStruct((64, *shape), np.uint8), jax.ShapeDtypeStruct((64,), np.int32))
+    like: Any = jax.ShapeDtypeStruct
+    inputs = BatchInputs(like((64, *shape), np.uint8), like((64,), np.int32), like((BATCH,), np.int32))
     keys = StepKeys(jax.random.key(1), jax.random.key(2))
-    indices = jax.ShapeDtypeStruct((BATCH,), np.int32)
-    return step_as_program(parts, mesh), (jax.tree.map(place, state.train, places), split, indices, keys, False)
+    return step_as_program(functions, mesh), (jax.tree.map(place, state.train, places), inputs, keys, False)
 
 
 @pytest.mark.parametrize("network", large_later(["lenet_mnist", "resnet18"]))

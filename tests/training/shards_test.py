@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from tiny import parse_flags
 
 from launch.configs import config_from_flags
-from rap_jax._runtime.mesh import gather, make_mesh, split_over_data, state_home
+from rap_jax._runtime.mesh import gather, make_mesh, split_over_data, state_shardings
 from rap_jax.config import ComputeConfig, ModelConfig, PruneConfig
 from rap_jax.pruning.specs import project_tree, specs_from_config
 from rap_jax.training import stage as stage_lib
@@ -20,9 +20,9 @@ from rap_jax.training import stage as stage_lib
 KERNELS = {"conv1": (3, 3, 16, 32), "fc1": (200, 64)}
 
 
-def spec(shape: tuple[int, ...], num_model_shards: int = 4, least_size: int = 64) -> P:
+def spec(shape: tuple[int, ...], num_model_shards: int = 4, min_size: int = 64) -> P:
     mesh = make_mesh(num_model_shards=num_model_shards)
-    where = state_home({"leaf": jax.ShapeDtypeStruct(shape, np.float32)}, mesh, least_size=least_size)["leaf"]
+    where = state_shardings({"leaf": jax.ShapeDtypeStruct(shape, np.float32)}, mesh, min_size=min_size)["leaf"]
     return getattr(where, "spec", P())
 
 
@@ -61,7 +61,7 @@ def test_the_projection_of_kernels_in_pieces_is_that_of_whole_ones(structure: st
     config = PruneConfig(structure=structure, sparsity=(("*", 0.6),), budget=budget)
     specs = specs_from_config(params, config, output_layer="fc2")
     expected = jax.jit(lambda weights: project_tree(specs, weights))(params)
-    places = state_home(params, mesh)
+    places = state_shardings(params, mesh)
     found = jax.jit(lambda weights: project_tree(specs, gather(weights, mesh)), out_shardings=places)(
         jax.device_put(params, places)
     )
@@ -83,10 +83,10 @@ def test_a_run_ends_with_the_same_weights(
     places = list[Any]()
 
     def watched(state: Any, mesh: Any) -> Any:
-        places.append(state_home(state, mesh))
+        places.append(state_shardings(state, mesh))
         return places[-1]
 
-    monkeypatch.setattr(stage_lib, "state_home", watched)
+    monkeypatch.setattr(stage_lib, "state_shardings", watched)
     pieces = tiny.run_and_watch(
         tmp_path / "pieces", config, devices=jax.devices()[:4], compute=ComputeConfig(num_model_shards=2)
     )

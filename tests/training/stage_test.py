@@ -13,7 +13,7 @@ from rap_jax.config import STAGES, AttackConfig, OptimizerConfig, StageConfig
 from rap_jax.evaluation.accuracy import Accuracy
 from rap_jax.training import pipeline
 from rap_jax.training import stage as stage_lib
-from rap_jax.training.optimizer import stage_length
+from rap_jax.training.optimizer import plan_stage, plan_stages
 from rap_jax.training.sharded_step import StepMetrics
 
 pytestmark = pytest.mark.e2e
@@ -59,8 +59,8 @@ def test_batches_and_dual_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     batches: list[np.ndarray] = []
     dual_steps: list[bool] = []
 
-    def train_step(state: Any, split: Any, indices: np.ndarray, key: Any, dual_step: bool) -> Any:
-        batches.append(indices)
+    def train_step(state: Any, inputs: Any, keys: Any, dual_step: bool) -> Any:
+        batches.append(inputs.indices)
         dual_steps.append(dual_step)
         return state, StepMetrics(*np.ones(len(StepMetrics._fields)))
 
@@ -82,15 +82,20 @@ def test_batches_and_dual_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_lengths_in_epochs_and_in_steps() -> None:
     count_steps = dataclasses.replace(CONFIG.prune, dual_interval=4.0, dual_interval_unit="steps")
     config = dataclasses.replace(CONFIG, steps_per_epoch=0, pretrain=StageConfig(2, epsilon_ramp_epochs=0.5))
-    assert stage_length(config, "pretrain", 500) == (10, 20, 0, 5)  # 500 images are 10 batches of 48
-    assert stage_length(config, "admm", 500) == (10, 30, 5, 0)
-    assert stage_length(dataclasses.replace(config, prune=count_steps), "admm", 500).dual == 4
+    lengths = lambda plan: (plan.steps_per_epoch, plan.num_steps, plan.dual_interval, plan.ramp_steps)
+    assert lengths(plan_stage(config, "pretrain", 500)) == (10, 20, 0, 5)  # 500 images are 10 batches of 48
+    assert lengths(plan_stage(config, "admm", 500)) == (10, 30, 5, 0)
+    assert plan_stage(dataclasses.replace(config, prune=count_steps), "admm", 500).dual_interval == 4
+    assert [plan.stage for plan in plan_stages(dataclasses.replace(config, admm=StageConfig(0)), 500)] == [
+        "pretrain",
+        "retrain",
+    ]
     huge = dataclasses.replace(CONFIG.prune, dual_interval=1e308)
     with pytest.raises(ValueError, match="dual_interval is 1e\\+308; expected less than"):
-        stage_length(dataclasses.replace(config, prune=huge), "admm", 500)
+        plan_stage(dataclasses.replace(config, prune=huge), "admm", 500)
     endless = dataclasses.replace(CONFIG, pretrain=StageConfig(2**30))
     with pytest.raises(ValueError, match=r"pretrain_epochs is 1073741824; expected fewer than 2147483648 steps"):
-        stage_length(endless, "pretrain", 500)
+        plan_stage(endless, "pretrain", 500)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +119,8 @@ def test_nan_names_its_step_and_leaves_the_checkpoint_before(
     with pytest.raises(ValueError, match=message) as first:
         run()
     begun_at: list[int] = []
-    train = stage_lib._Run.train
-    monkeypatch.setattr(stage_lib._Run, "train", lambda self: (begun_at.append(self.step), train(self)))
+    train = stage_lib.train_stage
+    monkeypatch.setattr(stage_lib, "train_stage", lambda *given: (begun_at.append(given[3].step), train(*given))[1])
     with pytest.raises(ValueError, match=message) as second:  # from the checkpoint, which is whole, and unlocked
         run()
     assert str(second.value) == str(first.value) and begun_at == [last_good]

@@ -1,17 +1,21 @@
 """One training step, as one program and as several, against the same step written out by hand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from rap_jax._runtime.mesh import DeviceSplit, make_mesh, replicated
+from rap_jax._runtime.mesh import make_mesh, replicated
 from rap_jax.config import AttackConfig, AugmentConfig, TrainConfig
+from rap_jax.data.batches import BatchInputs
 from rap_jax.models import Model
+from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.sharded_step import step_as_program, step_in_programs
-from rap_jax.training.state import TrainState
-from rap_jax.training.step import StepKeys, StepMetrics, StepParts
+from rap_jax.training.state import StepKeys, TrainState
+from rap_jax.training.step import StepFunctions, StepMetrics
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -22,6 +26,7 @@ PARAMS = {"kernel": jax.random.normal(jax.random.key(0), (4, 3))}
 ATTACK = AttackConfig(epsilon=0.1, step_size=0.1, num_steps=1, random_start=False)
 TRAIN = TrainConfig(ATTACK)
 LEARNING_RATE = 0.5
+KEYS = StepKeys(jax.random.key(1), jax.random.key(2))
 
 
 def linear_apply(params: dict, batch_stats: dict, images: jax.Array, train: bool) -> tuple[jax.Array, dict]:
@@ -35,6 +40,11 @@ def linear_apply(params: dict, batch_stats: dict, images: jax.Array, train: bool
 LINEAR = Model(lambda key: ({}, {}), linear_apply, (2, 2, 1), 3, "dense")
 
 
+def plan_of(learning_rate: Any = lambda step: LEARNING_RATE, ramp_steps: int = 0) -> StagePlan:
+    """A plan for steps that no stage takes."""
+    return StagePlan("pretrain", 100, 10, learning_rate, ramp_steps=ramp_steps)
+
+
 FORMS = {"program": step_as_program, "programs": step_in_programs}
 
 
@@ -43,12 +53,12 @@ def one_step(
 ) -> tuple[TrainState, StepMetrics]:
     mesh = make_mesh(jax.devices()[:num_devices])
     tx = optax.with_extra_args_support(optax.sgd(LEARNING_RATE))
-    parts = StepParts(LINEAR, tx, config, lambda step: LEARNING_RATE + step, ramp_steps)
+    functions = StepFunctions(LINEAR, tx, config, plan_of(lambda step: LEARNING_RATE + step, ramp_steps))
     params = jax.tree.map(jnp.copy, PARAMS)
     state = TrainState(jnp.int32(step), params, {"passes": jnp.int32(7)}, tx.init(params))
     place = replicated(mesh) if form == "program" else jax.devices()[0]
-    state, split = jax.device_put((state, DeviceSplit(IMAGES, LABELS)), place)
-    return FORMS[form](parts, mesh)(state, split, INDICES, StepKeys(jax.random.key(1), jax.random.key(2)), False)
+    state, split = jax.device_put((state, (IMAGES, LABELS)), place)
+    return FORMS[form](functions, mesh)(state, BatchInputs(*split, INDICES), KEYS, False)
 
 
 def by_hand(scale: float, direction: int = -1, smoothing: float = 0.0) -> tuple[float, float, np.ndarray, np.ndarray]:
