@@ -14,11 +14,12 @@ import jax
 
 from rap_jax._runtime.devices import choose_num_cpu_devices, usable_cores
 from rap_jax._runtime.mesh import MOST_IMAGES
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.stepwise import StepwiseAttack
 from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.config import STAGES, AttackConfig, ComputeConfig, DataConfig, RunConfig, require
 from rap_jax.config.evaluation import EvaluationConfig
-from rap_jax.evaluation.auto_attack.versions import parts_of
+from rap_jax.evaluation.auto_attack.versions import components_of
 from rap_jax.evaluation.diagnostics import MOST_IMAGES as DIAGNOSED_IMAGES
 from rap_jax.evaluation.sweep import NUM_STEPS
 from rap_jax.reproduce.job import Job
@@ -121,7 +122,7 @@ class Counter:
         yield _diagnosed(subject, min(num_images, DIAGNOSED_IMAGES), num_devices)
         pgd = config.pgd
         if pgd is not None:
-            make = functools.partial(Pgd, pgd.epsilon, pgd.step_size, pgd.norm, num_steps=pgd.num_steps)
+            make = functools.partial(Pgd, ThreatModel(pgd.norm, pgd.epsilon), pgd.step_size, num_steps=pgd.num_steps)
             for loss in config.pgd_losses:
                 yield attacked(f"pgd-{loss}", subject, make(loss=loss, num_restarts=pgd.num_restarts))
             for source in inputs.get("transfer_from", ()):
@@ -129,8 +130,9 @@ class Counter:
                 yield attacked(f"images of {source.name}", self.networks(source).attacked, made)
         if config.auto_attack != "none":
             version, classes = config.auto_attack, sizes.num_classes
-            for part in parts_of(version, epsilon=config.epsilon, norm=config.norm, num_classes=classes):
-                yield attacked(part.name, subject, part.attack)
+            threat_model = ThreatModel(config.norm, config.epsilon)
+            for component in components_of(version, threat_model=threat_model, num_classes=classes):
+                yield attacked(component.name, subject, component.attack)
 
 
 def _run_of(settings: Settings) -> RunConfig:

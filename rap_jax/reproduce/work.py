@@ -18,11 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rap_jax._runtime.mesh import DeviceSplit, home, make_mesh, put_split
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.stepwise import StepwiseAttack
 from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.config import AttackConfig, OptimizerConfig, TrainConfig
-from rap_jax.evaluation.auto_attack.programs import Examples, Programs, steps_between_checks
-from rap_jax.evaluation.correctness import Judge
+from rap_jax.evaluation.auto_attack.programs import Programs, steps_between_checks
+from rap_jax.evaluation.correctness import Examples, SplitPredictor
 from rap_jax.models.model import Weights
 from rap_jax.reproduce.subject import Subject
 from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -78,10 +79,10 @@ class Verdicts(NamedTuple):
     def prepared(self) -> Unit:
         """Ready to be called; the first call compiles."""
         mesh = _mesh(self.num_devices)
-        judge = Judge(self.subject.model, self.attack, mesh)
-        case = judge.open(self.subject.weights, _noise(self.subject, self.batch_size, mesh), jax.random.key(0))
+        predictor = SplitPredictor(self.subject.model, self.attack, mesh)
+        inputs = predictor.open(self.subject.weights, _noise(self.subject, self.batch_size, mesh), jax.random.key(0))
         numbers = np.arange(self.batch_size, dtype=np.int32)
-        return lambda: (judge.clean(case, numbers), judge.attacked(case, numbers, np.zeros_like(numbers)))
+        return lambda: (predictor.clean(inputs, numbers), predictor.attacked(inputs, numbers, np.zeros_like(numbers)))
 
 
 class AttackSteps(NamedTuple):
@@ -103,7 +104,7 @@ class AttackSteps(NamedTuple):
         leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, self.subject.weights))
         weights_of = lambda captured: Weights(*jax.tree.unflatten(tree, captured))
         logits_fn = lambda captured, images: model.apply(*weights_of(captured), images, False)[0]
-        programs = Programs(logits_fn, leaves, mesh, epsilon=_TINY, norm="linf", randomized=False)
+        programs = Programs(logits_fn, leaves, mesh, threat_model=ThreatModel("linf", _TINY), randomized=False)
         images = np.asarray(_noise(self.subject, self.batch_size, mesh).images, np.float32) / 255
         labels = np.asarray(jax.jit(logits_fn)(leaves, images).argmax(-1), np.int32)
         numbers = np.arange(self.batch_size, dtype=np.int32)
@@ -132,7 +133,8 @@ def verdicts(subject: Subject, attack: AttackConfig, batch_size: int, num_device
 def attack_steps(subject: Subject, attack: Any, batch_size: int, num_devices: int) -> tuple[AttackSteps, float]:
     """The kind of an attack's steps, and how many units one start is."""
     num_steps = min(attack.num_steps, _STEPS_OF_ATTACK)
-    short = dataclasses.replace(attack, epsilon=_TINY, num_steps=num_steps, num_restarts=1)
+    tiny = ThreatModel(attack.threat_model.norm, _TINY)
+    short = dataclasses.replace(attack, threat_model=tiny, num_steps=num_steps, num_restarts=1)
     if isinstance(short, Pgd):  # its losses take the same time
         short = dataclasses.replace(short, step_size=_TINY, loss="ce")
     kind = AttackSteps(subject, short, batch_size, num_devices)

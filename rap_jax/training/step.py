@@ -39,8 +39,9 @@ import jax.numpy as jnp
 import optax
 
 from rap_jax._runtime.mesh import DeviceSplit
-from rap_jax.attacks import norm_of, pgd
+from rap_jax.attacks import ThreatModel, pgd_restarts
 from rap_jax.attacks.losses import cross_entropy, smooth_labels
+from rap_jax.attacks.pgd import strongest
 from rap_jax.attacks.stepwise import keys_of
 from rap_jax.config import AttackConfig, TrainConfig
 from rap_jax.data.batches import Batch, make_batch
@@ -73,9 +74,8 @@ def move_perturbation(
     Returns:
       The perturbation for the next update, of norm scale * epsilon at most.
     """
-    ball = norm_of(attack.norm)
-    moved = perturbation + scale * attack.step_size * ball.steepest(gradient)
-    return ball.project(moved, scale * attack.epsilon)
+    threat_model = ThreatModel(attack.norm, scale * attack.epsilon)
+    return threat_model.project(perturbation + scale * attack.step_size * threat_model.steepest(gradient))
 
 
 class StepMetrics(NamedTuple):
@@ -198,11 +198,17 @@ def _attack_batch(model: Model, attack: AttackConfig, weights: Weights, task: Ta
     def loss_fn(x: jax.Array) -> jax.Array:
         return cross_entropy(model.apply(*weights, x, train)[0], task.batch.targets)
 
-    settings = dataclasses.asdict(attack) | {
-        "epsilon": task.scale * attack.epsilon,
-        "step_size": task.scale * attack.step_size,
-    }
-    return pgd(task.keys, loss_fn, task.batch.images, **settings)
+    restarts = pgd_restarts(
+        loss_fn,
+        task.batch.images,
+        threat_model=ThreatModel(attack.norm, task.scale * attack.epsilon),
+        key=task.keys,
+        step_size=task.scale * attack.step_size,
+        num_steps=attack.num_steps,
+        num_restarts=attack.num_restarts,
+        random_start=attack.random_start,
+    )
+    return strongest(loss_fn, restarts.adversarial)
 
 
 def _loss(
