@@ -191,7 +191,7 @@ def _correct_examples(
 class SplitEvaluator(NamedTuple):
     """Evaluates weights."""
 
-    # Of a network under an attack.
+    # Natural and robust accuracy of weights under an attack.
     evaluate: Evaluator
     # Whose images are attacked.
     split: DeviceSplit

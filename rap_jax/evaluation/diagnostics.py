@@ -296,7 +296,9 @@ def check_left_out(version: str, num_classes: int) -> list[Finding]:
     if num_classes >= 10 or (version == "rand" and num_classes >= 3):
         return []
     lost = {2: "The losses dlr and targeted dlr need more", 3: "The targeted dlr loss needs more"}.get(num_classes)
-    what = f"{lost}, so components are left out" if lost else f"Targeted attacks aim at the {num_classes - 1} wrong ones"
+    what = (
+        f"{lost}, so components are left out" if lost else f"Targeted attacks aim at the {num_classes - 1} wrong ones"
+    )
     text = f"There are {num_classes} classes. {what}; the result is not that of AutoAttack with 9 targets."
     return [Finding("few classes", text)]
 

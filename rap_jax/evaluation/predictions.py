@@ -23,15 +23,13 @@ from rap_jax.evaluation.network import AttackedNetwork
 
 
 class Sample(NamedTuple):
-    """Images, clean."""
+    """The images of an evaluation."""
 
-    # Float32 in [0, 1], [N, H, W, C].
+    # Clean, float32 in [0, 1], [N, H, W, C], and int32 [N].
     images: np.ndarray
-    # Int32, [N].
     labels: np.ndarray
-    # Of the data set.
+    # Classes of the data set, and the name of each.
     num_classes: int
-    # Name of each label.
     class_names: tuple[str, ...]
     # What results.json says of the data: the data set, the split, and a hash of these images.
     about: dict[str, Any]
@@ -108,7 +106,7 @@ class Predictor:
         )
 
     def predict(self, images: np.ndarray) -> Correctness:
-        """Of `images`, float32 [N, H, W, C], which are those of the sample or perturbed ones.
+        """Correctness of `images`, float32 [N, H, W, C], which are those of the sample or perturbed ones.
 
         Raises:
           ValueError: an image has left ball or box, or logits are NaN or infinite.

@@ -46,9 +46,9 @@ class Transferred(NamedTuple):
     broken: np.ndarray
     # That image, of the first such restart; the clean one where there is none, float32 [N, H, W, C].
     adversarial: np.ndarray
-    # The source is right on the clean image, bool [N].
+    # Whether the source is correct on the clean image, bool [N].
     source_right: np.ndarray
-    # And on those of all restarts: what PGD leaves of the network that it attacks, bool [N].
+    # Whether it is on the images of all restarts as well: what PGD leaves of the network that it attacks, bool [N].
     source_robust: np.ndarray
 
 
@@ -121,7 +121,7 @@ def load(path: Path) -> tuple[Transferred, float]:
 CLEAN = "clean"
 
 
-class Attack(NamedTuple):
+class AttackReport(NamedTuple):
     """What one attack has left."""
 
     # `PGD, any step`, `AutoAttack standard`, `transfer from NAME`.
@@ -132,7 +132,7 @@ class Attack(NamedTuple):
     adversarial: np.ndarray
     # Settings, components and time, for results.json.
     about: dict[str, Any]
-    # What it gives away.
+    # Reasons to doubt it.
     findings: tuple[Finding, ...] = ()
 
     def claimed(self, clean: Correctness) -> np.ndarray:
@@ -145,9 +145,9 @@ class WorstCase(NamedTuple):
 
     # Name of the first component that broke the example; `clean` where no attack was needed; empty where it is robust.
     broken_by: np.ndarray
-    # By which image; the clean one where no attack broke it.
+    # The image by which it did; the clean one where no attack broke it.
     adversarial: np.ndarray
-    # Of these images.
+    # Of the adversarial images.
     predictions: Correctness
 
     @classmethod
@@ -160,7 +160,7 @@ class WorstCase(NamedTuple):
         """Whether nothing broke the example, bool [N]."""
         return self.broken_by == ""
 
-    def with_attack(self, attack: Attack, broken: np.ndarray, again: Correctness) -> Self:
+    def with_attack(self, attack: AttackReport, broken: np.ndarray, again: Correctness) -> Self:
         """Takes in the examples that an attack broke and those before it did not; `again` are its predictions."""
         new = broken & self.robust
         pairs = zip(again, self.predictions, strict=True)
@@ -213,9 +213,9 @@ PARTS = "parts"
 
 
 class Setup(NamedTuple):
-    """What all of it needs."""
+    """What every attack of an evaluation needs."""
 
-    # To be attacked; sources: those that images are made on.
+    # The one that is attacked, and those that images are made on.
     network: AttackedNetwork
     sources: tuple[AttackedNetwork, ...]
     sample: Sample
@@ -225,7 +225,7 @@ class Setup(NamedTuple):
     interrupt: Interrupt
     # Examples at a time; 0 chooses.
     batch_size: int
-    # In place of those of AutoAttack, or None.
+    # Attacks in place of those of AutoAttack, or None.
     components: Sequence[Component] | None
 
     @property
@@ -259,7 +259,7 @@ class Setup(NamedTuple):
         )
 
 
-def all_attacks(setup: Setup, predictor: Predictor) -> Iterator[tuple[Kind, Attack]]:
+def all_attacks(setup: Setup, predictor: Predictor) -> Iterator[tuple[Kind, AttackReport]]:
     """Runs all attacks in turn; `predictor` is that of the network."""
     config = setup.config
     if config.pgd is not None and not config.is_randomized:
@@ -305,7 +305,7 @@ def diagnostics(setup: Setup) -> dict[str, Any]:
     return found
 
 
-def _pgd(setup: Setup, pgd: AttackConfig) -> Attack:
+def _pgd(setup: Setup, pgd: AttackConfig) -> AttackReport:
     """PGD on each loss, as the components of an ensemble."""
     losses = setup.config.pgd_losses
     attacks = [Pgd(setup.threat_model, pgd.step_size, loss, pgd.num_steps, pgd.num_restarts) for loss in losses]
@@ -314,7 +314,7 @@ def _pgd(setup: Setup, pgd: AttackConfig) -> Attack:
     return _as_attack(PGD_ANY_STEP, found, {"attack": dataclasses.asdict(pgd), "losses": list(losses)})
 
 
-def _auto_attack(setup: Setup, version: Version) -> Attack:
+def _auto_attack(setup: Setup, version: Version) -> AttackReport:
     found = _ensemble(setup, "auto_attack", version, setup.components)
     name = f"AutoAttack {version}" if setup.components is None else "given attacks"
     return _as_attack(name, found, {"version": version})
@@ -339,13 +339,13 @@ def _ensemble(
     )
 
 
-def _as_attack(name: str, found: AutoAttackResult, about: dict[str, Any]) -> Attack:
+def _as_attack(name: str, found: AutoAttackResult, about: dict[str, Any]) -> AttackReport:
     components = [component._asdict() for component in found.components]
     about = about | {"parts": components, "seconds": sum(component.seconds for component in found.components)}
-    return Attack(name, found.broken_by, found.adversarial, about, found.findings)
+    return AttackReport(name, found.broken_by, found.adversarial, about, found.findings)
 
 
-def _transfer(setup: Setup, number: int, predictor: Predictor) -> Attack:
+def _transfer(setup: Setup, number: int, predictor: Predictor) -> AttackReport:
     source, pgd, path = setup.sources[number], setup.config.pgd, setup.path(f"transfer_{number}.npz")
     assert pgd is not None  # `evaluate_robustness` has refused that
     name = f"transfer from {source.name}"
@@ -357,4 +357,4 @@ def _transfer(setup: Setup, number: int, predictor: Predictor) -> Attack:
     found, seconds = load(path)
     of_source = accuracy_of(found.source_right, "natural") | accuracy_of(found.source_robust)
     about = {"checkpoint": source.about["checkpoint"], "source": of_source, "seconds": seconds}
-    return Attack(name, np.where(found.broken, name, ""), found.adversarial, about)
+    return AttackReport(name, np.where(found.broken, name, ""), found.adversarial, about)

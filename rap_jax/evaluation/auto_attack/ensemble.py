@@ -121,7 +121,7 @@ def auto_attack(
     if path is not None:
         identity["program and weights of the network"] = fingerprint(logits_fn, images.shape[1:], *draw)
     title = "AutoAttack " if given is None else ""
-    run = _Run(programs, chosen, images, labels, key, network.num_slots, path, identity, title, on_look)
+    run = _Ensemble(programs, chosen, images, labels, key, network.num_slots, path, identity, title, on_look)
     findings = check_left_out(version, num_classes) if given is None else []
     if version == "rand":
         findings += check_alone(logits_fn, images)
@@ -151,15 +151,13 @@ class _Network(NamedTuple):
     logits_fn: LogitsFn
     # The key of a randomised network, else nothing.
     draw: tuple[jax.Array, ...]
-    # K.
     num_classes: int
-    # Of images, as a device has them.
+    # Shape and dtype of the images that a device has.
     batch: jax.ShapeDtypeStruct
-    # Why it has none; empty if it has one.
+    # Why it has no gradient; empty if it has one.
     no_gradient: str
-    # The devices; its own, if it places itself.
+    # The devices, those of the network if it places itself, and whether it does.
     mesh: jax.sharding.Mesh
-    # Whether it does.
     places_itself: bool
     # Images at a time, over all devices.
     num_slots: int
@@ -193,7 +191,7 @@ def _open_network(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class _Ensemble:
     """One evaluation, from a record to the last component."""
 
     programs: Programs

@@ -21,13 +21,7 @@ from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.norms import ThreatModel
 from rap_jax.attacks.stepwise import StepwiseAttack, keys_of, where, with_own_keys
 from rap_jax.data import padded_batches
-from rap_jax.evaluation.correctness import (
-    Correctness,
-    Examples,
-    in_microbatches,
-    on_each_device,
-    predict_correct,
-)
+from rap_jax.evaluation.correctness import Correctness, Examples, in_microbatches, on_each_device, predict_correct
 
 _FEWEST_CHECKS = 10
 _MOST_STEPS = 100
@@ -38,9 +32,9 @@ class Attacked(NamedTuple):
 
     # Of the adversarial images, predicted anew.
     correctness: Correctness
-    # The attack says that it broke the example, and the network misclassifies the image, bool.
+    # Whether the attack says that it broke the example and the network misclassifies the image, bool.
     broken: Any
-    # The attack has met no logits and no gradients that are NaN; else surviving it means nothing. Bool.
+    # Whether no logits and no gradients on the way were NaN, bool; else surviving the attack means nothing.
     valid: Any
 
 
@@ -119,8 +113,8 @@ class Programs:
     ) -> Correctness:
         """Inside of a program; a randomised network draws for each example by its number, int32 [N]."""
         logits_fn = self.unbound(captured)
-        draw = (keys_of(key, numbers),) if self._randomized else ()
-        logits = with_own_keys(logits_fn)(adversarial, *draw) if draw else logits_fn(adversarial)
+        draws = lambda: with_own_keys(logits_fn)(adversarial, keys_of(key, numbers))
+        logits = draws() if self._randomized else logits_fn(adversarial)
         return predict_correct(logits, adversarial, images, labels, self._threat_model)
 
     def unbound(self, captured: Captured) -> LogitsFn:
@@ -150,7 +144,7 @@ class AttackPrograms:
 
     def __init__(self, programs: Programs, attack: StepwiseAttack, key: jax.Array):
         self._programs, self._attack, self._key = programs, attack, key
-        # That `advance` does, a divisor of the attack's.
+        # Steps that `advance` does, a divisor of the attack's.
         self.steps = steps_between_checks(attack.num_steps)
         self._start = programs.compile(self._start_examples)
         self._advance = programs.compile(self._advance_state)

@@ -54,6 +54,11 @@ class AutoAttackResult:
         return self.broken_by == ""
 
     @property
+    def broken(self) -> np.ndarray:
+        """Whether `adversarial` is misclassified, bool [N]; so too where the clean image is."""
+        return ~self.robust
+
+    @property
     def clean_accuracy(self) -> float:
         """Share of examples whose clean image is right."""
         return float((self.broken_by != "clean").mean())

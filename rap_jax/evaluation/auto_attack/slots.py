@@ -21,7 +21,7 @@ class Found(NamedTuple):
     broken: np.ndarray
     # Their images, [B, ...].
     adversarial: np.ndarray
-    # Of these, [B].
+    # Margin and norm of the perturbation of these, [B].
     margin: np.ndarray
     size: np.ndarray
     # Numbers of examples that have survived one more start, int32 [S].
