@@ -1,13 +1,16 @@
 """FAB: the nearest adversarial image, found by walking along the linearised decision boundary.
 
 Reference: Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020,
-https://arxiv.org/abs/1907.02044, Algorithm 1; the third part of AutoAttack (https://arxiv.org/abs/2003.01690).
+https://arxiv.org/abs/1907.02044, Algorithm 1; the third component of AutoAttack (https://arxiv.org/abs/2003.01690).
 
-A step takes the boundary between the right class and another as a hyperplane and goes a little beyond the
-nearest point of it inside [0, 1] (`hyperplane`), drawn towards the clean image. If that point is misclassified, it
-counts if it is the nearest so far, and the next step begins 10% nearer to the image. The distance is minimised;
-the radius only decides in the end what is near enough. FAB goes for the class whose hyperplane is nearest and takes a
-gradient for every class; FAB-T goes for one class and takes one gradient.
+A step takes the boundary between the right class and another as a hyperplane and goes a little beyond the nearest point
+of it inside [0, 1] (`hyperplane`), drawn towards the clean image. If that point is misclassified, it counts if it is
+the nearest so far, and the next step begins 10% nearer to the image. The distance is minimised; the radius only decides
+in the end what is near enough. FAB goes for the class whose hyperplane is nearest and takes a gradient for every class;
+FAB-T goes for one class and takes one gradient.
+
+Where z are the logits, the boundary to the class t is z_t - z_label = 0. At an image x its hyperplane is where the
+linear function of value `height` = z_t - z_label and gradient `normal`, both at x, is 0.
 
 Differs from the authors' code (fra31/auto-attack):
 (1) An image that is misclassified already is broken, at distance 0; theirs leaves it out.
@@ -17,11 +20,6 @@ Differs from the authors' code (fra31/auto-attack):
 (5) Each example has its own key. Restart 0 of every target draws nothing, here as there, and goes the same way.
 What stays: a check of each point costs a forward pass, and its gradient another. What is misclassified is drawn back in
 between, so one pass for both would go another way.
-
-The decision boundary between two classes, made linear at an image.
-
-Where z are the logits, the boundary to the class t is z_t - z_label = 0. At an image x it is taken as the hyperplane on
-which the linear function of the value `height` = z_t - z_label at x and of the gradient `normal` there is 0.
 """
 
 import dataclasses
@@ -121,7 +119,7 @@ class FabState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fab:
-    """The attack as a `StepwiseAttack`.
+    """Settings of FAB or FAB-T, a `StepwiseAttack`.
 
     Its starts are, for each target, all restarts. The first of each begins at the image and draws nothing; the others
     begin at a random point at half the radius.

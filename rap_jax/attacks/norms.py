@@ -122,7 +122,7 @@ class ThreatModel:
         object.__setattr__(self, "epsilon", check_radius(self.epsilon, self.norm))
 
     def random_start(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Perturbations drawn uniformly from the ball, [N, ...].
+        """Perturbations to begin with, drawn uniformly from the ball, [N, ...].
 
         Args:
           key: typed PRNG key; or one for each example [N], on which alone its draw then depends.

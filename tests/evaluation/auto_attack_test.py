@@ -55,6 +55,7 @@ def test_every_example_is_accounted_for(result: AutoAttackResult) -> None:
     logits = np.asarray(logits_fn(jnp.asarray(result.adversarial)))
     right = logits.argmax(-1) == LABELS
     np.testing.assert_array_equal(right, result.robust)
+    np.testing.assert_array_equal(~right, result.broken)
     np.testing.assert_array_equal(result.broken_by[:4], "clean")
     assert (result.broken_by[4:] != "clean").all()
     delta = result.adversarial - IMAGES

@@ -55,12 +55,13 @@ def measure(
     """
     file_logits, known = _finite("the file", file_logits), _finite("the float network", jax.jit(float_logits))
     keys = jax.random.split(jax.random.key(seed), 2)
-    adversarial = np.asarray(jax.jit(_pgd(float_logits, attack))(keys[0], images, labels))
+    threat_model = ThreatModel(attack.norm, attack.epsilon)
+    adversarial = np.asarray(jax.jit(_pgd(float_logits, attack, threat_model))(keys[0], images, labels))
     right = lambda logits_fn, batch: np.asarray(logits_fn(batch)).argmax(-1) == labels
     of_file = {"clean": right(file_logits, images), "transfer": right(file_logits, adversarial)}
     of_float = {"clean": right(known, images), "transfer": right(known, adversarial)}
     if num_queries:
-        square = Square(ThreatModel(attack.norm, attack.epsilon), num_queries)
+        square = Square(threat_model, num_queries)
         for right_under, logits_fn in ((of_file, file_logits), (of_float, known)):
             right_under["square"] = ~square_on_host(square, logits_fn, keys[1], images, labels)
     return {
@@ -111,7 +112,7 @@ def square_on_host(
         return candidates.next(state.images, state.adversarial, draws, sides, attack.threat_model.epsilon)
 
     @jax.jit
-    def judge(state: SquareState, candidate: jax.Array, logits: jax.Array) -> SquareState:
+    def accept_if_better(state: SquareState, candidate: jax.Array, logits: jax.Array) -> SquareState:
         return accept(state, candidate, margin(logits, correct), logits.argmax(-1).astype(jnp.int32) != correct)
 
     ask = lambda candidate: jnp.asarray(logits_fn(np.asarray(candidate)))
@@ -120,22 +121,24 @@ def square_on_host(
     wrong = ask(clean).argmax(-1).astype(jnp.int32) != correct
     state = SquareState(keys, clean, correct, asked, clean, nothing, wrong, jnp.ones(len(images), bool))
     first = start(keys, clean)
-    state = judge(state, first, ask(first))
+    state = accept_if_better(state, first, ask(first))
     for _ in range(attack.num_steps):
         if bool(state.broken.all()):
             break
         candidate = propose(state)
-        state = judge(state, candidate, ask(candidate))
+        state = accept_if_better(state, candidate, ask(candidate))
     return np.asarray(state.broken)
 
 
-def _pgd(logits_fn: Callable[[jax.Array], jax.Array], attack: AttackConfig) -> Callable[..., jax.Array]:
+def _pgd(
+    logits_fn: Callable[[jax.Array], jax.Array], attack: AttackConfig, threat_model: ThreatModel
+) -> Callable[..., jax.Array]:
     def run(key: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
         found = pgd(
             logits_fn,
             images,
             labels,
-            threat_model=ThreatModel(attack.norm, attack.epsilon),
+            threat_model=threat_model,
             key=key,
             step_size=attack.step_size,
             num_steps=attack.num_steps,
