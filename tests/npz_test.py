@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rap_jax.export import open_subject, read_npz, write_file
+from rap_jax.export import open_exported_network, read_npz, write_file
 from rap_jax.export.npz import npz_bytes
 from rap_jax.export.sparse_arrays import _to_csr, _to_mask, pack, unpack
 
@@ -75,10 +75,10 @@ def test_zeros_make_the_file_small_and_removed_filters_are_not_in_it(runs: dict[
     sizes = {}
     for name, compact in (("filters", True), ("filters", False), ("irregular", True)):
         path = tmp_path / f"{name}{compact}.npz"
-        subject = open_subject(runs[name], compact=compact)
-        sizes[name, compact] = write_file(subject, "npz", path).stat().st_size
+        exported = open_exported_network(runs[name], compact=compact)
+        sizes[name, compact] = write_file(exported, "npz", path).stat().st_size
         found = read_npz(path)
-        assert all(map(same_bits, jax.tree.leaves(found.weights), jax.tree.leaves(subject.weights)))
+        assert all(map(same_bits, jax.tree.leaves(found.weights), jax.tree.leaves(exported.weights)))
         assert found.metadata["network"]["features"] == ({"conv2": 2} if (name, compact) == ("filters", True) else {})
     (fc1,) = (read_npz(tmp_path / "irregularTrue.npz").metadata["arrays"]["fc1/kernel"],)
     assert fc1 == {"form": "mask", "shape": [16, 64]}
@@ -95,7 +95,7 @@ def changed(content: bytes, **members: Any) -> bytes:
 
 
 def test_what_cannot_be_read(runs: dict[str, Path], tmp_path: Path) -> None:
-    content = write_file(open_subject(runs["irregular"]), "npz", tmp_path / "whole.npz").read_bytes()
+    content = write_file(open_exported_network(runs["irregular"]), "npz", tmp_path / "whole.npz").read_bytes()
     metadata = json.loads(str(np.load(io.BytesIO(content))["metadata"]))
     text = lambda **changes: np.array(json.dumps(metadata | changes))
     network = metadata["network"]

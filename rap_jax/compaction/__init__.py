@@ -11,9 +11,9 @@ cost            multiply-adds, bytes, memory and time of the dense, the pruned a
 
 from rap_jax.compaction.compact import CompactNetwork as CompactNetwork
 from rap_jax.compaction.compact import compact as compact
-from rap_jax.compaction.cut import hold_orphans as hold_orphans
+from rap_jax.compaction.cut import mask_unwritten_batch_norms as mask_unwritten_batch_norms
 from rap_jax.compaction.fold import fold_batch_norm as fold_batch_norm
-from rap_jax.compaction.plan import Plan as Plan
+from rap_jax.compaction.plan import CompactionPlan as CompactionPlan
 from rap_jax.compaction.plan import compaction_plan as compaction_plan
 from rap_jax.compaction.resize import expand as expand
 from rap_jax.compaction.resize import shrink as shrink

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import chex
 import numpy as np
 
-from rap_jax.compaction.plan import Plan, compaction_plan
+from rap_jax.compaction.plan import CompactionPlan, compaction_plan
 from rap_jax.compaction.resize import shrink
 from rap_jax.models.wiring import Wiring
 from rap_jax.pruning.layers import leaves_by_name
@@ -29,32 +29,26 @@ class Remakable(Protocol):
 
 
 class CompactNetwork(NamedTuple):
-    """A smaller network.
+    """A smaller network."""
 
-    Attributes:
-      model: as pure functions, a `rap_jax.models.Model`.
-      params, batch_stats: its weights, numpy arrays.
-      masks: False where a weight is held at zero; None if none is.
-    """
-
-    model: Any
-    params: chex.ArrayTree
+    model: Any  # as pure functions, a `rap_jax.models.Model`
+    params: chex.ArrayTree  # of that model, numpy arrays
     batch_stats: chex.ArrayTree
-    masks: chex.ArrayTree | None = None
+    masks: chex.ArrayTree | None = None  # False where a weight is held at zero; None if none is
 
 
 def compact(
     model: Remakable, params: chex.ArrayTree, batch_stats: chex.ArrayTree, masks: chex.ArrayTree | None = None
 ) -> CompactNetwork:
-    """Takes out what counts for nothing in evaluation mode, see `plan`.
+    """Removes the channels that cannot affect the logits in evaluation mode, see `plan`.
 
     Args:
       model: of `create_model`.
       params, batch_stats: its weights, after a cut.
-      masks: False where a weight is held at zero; what is left of them comes back, for a retrain.
+      masks: False where a weight is held at zero; those of the smaller network are returned, for a retrain.
 
     Returns:
-      The smaller network; where there is nothing to remove, the same one.
+      The smaller network; the same one if nothing is removable.
 
     Raises:
       ValueError: a layer would vanish; it is named. The model cannot be made again. Weights are NaN or infinite. A
@@ -66,7 +60,7 @@ def compact(
     small = shrink(plan, params)
     return CompactNetwork(
         model=remade(model, features={**model.features, **plan.features}),
-        params=_with_carried(plan, small),
+        params=_corrected(plan, small),
         batch_stats=shrink(plan, batch_stats),
         masks=None if masks is None else shrink(plan, masks),
     )
@@ -83,19 +77,19 @@ def remade(model: Remakable, **changes: Any) -> Any:
     return model.remake(**changes)
 
 
-def _with_carried(plan: Plan, small: Any) -> Any:
-    """The weights with the constants of removed channels in the biases of their readers."""
-    for reader, constant in plan.carried.items():
+def _corrected(plan: CompactionPlan, small: Any) -> Any:
+    """The weights with the constants of removed channels added to the biases of their readers."""
+    for reader, correction in plan.bias_corrections.items():
         layer = small
         for name in reader.split("/"):
             layer = layer[name]
-        kept = constant[plan.kept[reader]] if reader in plan.kept else constant
+        kept = correction[plan.kept[reader]] if reader in plan.kept else correction
         layer["bias"] = (layer["bias"] + kept).astype(layer["bias"].dtype)
     return small
 
 
 def _check_finite(leaves: Mapping[str, Any]) -> None:
-    """What counts for nothing counts for something where it meets infinity."""
+    """Compaction assumes 0 * x == 0, so all weights must be finite."""
     for name, leaf in leaves.items():
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
             raise ValueError(f"{name} has NaN or infinite numbers; expected finite ones.")

@@ -9,12 +9,12 @@ npz                plain arrays, with zeros packed (sparse_arrays): npz_bytes, r
 safetensors        the state_dict of a PyTorch twin
 optional           packages that only an export needs
 
-subject = open_subject("runs/lenet_mnist_mnist_seed0")
-write_file(subject, "onnx", Path("network.onnx"))
+exported = open_exported_network("runs/lenet_mnist_mnist_seed0")
+write_file(exported, "onnx", Path("network.onnx"))
 """
 
-from rap_jax.export.exported_network import Subject as Subject
-from rap_jax.export.exported_network import open_subject as open_subject
+from rap_jax.export.exported_network import ExportedNetwork as ExportedNetwork
+from rap_jax.export.exported_network import open_exported_network as open_exported_network
 from rap_jax.export.files import FORMATS as FORMATS
 from rap_jax.export.files import open_file as open_file
 from rap_jax.export.files import write_file as write_file

@@ -1,6 +1,6 @@
 """The formats, and the file that a network is written to: whole or not at all, never over another one.
 
-path = write_file(subject, "onnx", Path("network.onnx"))
+path = write_file(exported, "onnx", Path("network.onnx"))
 network = open_file(path)                  any of the formats, for a look at it; see `launch.predict`
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from rap_jax._runtime.integrity import write_atomically
 from rap_jax.config import require
 from rap_jax.evaluation.network import FILE_SHA256, read_exported
-from rap_jax.export.exported_network import Subject, describe
+from rap_jax.export.exported_network import ExportedNetwork, describe
 from rap_jax.export.npz import npz_bytes, read_npz
 from rap_jax.export.onnx.file import onnx_model, open_reference, open_session, seal
 from rap_jax.export.open_file import OpenFile
@@ -50,16 +50,18 @@ def check_path(path: Path) -> Path:
     return path
 
 
-def write_file(subject: Subject, file_format: str, path: Path, command: str = "") -> Path:
+def write_file(exported: ExportedNetwork, file_format: str, path: Path, command: str = "") -> Path:
     """`write_and_compare` without the difference."""
-    return write_and_compare(subject, file_format, path, command)[0]
+    return write_and_compare(exported, file_format, path, command)[0]
 
 
-def write_and_compare(subject: Subject, file_format: str, path: Path, command: str = "") -> tuple[Path, float | None]:
+def write_and_compare(
+    exported: ExportedNetwork, file_format: str, path: Path, command: str = ""
+) -> tuple[Path, float | None]:
     """Writes the network, and beside a StableHLO file its metadata; reads it back and compares the logits.
 
     Args:
-      subject: the network.
+      exported: the network.
       file_format: one of FORMATS.
       path: the file; its folder is made.
       command: that asks for it, for the metadata.
@@ -76,15 +78,15 @@ def write_and_compare(subject: Subject, file_format: str, path: Path, command: s
     suffix = SUFFIXES[file_format]
     require(path.suffix == suffix, "the file", str(path), f"a name that ends in {suffix} for {file_format}")
     path = check_path(path)
-    metadata = json.loads(json.dumps(describe(subject, file_format, command)))
-    content = _content(subject, file_format, metadata)
+    metadata = json.loads(json.dumps(describe(exported, file_format, command)))
+    content = _content(exported, file_format, metadata)
     try:
         if file_format == "stablehlo":
             write_metadata(path, metadata | {FILE_SHA256: hashlib.sha256(content).hexdigest()})
         write_atomically(path, content)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
-    return path, _compare(subject, path)
+    return path, _compare(exported, path)
 
 
 def open_file(path: str | Path) -> OpenFile:
@@ -106,14 +108,14 @@ def open_file(path: str | Path) -> OpenFile:
     return openers[path.suffix](path)
 
 
-def _compare(subject: Subject, path: Path) -> float | None:
+def _compare(exported: ExportedNetwork, path: Path) -> float | None:
     """The largest difference of the logits; a file of others is deleted."""
     if path.suffix == SUFFIXES["safetensors"]:
         return None
     is_onnx = path.suffix == SUFFIXES["onnx"]
     try:
         return _largest_difference(
-            subject, open_reference(path) if is_onnx and not is_installed("onnxruntime") else open_file(path)
+            exported, open_reference(path) if is_onnx and not is_installed("onnxruntime") else open_file(path)
         )
     except ValueError:
         for written in (path, metadata_path(path)):
@@ -121,9 +123,9 @@ def _compare(subject: Subject, path: Path) -> float | None:
         raise
 
 
-def _largest_difference(subject: Subject, network: OpenFile) -> float:
+def _largest_difference(exported: ExportedNetwork, network: OpenFile) -> float:
     images = np.random.default_rng(0).random((_NUM_CHECKED, *network.input_shape), np.float32)
-    expected = np.asarray(jax.jit(subject.logits_fn)(images))
+    expected = np.asarray(jax.jit(exported.logits_fn)(images))
     difference = float(np.abs(network.logits_fn(images) - expected).max())
     if not difference <= _SAME * max(1.0, float(np.abs(expected).max())):
         raise ValueError(
@@ -133,17 +135,17 @@ def _largest_difference(subject: Subject, network: OpenFile) -> float:
     return difference
 
 
-def _content(subject: Subject, file_format: str, metadata: dict[str, Any]) -> bytes:
-    model = subject.model
+def _content(exported: ExportedNetwork, file_format: str, metadata: dict[str, Any]) -> bytes:
+    model = exported.model
     if file_format == "stablehlo":
-        return stablehlo_bytes(subject.logits_fn, model.input_shape)
+        return stablehlo_bytes(exported.logits_fn, model.input_shape)
     if file_format == "npz":
-        return npz_bytes(subject.weights, metadata)
+        return npz_bytes(exported.weights, metadata)
     if file_format == "safetensors":
-        require(not subject.folded, "fold", True, "--nofold: the PyTorch network has its BatchNorm")
-        return safetensors_bytes(subject.config.name, subject.weights, metadata)
+        require(not exported.folded, "fold", True, "--nofold: the PyTorch network has its BatchNorm")
+        return safetensors_bytes(exported.config.name, exported.weights, metadata)
     onnx = onnx_model(
-        subject.logits_fn, input_shape=model.input_shape, num_classes=model.num_classes, metadata=metadata
+        exported.logits_fn, input_shape=model.input_shape, num_classes=model.num_classes, metadata=metadata
     )
     return seal(onnx.SerializeToString())
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rap_jax._runtime.text import as_attack, as_interval, as_percent, as_radius
-from rap_jax.export.exported_network import Subject, network_of
+from rap_jax.export.exported_network import ExportedNetwork, network_of
 
 _NAMES = {"stablehlo": "StableHLO", "onnx": "ONNX", "npz": "npz", "safetensors": "safetensors"}
 _HINTS = {
@@ -16,18 +16,18 @@ _HINTS = {
 }
 
 
-def about_network(subject: Subject, file_format: str, path: Path, difference: float | None) -> Iterator[str]:
+def about_network(exported: ExportedNetwork, file_format: str, path: Path, difference: float | None) -> Iterator[str]:
     """What was written, how small it is, how robust, and what to do with it.
 
     Args:
-      subject: the network.
+      exported: the network.
       file_format: of the file.
       path: the file.
       difference: of its logits from those of the network; None if they were not compared.
     """
     yield f"{path}: {_NAMES[file_format]}, {path.stat().st_size:,} bytes"
-    yield f"  {_size(subject)}"
-    test = subject.results.get("test")
+    yield f"  {_size(exported)}"
+    test = exported.results.get("test")
     yield f"  {_accuracy(test) if test else 'The run has no accuracy on the test set.'}"
     if difference is None:
         yield "  Not compared with the network: nothing here can run the file."
@@ -50,8 +50,8 @@ def about_int8(path: Path, metadata: dict[str, Any]) -> Iterator[str]:
     yield f"  On {measured['num_images']:,} test images, {threat}. {measured['note']}."
 
 
-def _size(subject: Subject) -> str:
-    network = network_of(subject)
+def _size(exported: ExportedNetwork) -> str:
+    network = network_of(exported)
     left, whole = network["num_params"], network["num_params_of_the_run"]
     removed = ", ".join(f"{layer} {number}" for layer, number in network["features"].items())
     words = f"{network['name']} of width {network['width']}, {left:,} of {whole:,} parameters"

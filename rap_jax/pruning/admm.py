@@ -35,27 +35,16 @@ ProjectFn = Callable[[chex.ArrayTree], chex.ArrayTree]
 
 
 class AdmmState(NamedTuple):
-    """State of `add_admm_penalty`; trees have the structure of the params that are pruned.
+    """State of `add_admm_penalty`; trees have the structure of the params that are pruned."""
 
-    Attributes:
-      z: the sparse copy of the weights, same shapes.
-      u: scaled dual variable, same shapes.
-      rho: penalty in force per weight array, tree of scalars.
-      gradient_square: running mean of the squared norm of the incoming gradient, tree of scalars.
-      dual_residual: ||z - z before|| of the last dual step, tree of scalars (times rho it is Boyd's s, section 3.3).
-      num_steps: updates so far, int32.
-      num_dual_steps: dual steps so far, int32.
-      dual_interval: updates from one dual step to the next, int32; None if the keyword `dual_step` tells.
-    """
-
-    z: chex.ArrayTree
-    u: chex.ArrayTree
-    rho: chex.ArrayTree
-    gradient_square: chex.ArrayTree
-    dual_residual: chex.ArrayTree
-    num_steps: jax.Array
-    num_dual_steps: jax.Array
-    dual_interval: jax.Array | None = None
+    z: chex.ArrayTree  # sparse copy of the weights, same shapes
+    u: chex.ArrayTree  # scaled dual variable, same shapes
+    rho: chex.ArrayTree  # penalty of each weight array, tree of scalars
+    gradient_square: chex.ArrayTree  # running mean of the squared norm of the incoming gradient, tree of scalars
+    dual_residual: chex.ArrayTree  # ||z - previous z|| of the last dual step, scalars; times rho Boyd's s, section 3.3
+    num_steps: jax.Array  # updates so far, int32
+    num_dual_steps: jax.Array  # dual steps so far, int32
+    dual_interval: jax.Array | None = None  # updates between dual steps, int32; None with the keyword `dual_step`
 
 
 def add_admm_penalty(
@@ -276,19 +265,12 @@ def _set_rho(state: AdmmState, params: chex.ArrayTree, base: chex.Numeric, rule:
 
 
 class Residuals(NamedTuple):
-    """How far ADMM is from agreement, one scalar per weight array, all relative to ||w||.
+    """Residuals of ADMM, one scalar per weight array; the first three are relative to ||w||."""
 
-    Attributes:
-      primal: ||w - z||.
-      dual: ||z - z before|| at the last dual step (without the factor rho, which Adam takes out anyway).
-      distance: ||w - P(w)||, the distance to the sparse set: what the cut at the end will take away.
-      rho: the penalty in force, not relative.
-    """
-
-    primal: chex.ArrayTree
-    dual: chex.ArrayTree
-    distance: chex.ArrayTree
-    rho: chex.ArrayTree
+    primal: chex.ArrayTree  # ||w - z||
+    dual: chex.ArrayTree  # ||z - previous z|| at the last dual step, without the factor rho, which Adam cancels
+    distance: chex.ArrayTree  # ||w - P(w)||, the distance to the sparsity set, which the cut removes
+    rho: chex.ArrayTree  # the penalty, not relative
 
 
 def residuals(state: AdmmState, params: chex.ArrayTree, project_fn: ProjectFn) -> Residuals:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from rap_jax._runtime.mesh import home
-from rap_jax.compaction import Plan, compaction_plan, expand, shrink
+from rap_jax.compaction import CompactionPlan, compaction_plan, expand, shrink
 from rap_jax.config import Stage
 from rap_jax.evaluation.accuracy import make_evaluator
 from rap_jax.models import create_model
@@ -37,7 +37,7 @@ def run_small_stage(stage: Stage, setup: Setup, start: Weights, masks: chex.Arra
     return outcome._replace(weights=jax.device_put(Weights(*whole), home(setup.mesh)))
 
 
-def _small_setup(setup: Setup, plan: Plan) -> Setup:
+def _small_setup(setup: Setup, plan: CompactionPlan) -> Setup:
     model = create_model(
         setup.config.model,
         input_shape=setup.model.input_shape,
@@ -49,7 +49,7 @@ def _small_setup(setup: Setup, plan: Plan) -> Setup:
     return setup._replace(model=model, select=select)
 
 
-def _small_masks(plan: Plan, masks: chex.ArrayTree | None) -> chex.ArrayTree | None:
+def _small_masks(plan: CompactionPlan, masks: chex.ArrayTree | None) -> chex.ArrayTree | None:
     """None where all that was masked is removed."""
     small = shrink(plan, masks) if masks is not None else None
     return small if any(not np.all(keep) for keep in jax.tree.leaves(small)) else None

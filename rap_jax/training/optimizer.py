@@ -147,7 +147,7 @@ def make_penalty(
         rescale_dual=config.rescale_dual,
         dual_keeps_graph=config.dual_keeps_graph,
     )
-    return optax.masked(penalty, specs_lib.selected(params, specs))
+    return optax.masked(penalty, specs_lib.selected(specs, params))
 
 
 def stage_learning_rate(config: RunConfig, stage: Stage, length: Length) -> optax.Schedule:

@@ -176,7 +176,7 @@ class _Run:
 
     def _log_residuals(self) -> None:
         specs, train = self.setup.specs, self.state.train
-        found = self.residuals(find_admm_state(train.opt_state), specs_lib.only_selected(train.params, specs))
+        found = self.residuals(find_admm_state(train.opt_state), specs_lib.only_selected(specs, train.params))
         names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(found.rho)]
         columns = [[float(x) for x in jax.tree.leaves(tree)] for tree in found]
         for layer, primal, dual, distance, rho in zip(names, *columns, strict=True):

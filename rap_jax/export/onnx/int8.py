@@ -15,7 +15,7 @@ import numpy as np
 from rap_jax._runtime.integrity import write_atomically
 from rap_jax.config import AttackConfig, require
 from rap_jax.data import Dataset, Split
-from rap_jax.export.exported_network import Subject, describe
+from rap_jax.export.exported_network import ExportedNetwork, describe
 from rap_jax.export.onnx.file import METADATA_KEY, onnx_model, open_session, seal
 from rap_jax.export.onnx.robustness import measure
 from rap_jax.export.optional import optional_module
@@ -47,11 +47,13 @@ class Int8Config:
         require(self.num_queries >= 0, "num_queries", self.num_queries, "0 or more queries")
 
 
-def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Path, command: str = "") -> dict[str, Any]:
+def write_int8(
+    exported: ExportedNetwork, dataset: Dataset, config: Int8Config, path: Path, command: str = ""
+) -> dict[str, Any]:
     """Writes the quantised network, measured; returns its metadata, with `int8` in them.
 
     Args:
-      subject: the network.
+      exported: the network.
       dataset: that of its run.
       config: how.
       path: the file.
@@ -61,16 +63,16 @@ def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Pat
       ValueError: onnx or onnxruntime is not installed, the network has no ONNX form, or the data are
         not those of the run.
     """
-    check_data(subject, dataset)
-    shape = subject.model.input_shape
+    check_data(exported, dataset)
+    shape = exported.model.input_shape
     images, labels = _first(dataset.test, config.num_images)
     calibration, _ = _first(dataset.train, config.num_calibration_images)
-    model = onnx_model(subject.logits_fn, input_shape=shape, num_classes=subject.model.num_classes, metadata={})
+    model = onnx_model(exported.logits_fn, input_shape=shape, num_classes=exported.model.num_classes, metadata={})
     quantized = quantize(model, calibration)
-    attack = AttackConfig(**subject.results["config"]["report_attack"])
+    attack = AttackConfig(**exported.results["config"]["report_attack"])
     measured = measure(
         open_session(quantized.SerializeToString()).logits_fn,
-        subject.logits_fn,
+        exported.logits_fn,
         images,
         labels,
         attack,
@@ -78,19 +80,19 @@ def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Pat
         seed=config.seed,
     )
     about = {"calibrated_on": f"{len(calibration)} training images", "measured": measured | {"split": "test"}}
-    metadata = describe(subject, "onnx", command) | {"int8": about}
+    metadata = describe(exported, "onnx", command) | {"int8": about}
     set_props(quantized, {METADATA_KEY: json.dumps(metadata)})
     write_atomically(path, seal(quantized.SerializeToString()))
     return metadata
 
 
-def check_data(subject: Subject, dataset: Dataset) -> None:
+def check_data(exported: ExportedNetwork, dataset: Dataset) -> None:
     """Refuses other data than those of the run: what was held out there need not be held out elsewhere.
 
     Raises:
       ValueError: they are others.
     """
-    of_run = subject.results["data"]
+    of_run = exported.results["data"]
     same = dataset.sha256 == of_run.get("sha256")
     require(same, "the data", dataset.name, f"those of the run, {of_run['name']} of sha256 {of_run.get('sha256')}")
 
