@@ -38,14 +38,13 @@ def networks_of_run(run_dir: str) -> Networks:
       ValueError: it has not finished; or it is no LeNet of width 8 with a quarter of its filters.
     """
     saved = load_network(run_dir)
-    config = ModelConfig(*(saved.results["model"][name] for name in ModelConfig.__dataclass_fields__))
     weights: Weights = jax.device_get(saved.weights)
-    networks = _both(config, saved.model, weights, saved.results, Path(run_dir))
+    networks = _both(saved.config, saved.model, weights, saved.results, Path(run_dir))
     expected, found = {"conv1": 4, "conv2": 8, "fc1": 128}, dict(networks.compacted.features)
-    if (config.name, config.width, found) != ("lenet_mnist", WIDTH, expected):
+    if (saved.config.name, saved.config.width, found) != ("lenet_mnist", WIDTH, expected):
         raise ValueError(
-            f"The network of {run_dir} is {config.name} of width {config.width} with {found} outputs left; expected "
-            f"lenet_mnist of width {WIDTH} with {expected}: train it with --width={WIDTH} --sparsity={REMOVED}."
+            f"The network of {run_dir} is {saved.config.name} of width {saved.config.width} with {found} outputs left; "
+            f"expected lenet_mnist of width {WIDTH} with {expected}: --width={WIDTH} --sparsity={REMOVED}."
         )
     return networks
 

@@ -13,9 +13,8 @@ from launch.flagfiles import expand_flagfiles
 from launch.help import main_or_help
 from rap_jax.data import Dataset, load_dataset
 from rap_jax.export.exported_network import ExportedNetwork, open_exported_network
-from rap_jax.export.files import check_path, write_and_compare
-from rap_jax.export.onnx.int8 import check_data, write_int8
-from rap_jax.export.wording import about_int8, about_network
+from rap_jax.export.files import about_network, check_path, write_and_compare
+from rap_jax.export.onnx.int8 import about_int8, check_data, write_int8
 
 define_flags()
 

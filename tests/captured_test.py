@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax._runtime.functions import lift_captured
+from rap_jax._runtime.functions import hoist_closure
 from rap_jax.attacks.checks import in_float32
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -29,7 +29,7 @@ doubled.defvjp(lambda x: (2 * x, None), lambda _, g: (7 * g,))
 
 @pytest.mark.parametrize("function", [affine, jax.jit(affine), in_float32(affine), in_float32(jax.jit(affine))])
 def test_the_arrays_are_those_that_are_given(function: jax.stages.Wrapped) -> None:
-    lifted, captured = lift_captured(function, jax.ShapeDtypeStruct((4, 3), jnp.float32))
+    lifted, captured = hoist_closure(function, jax.ShapeDtypeStruct((4, 3), jnp.float32))
     assert [found.shape for found in captured] == [(3, 2), (2,)]
     for rows in (4, 5):  # any number of them
         x = jnp.ones((rows, 3))
@@ -38,7 +38,7 @@ def test_the_arrays_are_those_that_are_given(function: jax.stages.Wrapped) -> No
 
 
 def test_gradients_and_maps_go_through() -> None:
-    lifted, captured = lift_captured(lambda x: doubled(x @ WEIGHT), jax.ShapeDtypeStruct((1, 3), jnp.float32))
+    lifted, captured = hoist_closure(lambda x: doubled(x @ WEIGHT), jax.ShapeDtypeStruct((1, 3), jnp.float32))
     x = jnp.ones((4, 3))
     gradient = jax.grad(lambda x: lifted(captured, x).sum())(x)
     np.testing.assert_allclose(gradient, jnp.broadcast_to(7 * WEIGHT.sum(1)[None], (4, 3)))
@@ -48,7 +48,7 @@ def test_gradients_and_maps_go_through() -> None:
 def test_further_arguments() -> None:
     noisy = lambda x, key: x @ WEIGHT + jax.random.normal(key, (len(x), 2))
     x, key = jnp.ones((2, 3)), jax.random.key(3)
-    lifted, captured = lift_captured(noisy, x, key)
+    lifted, captured = hoist_closure(noisy, x, key)
     np.testing.assert_allclose(lifted(captured, x, key), noisy(x, key), rtol=1e-6)
 
 
@@ -58,5 +58,5 @@ def test_a_decorated_function_keeps_its_decorator() -> None:
         return affine(2 * x - 1)
 
     x = jnp.full((4, 3), 0.75)
-    lifted, captured = lift_captured(normalised, x)
+    lifted, captured = hoist_closure(normalised, x)
     np.testing.assert_allclose(lifted(captured, x), affine(2 * x - 1))

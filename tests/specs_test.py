@@ -9,10 +9,9 @@ import optax
 import pytest
 from normed import NORMED, NORMED_LAYERS
 
-from rap_jax.config import PruneConfig
 from rap_jax.pruning.layers import kernels
 from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Irregular
-from rap_jax.pruning.specs import masks_of, only_selected, project_tree, selected, specs_from_config
+from rap_jax.pruning.specs import masks_of, only_selected, project_tree, selected, specs_from_patterns
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -25,8 +24,7 @@ PARAMS = {
 
 
 def specs(sparsity: tuple, structure: str = "filter") -> dict:
-    config = PruneConfig(structure=structure, sparsity=sparsity)
-    return specs_from_config(PARAMS, config, output_layer="fc2")
+    return specs_from_patterns(sparsity, PARAMS, structure=structure, output_layer="fc2")
 
 
 def test_the_first_pattern_that_matches_decides() -> None:
@@ -87,9 +85,7 @@ def test_projecting_a_tree(show: Callable) -> None:
 
 
 def normed_specs(sparsity: tuple, structure: str, output_layer: str = "fc", **more: str) -> dict:
-    return specs_from_config(
-        NORMED, PruneConfig(structure=structure, sparsity=sparsity, **more), output_layer=output_layer
-    )
+    return specs_from_patterns(sparsity, NORMED, structure=structure, output_layer=output_layer, **more)
 
 
 def test_patterns_match_whole_paths() -> None:

@@ -1,6 +1,6 @@
 """A user's function, taken apart: its captured arrays, its trace, its fingerprint, its batch size.
 
-    lifted, captured = lift_captured(logits_fn, images)     captured arrays as an argument
+    lifted, captured = hoist_closure(logits_fn, images)     captured arrays as an argument
     program = trace(logits_fn, images)                      program.no_gradient, own_mesh(program.jaxpr)
     fingerprint(logits_fn, images.shape[1:])                hex, the same in every process of one installation
     in_batches(logits_fn, batch_size)                       for networks that take one batch size only
@@ -117,7 +117,7 @@ def _refused(error: Exception, shape: tuple[int, ...]) -> ValueError:
 Captured = list[jax.Array]
 
 
-def lift_captured(function: Callable[..., jax.Array], *arguments: Any) -> tuple[Callable[..., jax.Array], Captured]:
+def hoist_closure(function: Callable[..., jax.Array], *arguments: Any) -> tuple[Callable[..., jax.Array], Captured]:
     """`(lifted, captured)` with `lifted(captured, *arguments) == function(*arguments)`, for arguments of any shape.
 
     Args:
@@ -140,15 +140,10 @@ def lift_captured(function: Callable[..., jax.Array], *arguments: Any) -> tuple[
 
 
 class Traced(NamedTuple):
-    """A network, taken apart.
+    """A network, taken apart."""
 
-    Attributes:
-      jaxpr: of its logits and their gradient; of its logits alone if it has no gradient.
-      no_gradient: why it has none, in the words of JAX; empty if it has one.
-    """
-
-    jaxpr: Any
-    no_gradient: str
+    jaxpr: Any  # of its logits and their gradient; of its logits alone if it has no gradient
+    no_gradient: str  # why it has none, in the words of JAX; empty if it has one
 
 
 def trace(logits_fn: Callable[..., jax.Array], *arguments: Any) -> Traced:
@@ -207,7 +202,7 @@ def _meshes(jaxpr: Any) -> Iterator[Mesh]:
 def fingerprint(logits_fn: Callable[..., jax.Array], image_shape: tuple[int, ...], *draw: jax.Array) -> str:
     """Of a function images [N, *image_shape] -> logits, or (images, key) -> logits with `draw` = (key,)."""
     images = jax.ShapeDtypeStruct((2, *image_shape), np.float32)
-    lifted, captured = lift_captured(logits_fn, images, *draw)
+    lifted, captured = hoist_closure(logits_fn, images, *draw)
     without = trace(logits_fn, images, *draw).no_gradient
 
     def with_gradient(captured: Captured, images: jax.Array, *draw: jax.Array) -> Any:

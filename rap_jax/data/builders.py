@@ -44,21 +44,13 @@ _STORED_HASH = "content_sha256"
 
 
 class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
-    """Prepares two splits, `train` and `test`, of `image` (uint8, [H, W, C]) and `label`, in the order of the files.
+    """Prepares two splits, `train` and `test`, of `image` (uint8, [H, W, C]) and `label`, in the order of the files."""
 
-    Attributes:
-      VERSION: version of the prepared form.
-      SHAPE: height, width and channels.
-      CLASS_NAMES: name of each label, from label 0 on.
-      FILES: the official files.
-      CONTENT_SHA256: `content_hash` of the official data; None if it is not known in advance. It is then taken from the
-        verified files when the copy is prepared, and stored with it.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-    SHAPE: ClassVar[tuple[int, int, int]]
-    CLASS_NAMES: ClassVar[tuple[str, ...]]
-    FILES: ClassVar[tuple[RawFile, ...]]
+    VERSION = tfds.core.Version("1.0.0")  # of the prepared form
+    SHAPE: ClassVar[tuple[int, int, int]]  # height, width and channels
+    CLASS_NAMES: ClassVar[tuple[str, ...]]  # of each label, from label 0 on
+    FILES: ClassVar[tuple[RawFile, ...]]  # the official files
+    # `content_hash` of the official data. If it is None, that of the verified files is stored with the prepared copy.
     CONTENT_SHA256: ClassVar[str | None] = None
     pkg_dir_path = epath.Path(__file__).parent  # TFDS looks for metadata in a folder per data set; we have none.
 

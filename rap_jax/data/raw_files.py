@@ -1,4 +1,4 @@
-"""The official raw files of data sets: where they are, whether they are intact, how they are read.
+"""The official raw files of data sets: found, compared with their digests, and parsed.
 
 IDX is the format of MNIST and Fashion-MNIST (LeCun et al., 1998, http://yann.lecun.com/exdb/mnist/). The binary version
 of CIFAR-10 has records of one label and one image (Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
@@ -69,17 +69,12 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclasses.dataclass(frozen=True)
 class RawFile:
-    """An official file.
+    """An official file."""
 
-    Attributes:
-      url: where it is; the last part is its name.
-      sha256: its digest, in hex.
-      digest_of_unpacked: the digest is of what is in the gzip file. A copy that somebody unpacked, or packed again,
-        then counts as the official one; otherwise only the very bytes of the download do.
-    """
-
-    url: str
-    sha256: str
+    url: str  # its last part is the name
+    sha256: str  # in hex
+    # The digest is of the content of the gzip file. A copy that was unpacked, or packed again, then counts as the
+    # official one; otherwise only the bytes of the download do.
     digest_of_unpacked: bool = False
 
     @property

@@ -29,7 +29,7 @@ import numpy as np
 from jax import export
 from jax.custom_batching import sequential_vmap
 
-from rap_jax._runtime.functions import Captured, in_batches, lift_captured, own_mesh, trace
+from rap_jax._runtime.functions import Captured, hoist_closure, in_batches, own_mesh, trace
 from rap_jax._runtime.integrity import digest
 from rap_jax.attacks.checks import LogitsFn, in_float32
 from rap_jax.attacks.losses import cross_entropy
@@ -264,7 +264,7 @@ def check_finite(network: AttackedNetwork, images: np.ndarray, labels: np.ndarra
     """
     few, right = images[:_FEW], jnp.asarray(labels[:_FEW])
     draw = (jax.random.key(0),) if randomized else ()
-    logits_fn, captured = lift_captured(network.logits_fn, few, *draw)
+    logits_fn, captured = hoist_closure(network.logits_fn, few, *draw)
     places_itself = own_mesh(trace(network.logits_fn, few, *draw).jaxpr) is not None
 
     @jax.jit

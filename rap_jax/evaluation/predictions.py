@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.functions import Captured, lift_captured, own_mesh, trace
+from rap_jax._runtime.functions import Captured, hoist_closure, own_mesh, trace
 from rap_jax.attacks.stepwise import keys_of
 from rap_jax.config import require
 from rap_jax.config.evaluation import EvaluationConfig
@@ -121,7 +121,7 @@ class Predictor:
         self._key, self._threat = key, f"the {config.norm} ball of radius {config.epsilon:.6g}"
         batch = _some(sample.images, self._size if own is not None else self._size // mesh.size)
         self.programs = Programs(
-            *lift_captured(network.logits_fn, batch, *draw),
+            *hoist_closure(network.logits_fn, batch, *draw),
             mesh,
             epsilon=config.epsilon,
             norm=config.norm,

@@ -9,7 +9,6 @@ written by the run, or counted.
 """
 
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -58,13 +57,12 @@ def open_exported_network(run_dir: str | Path, *, compact: bool = True, fold: bo
     """
     folder = Path(run_dir).expanduser()
     saved = load_network(folder)
-    config = ModelConfig(*(saved.results["model"][name] for name in ModelConfig.__dataclass_fields__))
     weights: Weights = jax.device_get(saved.weights)
     small, features, folded = _smaller(saved.model, weights, compact=compact, fold=fold)
     return ExportedNetwork(
         name=folder.resolve().name,
-        config=config,
-        model=rebuild(config, saved.model.input_shape, saved.model.num_classes, features, folded=folded),
+        config=saved.config,
+        model=rebuild(saved.config, saved.model.input_shape, saved.model.num_classes, features, folded=folded),
         weights=small,
         features=features,
         folded=folded,
@@ -146,7 +144,7 @@ def describe(exported: ExportedNetwork, file_format: str, command: str = "") -> 
             key: exported.results.get(key)
             for key in ("config", "command", "versions", "device", "data", "seed", "start", "seconds")
         },
-        "exported": {"rap_jax": metadata_version(), "versions": versions(), "command": command},
+        "exported": {"rap_jax": versions()["rap-jax"], "versions": versions(), "command": command},
     }
 
 
@@ -170,14 +168,6 @@ def class_names(exported: ExportedNetwork) -> list[str]:
     """One for each logit; their numbers where the data have no names."""
     names = exported.results["data"].get("class_names") or range(exported.model.num_classes)
     return [str(name) for name in names]
-
-
-def metadata_version() -> str:
-    """The version of rap_jax."""
-    try:
-        return metadata.version("rap-jax")
-    except metadata.PackageNotFoundError:  # run from its sources without being installed
-        return "not installed"
 
 
 def _accuracy(exported: ExportedNetwork) -> dict[str, Any]:

@@ -1,31 +1,40 @@
-"""The formats, and the file that a network is written to: whole or not at all, never over another one.
+"""The file formats: a network is written to a new file, complete or not at all, and read back.
 
 path = write_file(exported, "onnx", Path("network.onnx"))
-network = open_file(path)                  any of the formats, for a look at it; see `launch.predict`
+network = open_file(path)    any of the formats but safetensors; see `launch.predict`
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from rap_jax._runtime.environment import is_installed
 from rap_jax._runtime.integrity import write_atomically
+from rap_jax._runtime.text import as_attack, as_interval
 from rap_jax.config import require
 from rap_jax.evaluation.network import FILE_SHA256, read_exported
-from rap_jax.export.exported_network import ExportedNetwork, describe
+from rap_jax.export.exported_network import ExportedNetwork, describe, network_of
 from rap_jax.export.npz import npz_bytes, read_npz
-from rap_jax.export.onnx.file import onnx_model, open_reference, open_session, seal
+from rap_jax.export.onnx.file import onnx_model, open_reference, open_session, with_checksum
 from rap_jax.export.open_file import OpenFile
-from rap_jax.export.optional import is_installed
 from rap_jax.export.safetensors import safetensors_bytes
 from rap_jax.export.stablehlo import metadata_path, read_metadata, stablehlo_bytes, write_metadata
 
 SUFFIXES = {"stablehlo": ".jax", "onnx": ".onnx", "npz": ".npz", "safetensors": ".safetensors"}
 FORMATS = tuple(SUFFIXES)
+_TITLES = {"stablehlo": "StableHLO", "onnx": "ONNX", "npz": "npz", "safetensors": "safetensors"}
+_HINTS = {
+    "stablehlo": "Load it with jax.export.deserialize; attack it with python -m launch.evaluate --checkpoint={path}",
+    "onnx": "Load it with onnxruntime alone: images float32 [batch, H, W, C] in [0, 1] -> logits.",
+    "npz": "The arrays are compressed: zeros make the file small, but the network runs no faster by that.",
+    "safetensors": "Load it into the PyTorch network with load_state_dict; its images are [batch, C, H, W].",
+}
 # Two programs for the same network differ by rounding, relative to the largest logit; a wrong one by more.
 _SAME = 1e-3
 _NUM_CHECKED = 16
@@ -147,7 +156,7 @@ def _content(exported: ExportedNetwork, file_format: str, metadata: dict[str, An
     onnx = onnx_model(
         exported.logits_fn, input_shape=model.input_shape, num_classes=model.num_classes, metadata=metadata
     )
-    return seal(onnx.SerializeToString())
+    return with_checksum(onnx.SerializeToString())
 
 
 def _open_stablehlo(path: Path) -> OpenFile:
@@ -163,3 +172,38 @@ def _open_npz(path: Path) -> OpenFile:
     model, weights, metadata = read_npz(path)
     run = jax.jit(lambda images: model.apply(*weights, images, False)[0])
     return OpenFile(lambda images: np.asarray(run(images)), model.input_shape, model.num_classes, metadata)
+
+
+def about_network(exported: ExportedNetwork, file_format: str, path: Path, difference: float | None) -> Iterator[str]:
+    """Lines for the terminal: the size of the file, the accuracy of its network, and how to load it.
+
+    Args:
+      exported: the network.
+      file_format: of the file.
+      path: the file.
+      difference: of its logits from those of the network; None if they were not compared.
+    """
+    yield f"{path}: {_TITLES[file_format]}, {path.stat().st_size:,} bytes"
+    yield f"  {_size(exported)}"
+    test = exported.results.get("test")
+    yield f"  {_accuracy(test) if test else 'The run has no accuracy on the test set.'}"
+    if difference is None:
+        yield "  Not compared with the network: nothing here can run the file."
+    else:
+        yield f"  Read back, its logits on random images are within {difference:.1e} of the network's."
+    yield f"  {_HINTS[file_format].format(path=path)}"
+
+
+def _size(exported: ExportedNetwork) -> str:
+    network = network_of(exported)
+    left, whole = network["num_params"], network["num_params_of_the_run"]
+    removed = ", ".join(f"{layer} {number}" for layer, number in network["features"].items())
+    words = f"{network['name']} of width {network['width']}, {left:,} of {whole:,} parameters"
+    return f"{words} (outputs left: {removed})" if removed else words
+
+
+def _accuracy(test: dict[str, Any]) -> str:
+    return (
+        f"Test accuracy of the run: {as_interval(test, 'natural')} clean, {as_interval(test, 'robust')} under PGD "
+        f"({as_attack(test['attack'])})"
+    )

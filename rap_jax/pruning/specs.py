@@ -16,14 +16,14 @@ Differs from the authors' code: (1) bias, scale and shift of a filter belong to 
 alone, or under `bn_filter` the scale alone, and a "removed" filter still sends relu of its bias or shift."""
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from rap_jax.config import PruneConfig
 from rap_jax.pruning import projections
 from rap_jax.pruning.layers import (
     is_box,
@@ -48,7 +48,8 @@ from rap_jax.pruning.ownership import (
 )
 from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Irregular, Spec, check_finite
 
-_STRUCTURES: dict[str, type[Spec]] = {
+Structure = Literal["irregular", "filter", "column", "bn_filter"]
+_STRUCTURES: dict[Structure, type[Spec]] = {
     "irregular": Irregular,
     "filter": Filter,
     "column": Column,
@@ -56,28 +57,42 @@ _STRUCTURES: dict[str, type[Spec]] = {
 }
 
 
-def specs_from_config(params: chex.ArrayTree, config: PruneConfig, *, output_layer: str) -> dict[str, Spec]:
-    """The sparsity set of every layer that a pattern of `config.sparsity` matches.
+def specs_from_patterns(
+    patterns: Sequence[tuple[str, float]],
+    params: chex.ArrayTree,
+    *,
+    structure: Structure,
+    output_layer: str,
+    budget: Literal["layer", "global"] = "layer",
+) -> dict[str, Spec]:
+    """The sparsity set of every layer that a pattern matches.
 
     A pattern is compared with a layer's whole path, such as `group1_block0/conv1`. The pattern `*` alone means every
     layer that can be pruned: under `filter` and `bn_filter` the output layer is left out, since removing one of its
     outputs would remove a class, and under `bn_filter` the layers without BatchNorm.
 
+    Args:
+      patterns: (shell-style wildcard, share of zeros) pairs; the first that matches a layer decides.
+      params: weights, or their shapes, in layers as in `rap_jax.pruning.layers`.
+      structure: which of the four sets.
+      output_layer: path of the layer that makes the logits.
+      budget: see `rap_jax.pruning.projections`.
+
     Raises:
       ValueError: a pattern matches no layer, names the output layer for filter pruning, or under `bn_filter` names
         a layer without BatchNorm; `bn_filter` where there is no BatchNorm at all.
     """
-    layers = _spec_keys(params, config.structure)
+    layers = _spec_keys(params, structure)
     specs: dict[str, Spec] = {}
-    for pattern, ratio in config.sparsity:
-        for layer in _matching(pattern, ratio, layers, config.structure, output_layer):
+    for pattern, ratio in patterns:
+        for layer in _matching(pattern, ratio, layers, structure, output_layer):
             weights = layers[layer]
             if weights is not None:  # `*`, or a ratio of 0, may mean layers without BatchNorm too
-                specs.setdefault(weights, _STRUCTURES[config.structure](ratio, config.budget))
+                specs.setdefault(weights, _STRUCTURES[structure](ratio, budget))
     return {name: spec for name, spec in specs.items() if spec.sparsity > 0}
 
 
-def _spec_keys(params: chex.ArrayTree, structure: str) -> dict[str, str | None]:
+def _spec_keys(params: chex.ArrayTree, structure: Structure) -> dict[str, str | None]:
     """For each layer the name that a spec of it is keyed by: its kernel, or the scale of its BatchNorm if any."""
     leaves = leaves_by_name(params)
     found: dict[str, str | None] = {}
@@ -89,7 +104,7 @@ def _spec_keys(params: chex.ArrayTree, structure: str) -> dict[str, str | None]:
 
 
 def _matching(
-    pattern: str, ratio: float, layers: Mapping[str, str | None], structure: str, output_layer: str
+    pattern: str, ratio: float, layers: Mapping[str, str | None], structure: Structure, output_layer: str
 ) -> list[str]:
     """The layers that a pattern means; refuses those that cannot be pruned, where a ratio above 0 asks for it."""
     matched = [layer for layer in layers if fnmatch.fnmatchcase(layer, pattern)]

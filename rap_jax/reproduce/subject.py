@@ -20,6 +20,7 @@ from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.masks import both
 from rap_jax.pruning.specs import Specs
 from rap_jax.reproduce.sizes import Sizes
+from rap_jax.training.optimizer import specs_from_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Networks:
             implementation=implementation,
         )
         self._weights = _drawn(self._model) if start is None else start.final
-        self._specs: Specs = specs_lib.specs_from_config(
-            self._weights.params, config.prune, output_layer=self._model.output_layer
+        self._specs: Specs = specs_from_config(
+            config.prune, self._weights.params, output_layer=self._model.output_layer
         )
 
     @property

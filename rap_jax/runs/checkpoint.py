@@ -17,29 +17,29 @@ damaged, whatever another version of a library makes of it. The state is a pytre
 devices of one process or of several that save and restore together; it may be saved on 8 devices and restored on 1, and
 the reverse."""
 
-
 import json
 import logging as python_logging
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from rap_jax._runtime.integrity import compare_checksums
-from rap_jax._runtime.integrity import write_checksums
-from rap_jax._runtime.integrity import digest
-from rap_jax._runtime.integrity import layout
-from rap_jax._runtime.integrity import named_leaves
-from rap_jax._runtime.integrity import seal
-from rap_jax._runtime.environment import versions
-from rap_jax._runtime.processes import from_first
-from rap_jax._runtime.processes import largest
-from rap_jax._runtime.integrity import is_damage
 
+from rap_jax._runtime.environment import versions
+from rap_jax._runtime.integrity import (
+    checksum,
+    compare_checksums,
+    digest,
+    is_damage,
+    layout,
+    named_leaves,
+    write_checksums,
+)
+from rap_jax._runtime.processes import from_first, largest
 
 DAMAGED = "damaged"
 OTHER_SETTINGS = "Use the settings that the checkpoint was saved with, or another folder."
@@ -126,7 +126,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
         record["versions"] = versions()
     except TypeError as error:
         raise ValueError(f"meta of checkpoint {step} is {meta!r}; expected what JSON can hold ({error}).") from error
-    meta_args = ocp.args.JsonSave({**record, "seal": seal(record)})
+    meta_args = ocp.args.JsonSave({**record, "seal": checksum(record)})
     try:
         manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=meta_args), force=True)
         manager.wait_until_finished()
@@ -190,7 +190,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[
     if record is None:
         _refuse_if_whole(whole, folder, reason, None)
         return f"its meta cannot be read: {reason}", None
-    if not isinstance(record, dict) or record.pop("seal", None) != seal(record):
+    if not isinstance(record, dict) or record.pop("seal", None) != checksum(record):
         return "the checksum of its meta differs", None
     # From here on the meta is known to be what was saved, so a difference is the template's and not the disk's.
     _check_layout(folder, saved=record["layout"], expected=layout(template))

@@ -20,9 +20,8 @@ from rap_jax.config import STAGES, ComputeConfig, RunConfig, Stage
 from rap_jax.data import Dataset
 from rap_jax.models import Model, create_model, in_dtype
 from rap_jax.models.model import Weights
-from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.specs import Specs
-from rap_jax.training.optimizer import stage_learning_rate, stage_length, stage_optimizer
+from rap_jax.training.optimizer import specs_from_config, stage_learning_rate, stage_length, stage_optimizer
 from rap_jax.training.sharded_step import batch_mesh, step_as_program
 from rap_jax.training.state import StageState, TrainState, init_stage_state
 from rap_jax.training.step import StepKeys, StepParts, first_perturbation
@@ -69,7 +68,7 @@ def forecast(config: RunConfig, dataset: Dataset, mesh: Mesh, compute: ComputeCo
         implementation=compute.implementation,
     )
     weights: Weights = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
-    specs = specs_lib.specs_from_config(weights.params, config.prune, output_layer=model.output_layer)
+    specs = specs_from_config(config.prune, weights.params, output_layer=model.output_layer)
     splits = (dataset.validation, dataset.test, *(() if compute.stream_data else (dataset.train,)))
     data = sum(_bytes(array.shape, array.dtype) for split in splits for array in split)
     stages = tuple(

@@ -22,6 +22,7 @@ from rap_jax.config import OptimizerConfig, PruneConfig, RunConfig, Stage, requi
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.admm import add_admm_penalty
 from rap_jax.pruning.masks import keep_masked
+from rap_jax.pruning.projections import Spec
 from rap_jax.pruning.specs import Specs
 
 _MANY_STEPS = 2**40  # beyond any run, and below what rounding a float can break
@@ -126,6 +127,13 @@ def make_optimizer(
     if masks is not None:
         links.append(keep_masked(masks))
     return optax.with_extra_args_support(optax.chain(*links))
+
+
+def specs_from_config(config: PruneConfig, params: chex.ArrayTree, *, output_layer: str) -> dict[str, Spec]:
+    """The sparsity set of every layer that the config prunes; raises as `specs_from_patterns` does."""
+    return specs_lib.specs_from_patterns(
+        config.sparsity, params, structure=config.structure, output_layer=output_layer, budget=config.budget
+    )
 
 
 def make_penalty(

@@ -38,7 +38,7 @@ from rap_jax.runs.folder import open_run_folder
 from rap_jax.runs.network import save_network
 from rap_jax.training.compact_stage import run_small_stage
 from rap_jax.training.input import make_input
-from rap_jax.training.optimizer import stage_learning_rate, stage_length
+from rap_jax.training.optimizer import specs_from_config, stage_learning_rate, stage_length
 from rap_jax.training.provenance import describe, identity, settings_of
 from rap_jax.training.report import write_report
 from rap_jax.training.stage import Outcome, Setup, run_stage
@@ -86,7 +86,7 @@ def run(
         implementation=compute.implementation,
     )
     start = make_start(config, dataset, model, mesh)
-    specs = specs_lib.specs_from_config(start.weights.params, config.prune, output_layer=model.output_layer)
+    specs = specs_from_config(config.prune, start.weights.params, output_layer=model.output_layer)
     _check_stages(config, specs, len(dataset.train.labels))
     _check_crop(config, model.input_shape)
     with open_run_folder(out_dir, identity(config, dataset, start)) as folder:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from rap_jax._runtime.functions import fingerprint, lift_captured, on_any_batch, own_mesh, trace
+from rap_jax._runtime.functions import fingerprint, hoist_closure, on_any_batch, own_mesh, trace
 from rap_jax._runtime.mesh import make_mesh
 from rap_jax._runtime.progress import Progress
 from rap_jax.attacks.checks import LogitsFn, in_float32
@@ -164,7 +164,7 @@ class _Network(NamedTuple):
     def programs(self, epsilon: float, norm: str) -> Programs:
         """Its programs for a threat model."""
         return Programs(
-            *lift_captured(self.logits_fn, self.batch, *self.draw),
+            *hoist_closure(self.logits_fn, self.batch, *self.draw),
             self.mesh,
             epsilon=epsilon,
             norm=norm,

@@ -1,7 +1,7 @@
 """An ONNX file with 8-bit weights and activations, by onnxruntime's own static quantiser.
 
-The ranges of the activations are those that training images give (calibration); no test image is looked at. Whether the
-robustness of the float network has survived is measured on the file (`onnx_robustness`) and written into it."""
+Training images set the ranges of the activations (calibration); no test image is used. The robustness of the quantised
+file is measured (`onnx.robustness`) and written into its metadata."""
 
 import dataclasses
 import json
@@ -12,34 +12,28 @@ from typing import Any
 
 import numpy as np
 
+from rap_jax._runtime.environment import optional_module
 from rap_jax._runtime.integrity import write_atomically
+from rap_jax._runtime.text import as_percent, as_radius
 from rap_jax.config import AttackConfig, require
 from rap_jax.data import Dataset, Split
 from rap_jax.export.exported_network import ExportedNetwork, describe
-from rap_jax.export.onnx.file import METADATA_KEY, onnx_model, open_session, seal
+from rap_jax.export.onnx.file import METADATA_KEY, onnx_model, open_session, with_checksum
 from rap_jax.export.onnx.robustness import measure
-from rap_jax.export.optional import optional_module
 
 _BATCH = 32
-# What onnxruntime's pre-processing would do is done: without the mark it would ask for it on the screen.
+# The graph needs none of onnxruntime's pre-processing; without this mark its quantiser prints that it does.
 _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Int8Config:
-    """How a file is quantised, and measured.
+    """How a file is quantised, and measured."""
 
-    Attributes:
-      num_calibration_images: first training images, by which the ranges are set.
-      num_images: first test images, on which it is measured.
-      num_queries: of Square for each of them; 0 leaves it out.
-      seed: of everything random.
-    """
-
-    num_calibration_images: int = 512
-    num_images: int = 500
-    num_queries: int = 300
-    seed: int = 0
+    num_calibration_images: int = 512  # first training images, which set the ranges of the activations
+    num_images: int = 500  # first test images, on which it is measured
+    num_queries: int = 300  # of Square for each of them; 0 leaves it out
+    seed: int = 0  # of everything random
 
     def __post_init__(self) -> None:
         for name in ("num_calibration_images", "num_images"):
@@ -82,8 +76,22 @@ def write_int8(
     about = {"calibrated_on": f"{len(calibration)} training images", "measured": measured | {"split": "test"}}
     metadata = describe(exported, "onnx", command) | {"int8": about}
     set_props(quantized, {METADATA_KEY: json.dumps(metadata)})
-    write_atomically(path, seal(quantized.SerializeToString()))
+    write_atomically(path, with_checksum(quantized.SerializeToString()))
     return metadata
+
+
+def about_int8(path: Path, metadata: dict[str, Any]) -> Iterator[str]:
+    """Lines for the terminal: the quantised file, and its accuracies beside those of the float network."""
+    measured = metadata["int8"]["measured"]
+    names = {"clean": "clean", "transfer": "PGD images", "square": "Square", "robust": "both"}
+    yield f"{path}: ONNX in 8 bits, {path.stat().st_size:,} bytes, calibrated on {metadata['int8']['calibrated_on']}"
+    for which, title in (("file", "8 bits"), ("float", "float")):
+        shares = [
+            f"{word} {as_percent(measured[which][name])}" for name, word in names.items() if name in measured[which]
+        ]
+        yield f"  {title}: {', '.join(shares)}"
+    threat = f"{measured['norm']}, epsilon {as_radius(measured['epsilon'])}"
+    yield f"  On {measured['num_images']:,} test images, {threat}. {measured['note']}."
 
 
 def check_data(exported: ExportedNetwork, dataset: Dataset) -> None:
