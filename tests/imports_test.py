@@ -25,9 +25,7 @@ ALLOWED: dict[str, str] = {
 LIBRARY = {
     "_runtime.arrays": (),
     "attacks": ("attacks", "_runtime.arrays", "_runtime.functions"),
-    "pruning.projections": ("_runtime.arrays",),
-    "pruning.layers": (),
-    "pruning.admm": ("_runtime.arrays", "pruning.layers"),
+    "pruning": ("pruning", "_runtime.arrays"),
 }
 
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+CHECKSUMS = "files.sha256"
 _CHECKSUM = "checksum"
 
 
@@ -73,7 +74,7 @@ def read_object(text: str) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file that is either the old one or the whole new one, whenever the process dies."""
+    """Writes a file that is either the old one or the complete new one, whenever the process dies."""
     # Several machines may write the same report at the same time.
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
@@ -89,14 +90,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def naming_the_file(path: Path) -> Iterator[None]:
-    """Errors of the disk name the file, which those of a write do not by themselves."""
+    """Adds the name of the file to an OSError, which that of a write lacks."""
     try:
         yield
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror or error}; what was saved before is whole", str(path)) from error
-
-
-CHECKSUMS = "files.sha256"
 
 
 def write_checksums(folder: Path) -> None:
@@ -167,21 +165,21 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{name}", value
 
 
-_AROUND = (MemoryError, ImportError, jax.errors.JaxRuntimeError)
-# How libraries without an error of their own for it say that they may not, or cannot, read.
+_EXTERNAL = (MemoryError, ImportError, jax.errors.JaxRuntimeError)
+# Libraries without an exception of their own for missing permissions or space have these words in the message.
 _WORDS = ("PERMISSION_DENIED", "Permission denied", "RESOURCE_EXHAUSTED", "No space left on device")
 # zipfile seeks to places before the start of a file that was cut short.
 _OF_CONTENT = (None, errno.EINVAL)
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether the content of the file is at fault, as far as an error that reading it has raised can tell."""
-    around = isinstance(error, _AROUND) or any(word in str(error) for word in _WORDS)
-    return not around and not (isinstance(error, OSError) and error.errno not in _OF_CONTENT)
+    """Whether an error in reading a file means that its content is damaged, as far as the error tells."""
+    is_external = isinstance(error, _EXTERNAL) or any(word in str(error) for word in _WORDS)
+    return not is_external and not (isinstance(error, OSError) and error.errno not in _OF_CONTENT)
 
 
 def unreadable(path: str | os.PathLike[str], error: Exception, remedy: str) -> ValueError:
-    """The error for a file that cannot be read, with the `remedy` for a damaged one only where it is damaged."""
+    """The error for a file that cannot be read; it has the `remedy` if the file is damaged."""
     if is_damage(error):
         return ValueError(f"{path} is damaged ({error!r}); {remedy}.")
     return ValueError(f"{path} cannot be read here ({error!r}). The file may be good, so keep it; mend that instead.")

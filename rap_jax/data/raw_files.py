@@ -17,53 +17,13 @@ from rap_jax._runtime.integrity import unreadable
 from rap_jax.config import require
 from rap_jax.data.dataset import Split, make_split
 
-CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FOLDER = "cifar-10-batches-bin"
-TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-TEST_FILE = "test_batch.bin"
-FILES = (*TRAIN_FILES, TEST_FILE)
+CIFAR10_CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_FOLDER = "cifar-10-batches-bin"
+CIFAR10_TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+CIFAR10_TEST_FILE = "test_batch.bin"
+CIFAR10_FILES = (*CIFAR10_TRAIN_FILES, CIFAR10_TEST_FILE)
 
-_RECORD_BYTES = 1 + 3 * 32 * 32
-
-
-def parse_batches(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
-    """Parses the six files.
-
-    Args:
-      contents: the bytes of each file, by the names in `FILES`.
-
-    Returns:
-      The training data, the five batches in turn, and the test data, each [N, 32, 32, 3] with labels [N].
-
-    Raises:
-      ValueError: a file holds no whole number of records, or a label above 9; the message names it.
-    """
-    batches = [parse_records(contents[name], name) for name in TRAIN_FILES]
-    train = Split(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
-    return train, parse_records(contents[TEST_FILE], TEST_FILE)
-
-
-def parse_records(data: bytes, name: str) -> Split:
-    """Parses one file.
-
-    Args:
-      data: 3073 bytes per example: the label, then the red, the green and the blue plane, each row by row.
-      name: what to call the data in an error.
-
-    Returns:
-      Images, uint8 [N, 32, 32, 3], and labels, int32 in 0..9, [N].
-
-    Raises:
-      ValueError: there is no whole number of records, or none, or a label is above 9.
-    """
-    whole = len(data) > 0 and len(data) % _RECORD_BYTES == 0
-    require(whole, f"number of bytes in {name}", len(data), f"a multiple of {_RECORD_BYTES}, and not 0")
-    records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD_BYTES)
-    labels = records[:, 0]
-    require(bool(labels.max() < 10), f"largest label in {name}", int(labels.max()), "labels from 0 to 9")
-    return make_split(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
-
-
+_CIFAR10_RECORD_BYTES = 1 + 3 * 32 * 32
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -162,7 +122,7 @@ def _listing(files: Sequence[RawFile]) -> str:
     return ", ".join(file.name for file in files)
 
 
-def parse_splits(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
+def parse_idx_files(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
     """Parses the four files of a data set.
 
     Args:
@@ -204,3 +164,41 @@ def parse_idx(data: bytes, name: str) -> np.ndarray:
 def _join(arrays: Mapping[str, np.ndarray], split: str) -> Split:
     images, labels = arrays[f"{split}-images-idx3-ubyte.gz"], arrays[f"{split}-labels-idx1-ubyte.gz"]
     return make_split(images[..., None], labels)
+
+
+def parse_cifar10_files(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
+    """Parses the six files.
+
+    Args:
+      contents: the bytes of each file, by the names in `CIFAR10_FILES`.
+
+    Returns:
+      The training data, the five batches in turn, and the test data, each [N, 32, 32, 3] with labels [N].
+
+    Raises:
+      ValueError: a file holds no whole number of records, or a label above 9; the message names it.
+    """
+    batches = [parse_cifar10_records(contents[name], name) for name in CIFAR10_TRAIN_FILES]
+    train = Split(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+    return train, parse_cifar10_records(contents[CIFAR10_TEST_FILE], CIFAR10_TEST_FILE)
+
+
+def parse_cifar10_records(data: bytes, name: str) -> Split:
+    """Parses one file.
+
+    Args:
+      data: 3073 bytes per example: the label, then the red, the green and the blue plane, each row by row.
+      name: what to call the data in an error.
+
+    Returns:
+      Images, uint8 [N, 32, 32, 3], and labels, int32 in 0..9, [N].
+
+    Raises:
+      ValueError: there is no whole number of records, or none, or a label is above 9.
+    """
+    whole = len(data) > 0 and len(data) % _CIFAR10_RECORD_BYTES == 0
+    require(whole, f"number of bytes in {name}", len(data), f"a multiple of {_CIFAR10_RECORD_BYTES}, and not 0")
+    records = np.frombuffer(data, np.uint8).reshape(-1, _CIFAR10_RECORD_BYTES)
+    labels = records[:, 0]
+    require(bool(labels.max() < 10), f"largest label in {name}", int(labels.max()), "labels from 0 to 9")
+    return make_split(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)

@@ -1,11 +1,11 @@
 """The network that is exported, and the metadata of its file.
 
-exported = open_exported_network("runs/lenet_mnist_mnist_seed0")
-logits = exported.logits_fn(images)
+    exported = open_exported_network("runs/lenet_mnist_mnist_seed0")
+    logits = exported.logits_fn(images)
 
-It is that of a finished run, made as small as possible without changing its function. The metadata say what goes in and
-comes out, how robust it is and how it was made: the same nested dict in every format, ready for JSON, all of it
-written by the run, or counted.
+It is the network of a finished run, compacted and with BatchNorm folded. The metadata describe its input and output,
+its accuracies and its training: the same nested dict in every format, ready for JSON, taken from the results of the
+run.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +23,13 @@ from rap_jax.models import Model, create_model, num_params
 from rap_jax.models.model import Weights
 from rap_jax.pruning.masks import count_sparsity
 from rap_jax.runs.network import load_network
+
+SCHEMA = 1
+_MEASURED_ON = (
+    "the network of the run, before outputs that cannot affect the logits were removed and BatchNorm was folded; that "
+    "changes logits by rounding alone"
+)
+_ATTACKS = ("pgd", "auto_attack", "transfer", "combined")
 
 
 class ExportedNetwork(NamedTuple):
@@ -96,21 +103,13 @@ def rebuild(
 
 
 def _smaller(model: Model, weights: Weights, *, compact: bool, fold: bool) -> tuple[Weights, Mapping[str, int], bool]:
-    """The weights of the smaller network, its features, whether it is folded. The only place that makes it smaller."""
+    """The weights of the compacted and folded network, its features, and whether it is folded."""
     params, batch_stats = weights
     if compact:
         model, params, batch_stats, _ = compaction.compact(model, params, batch_stats)
     if fold and batch_stats:
         model, params, batch_stats, _ = compaction.fold_batch_norm(model, params, batch_stats)
     return Weights(params, batch_stats), model.features, model.folded
-
-
-SCHEMA = 1
-_MEASURED_ON = (
-    "the network of the run, before outputs that cannot affect the logits were removed and BatchNorm was folded; that "
-    "changes logits by rounding alone"
-)
-_ATTACKS = ("pgd", "auto_attack", "transfer", "combined")
 
 
 def describe(exported: ExportedNetwork, file_format: str, command: str = "") -> dict[str, Any]:
@@ -149,7 +148,7 @@ def describe(exported: ExportedNetwork, file_format: str, command: str = "") -> 
 
 
 def network_of(exported: ExportedNetwork) -> dict[str, Any]:
-    """What `create_model` has to know to make it again, its size, and the digest of its weights."""
+    """The arguments of `create_model` that make it again, its size, and the digest of its weights."""
     return {
         "name": exported.config.name,
         "width": exported.config.width,
@@ -171,7 +170,7 @@ def class_names(exported: ExportedNetwork) -> list[str]:
 
 
 def _accuracy(exported: ExportedNetwork) -> dict[str, Any]:
-    """The test of the run, and what launch.evaluate has found of it since."""
+    """The test result of the run, and the evaluation by `launch.evaluate`, if there is one."""
     test: Mapping[str, Any] = exported.results.get("test") or {}
     return {
         "measured_on": _MEASURED_ON,
@@ -187,7 +186,7 @@ def _accuracy(exported: ExportedNetwork) -> dict[str, Any]:
 
 
 def _evaluation(exported: ExportedNetwork) -> dict[str, Any] | None:
-    """In short what RUN/evaluation/results.json holds, if it is there and of this network."""
+    """The main numbers of RUN/evaluation/results.json, if it is there and of this network."""
     try:
         found = read_checked((exported.folder / "evaluation" / "results.json").read_text())
         same = found["network"].get("sha256") in (None, digest(exported.run_weights))

@@ -67,12 +67,8 @@ def read_npz(path: str | Path) -> NpzNetwork:
 
 
 def _by_name(weights: Weights) -> dict[str, np.ndarray]:
-    return {_name(path): leaf for path, leaf in named_leaves(weights)}
-
-
-def _name(path: str) -> str:
-    """params/conv1/kernel -> conv1/kernel; statistics keep their first word, as their layers have the same names."""
-    return path.removeprefix("params/")
+    """Names as conv1/kernel; statistics keep their first word, batch_stats, as their layers have the same names."""
+    return {path.removeprefix("params/"): leaf for path, leaf in named_leaves(weights)}
 
 
 def _model(network: Mapping[str, Any]) -> Model:
@@ -97,6 +93,5 @@ def _in_place(path: str | Path, model: Model, arrays: Mapping[str, np.ndarray]) 
             f"{path} does not hold the weights of its network: {wrong[0]} is missing, surplus or of another shape; "
             f"export the run again."
         )
-    by_path = lambda key_path, leaf: arrays[_name(jax.tree_util.keystr(key_path, simple=True, separator="/"))]
-    weights: Weights = jax.tree_util.tree_map_with_path(by_path, expected)
+    weights: Weights = jax.tree.unflatten(jax.tree.structure(expected), [arrays[name] for name in shapes])
     return weights

@@ -15,10 +15,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from rap_jax._runtime.environment import optional_module
+from rap_jax._runtime.integrity import named_leaves
 from rap_jax.models.model import Weights
 
 METADATA_KEY = "rap_jax"
@@ -126,8 +126,8 @@ def _layers(weights: Weights) -> dict[str, dict[str, np.ndarray]]:
     """Path of a layer -> name -> array, parameters and statistics together."""
     layers: dict[str, dict[str, np.ndarray]] = {}
     for tree in weights:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            layer, _, name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")
+        for path, leaf in named_leaves(tree):
+            layer, _, name = path.rpartition("/")
             layers.setdefault(layer, {})[name] = np.asarray(leaf)
     return layers
 

@@ -11,8 +11,8 @@ with at most `num_kept` non-zero structures:
 The Euclidean projection keeps the structures of highest score and zeroes the others. Weights with the budget `global`
 share one count, see `masks_together`. Squares are summed in float32 or wider, whatever the dtype of the weights.
 
-Weights that are NaN or infinite are refused. Inside `jit`, where nobody can look at them, they have the highest score,
-and NaN stays NaN wherever it is, so that the loss goes on to show it.
+Weights that are NaN or infinite are refused. Inside `jit`, where values cannot be checked, they have the highest score,
+and NaN stays NaN, so that it shows in the loss.
 
 Differs from the authors' code: (1) exactly `num_kept` structures survive, a tie goes to the lower index; theirs
 compares with a percentile, and a tie there leaves weights that are neither zeroed nor kept by the mask. (2) The global

@@ -1,7 +1,7 @@
 """Checkpoints that are checked when they are read: Orbax, with a digest of every array beside it.
 
 Orbax writes a step into a temporary folder and renames it, so a killed process loses at most the step it was
-writing. What it does not notice is a flipped bit (it has no checksum of the data) or a template of another dtype (it
+writing. Orbax notices neither a flipped bit (it has no checksum of the data) nor a template of another dtype (it
 casts). So each step carries the sha256 of its arrays with their shapes and dtypes, and one of each of its files
 (`sha256sum -c files.sha256` works by hand too); restoring compares all of them:
 
@@ -12,10 +12,10 @@ casts). So each step carries the sha256 of its arrays with their shapes and dtyp
     save(manager, step, state, {"stage": "admm"})
 
 A damaged step is moved to `damaged/` beside the good ones and the step before it is used. A template that does not
-fit is the caller's mistake and never counts as damage. Nor does what stands around a file: whose checksums hold is not
-damaged, whatever another version of a library makes of it. The state is a pytree of arrays, whole or in pieces, on the
-devices of one process or of several that save and restore together; it may be saved on 8 devices and restored on 1, and
-the reverse."""
+fit is the caller's mistake and never counts as damage. Neither does an error of a library on files whose checksums
+hold. The state is a pytree of arrays, replicated or sharded, on the devices of one process or of several that save and
+restore together; it may be saved on 8 devices and restored on 1, and the reverse.
+"""
 
 import json
 import logging as python_logging
