@@ -1,12 +1,14 @@
 """The frozen configs that parsed flags become; a bad combination is refused here."""
 
+import contextlib
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from absl import flags
 
+from launch.settings import Get, from_flags
 from rap_jax.config import (
     AttackConfig,
     AugmentConfig,
@@ -28,8 +30,7 @@ from rap_jax.config import (
 )
 
 FLAGS = flags.FLAGS
-_LEAST, _LARGEST = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
-Get = Callable[[str], Any]
+_LEAST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of float32, without subnormal numbers
 
 
 def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
@@ -39,25 +40,26 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
       ValueError: a value or a combination that cannot work.
     """
     check_numbers(values)
-    get: Get = lambda name: values[name].value
-    return RunConfig(
-        name=get("name"),
-        seed=get("seed"),
-        data=data_from_flags(get),
-        model=ModelConfig(get("model"), get("width"), get("initializer")),
+    get = getter(values)
+    return from_flags(
+        RunConfig,
+        get,
+        data=from_flags(DataConfig, get),
+        model=from_flags(ModelConfig, get),
         train=_train(get),
         select_attack=_attack("select", get),
         report_attack=_attack("report", get),
-        prune=PruneConfig(**{n: get(n) for n in PruneConfig.__dataclass_fields__}),
+        prune=from_flags(PruneConfig, get),
         pretrain=_stage("pretrain", get),
         admm=_stage("admm", get),
         retrain=_stage("retrain", get),
-        batch_size=get("batch_size"),
-        eval_batch_size=get("eval_batch_size"),
-        steps_per_epoch=get("steps_per_epoch"),
-        small_retrain=get("small_retrain"),
-        start=StartConfig(get("start_run") or None, get("start_weights")),
+        start=from_flags(StartConfig, get),
     )
+
+
+def getter(values: flags.FlagValues) -> Get:
+    """The value of a flag by its name."""
+    return lambda name: values[name].value
 
 
 def check_numbers(values: flags.FlagValues) -> None:
@@ -75,48 +77,28 @@ def check_numbers(values: flags.FlagValues) -> None:
             require(fits, name, value, f"0, or a number from {_LEAST:.3g} to {_LARGEST:.3g}, as 32 bits hold it")
 
 
-def data_from_flags(get: Get) -> DataConfig:
-    """Which data, from the values of the flags that `define_data_flags` defines."""
-    return DataConfig(
-        dataset=get("dataset"),
-        data_dir=get("data_dir"),
-        raw_data_dir=get("raw_data_dir") or None,  # an empty string takes back what a flagfile says
-        fallback_dataset=get("fallback_dataset") or None,
-        validation_fraction=get("validation_fraction"),
-        validation_seed=get("validation_seed"),
-        image_size=_image_size(get("image_size")),
-    )
-
-
 def output_from_flags(values: flags.FlagValues = FLAGS) -> OutputConfig:
     """How often the run writes, and what."""
-    given: dict[str, Any] = {name: values[name].value for name in OutputConfig.__dataclass_fields__}
-    return OutputConfig(**given)
+    return from_flags(OutputConfig, getter(values))
 
 
 def compute_from_flags(values: flags.FlagValues = FLAGS) -> ComputeConfig:
-    """How the run computes."""
-    names = (name for name in ComputeConfig.__dataclass_fields__ if name in values)  # not all commands have all
-    given: dict[str, Any] = {name: values[name].value for name in names}
-    return ComputeConfig(**given)
+    """How the run computes; settings that the command has no flags for keep their defaults."""
+    absent: Any = {field.name: field.default for field in dataclasses.fields(ComputeConfig) if field.name not in values}
+    return from_flags(ComputeConfig, getter(values), **absent)
 
 
 def processes_from_flags(values: flags.FlagValues = FLAGS) -> ProcessConfig:
     """Which processes compute as one."""
-    given: dict[str, Any] = {name: values[name].value for name in ProcessConfig.__dataclass_fields__}
-    return ProcessConfig(**given)
+    return from_flags(ProcessConfig, getter(values))
 
 
 def _train(get: Get) -> TrainConfig:
-    return TrainConfig(
-        attack=_train_attack(get),
-        attack_batch_norm=get("attack_batch_norm"),
-        augment=AugmentConfig(get("crop_padding"), get("horizontal_flip")),
-        label_smoothing=get("label_smoothing"),
-        mixup_alpha=get("mixup_alpha"),
-        free_replays=_free_replays(get) if get("train_attack") == "free" else 0,
-        compute_dtype=get("compute_dtype"),
-    )
+    replays = get("free_replays") if get("train_attack") == "free" else 0
+    if get("train_attack") == "free":
+        require(replays >= 2, "free_replays", replays, "2 or more updates on each batch with --train_attack=free")
+    augment = from_flags(AugmentConfig, get)
+    return from_flags(TrainConfig, get, attack=_train_attack(get), augment=augment, free_replays=replays)
 
 
 def _train_attack(get: Get) -> AttackConfig | None:
@@ -129,54 +111,25 @@ def _train_attack(get: Get) -> AttackConfig | None:
     require(restarts == 1, "train_num_restarts", restarts, f"1 with --train_attack={kind}, which is one step")
     starts = get("random_start") or kind != "fgsm"
     require(starts, "random_start", False, "True with --train_attack=fgsm, whose one step needs it")
-    attack_of = {"fgsm": fgsm_attack, "free": free_attack}[kind]
-    try:
-        return attack_of(get("norm"), get("epsilon"))
-    except ValueError as error:
-        raise ValueError(f"train attack: {error}") from error
-
-
-def _free_replays(get: Get) -> int:
-    replays = get("free_replays")
-    require(replays >= 2, "free_replays", replays, "2 or more updates on each batch with --train_attack=free")
-    return replays
-
-
-def _image_size(given: list[str]) -> tuple[int, int] | None:
-    if not given:
-        return None
-    try:
-        height, width = map(int, given)
-    except ValueError as error:
-        raise ValueError(f"--image_size is {','.join(given)!r}; expected height,width such as 32,32.") from error
-    return height, width
+    with _named("train attack"):
+        return {"fgsm": fgsm_attack, "free": free_attack}[kind](get("norm"), get("epsilon"))
 
 
 def _attack(part: str, get: Get) -> AttackConfig:
-    try:
-        return AttackConfig(
-            norm=get("norm"),
-            epsilon=get("epsilon"),
-            step_size=get(f"{part}_step_size"),
-            num_steps=get(f"{part}_num_steps"),
-            num_restarts=get(f"{part}_num_restarts"),
-            random_start=get("random_start"),
-        )
-    except ValueError as error:
-        raise ValueError(f"{part} attack: {error}") from error
+    with _named(f"{part} attack"):
+        return from_flags(AttackConfig, get, {"part": part})
 
 
 def _stage(stage: Stage, get: Get) -> StageConfig:
+    words = {"stage": stage}
+    with _named(stage):
+        return from_flags(StageConfig, get, words, optimizer=from_flags(OptimizerConfig, get, words))
+
+
+@contextlib.contextmanager
+def _named(part: str) -> Iterator[None]:
+    """Says of what refuses a setting which part of the run it is about."""
     try:
-        step_epochs = tuple(float(epoch) for epoch in get(f"{stage}_step_epochs"))
+        yield
     except ValueError as error:
-        given = get(f"{stage}_step_epochs")
-        raise ValueError(f"--{stage}_step_epochs is {given!r}; expected epochs such as 80,150.") from error
-    fields = ("learning_rate", "schedule", "warmup_epochs", "step_factor", "momentum", "weight_decay")
-    try:
-        optimizer = OptimizerConfig(
-            name=get(f"{stage}_optimizer"), step_epochs=step_epochs, **{f: get(f"{stage}_{f}") for f in fields}
-        )
-        return StageConfig(get(f"{stage}_epochs"), optimizer, get(f"{stage}_epsilon_ramp_epochs"))
-    except ValueError as error:
-        raise ValueError(f"{stage}: {error}") from error
+        raise ValueError(f"{part}: {error}") from error

@@ -4,11 +4,10 @@ Called again with the same flags it goes on where it stopped.
 """
 
 import shlex
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from absl import flags, logging
-
+from launch.command import in_words, parse, start
 from launch.compilation import enable_compilation_cache
 from launch.configs import compute_from_flags
 from launch.evaluate_flags import (
@@ -20,16 +19,11 @@ from launch.evaluate_flags import (
     help_text,
     without_training,
 )
-from launch.flagfiles import expand_flagfiles
-from launch.help import main_or_help
 from launch.parsers import expand_path
-from rap_jax._runtime.devices import start_cpu_devices, usable_cores
-from rap_jax._runtime.interrupt import Interrupted
 from rap_jax.config import require
-from rap_jax.data import load_dataset
-from rap_jax.evaluation.network import AttackedNetwork, open_network
-from rap_jax.evaluation.report import format_robustness
-from rap_jax.evaluation.robustness import evaluate_robustness
+
+if TYPE_CHECKING:
+    from rap_jax.evaluation.network import AttackedNetwork
 
 # Enough for every core to be a device.
 _IMAGES_PER_CORE = 64
@@ -39,45 +33,41 @@ define_flags()
 
 def main(arguments: list[str]) -> None:
     """Evaluates what the flags say; ends with the table of results."""
-    logging.set_verbosity(logging.WARNING)
-    try:
-        surplus = FLAGS(expand_flagfiles(arguments, without_training))[1:]
-        if surplus:
-            raise ValueError(f"Unexpected argument {surplus[0]!r}; flags are written --name=value.")
-        require(
-            bool(FLAGS.checkpoint), "checkpoint", FLAGS.checkpoint, "what is to be evaluated, such as a run's folder"
-        )
-        compute = compute_from_flags(FLAGS)
-        start_cpu_devices(compute.num_cpu_devices, batch_size=_IMAGES_PER_CORE * usable_cores())
-        enable_compilation_cache(FLAGS.compilation_cache_dir)
-        network = open_network(FLAGS.checkpoint, implementation=compute.implementation)
-        config = evaluation_from_flags(network.run)
-        require(all(FLAGS.transfer_from), "transfer_from", FLAGS.transfer_from, "names without an empty one among them")
-        sources = [
-            open_network(expand_path(name), implementation=compute.implementation) for name in FLAGS.transfer_from
-        ]
-        dataset = load_dataset(data_for(network.run), seed=config.seed)
-        check_same_data(network.run, dataset)
-        results = evaluate_robustness(
-            network,
-            dataset,
-            config,
-            _out_dir(network),
-            sources=sources,
-            batch_size=FLAGS.attack_batch_size,
-            command=shlex.join(["python", "-m", "launch.evaluate", *arguments[1:]]),
-        )
-    except (ValueError, OSError, flags.Error) as error:  # OSError: a full disk, a folder that went away
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:  # before the evaluation listens for signals, or a second time
-        sys.exit("\nStopped at once. Run the same command to go on.")
-    except Interrupted as stopped:
-        print(f"\nThe evaluation was {stopped}. Run the same command to go on.", file=sys.stderr)
-        sys.exit(128 + stopped.signal_number)
+    with in_words("evaluation"):
+        _evaluate(arguments)
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from rap_jax._runtime.devices import start_cpu_devices, usable_cores
+    from rap_jax.data import load_dataset
+    from rap_jax.evaluation.network import open_network
+    from rap_jax.evaluation.report import format_robustness
+    from rap_jax.evaluation.robustness import evaluate_robustness
+
+    parse(FLAGS, arguments, without_training)
+    require(bool(FLAGS.checkpoint), "checkpoint", FLAGS.checkpoint, "what is to be evaluated, such as a run's folder")
+    compute = compute_from_flags(FLAGS)
+    start_cpu_devices(compute.num_cpu_devices, batch_size=_IMAGES_PER_CORE * usable_cores())
+    enable_compilation_cache(FLAGS.compilation_cache_dir)
+    network = open_network(FLAGS.checkpoint, implementation=compute.implementation)
+    config = evaluation_from_flags(network.run)
+    require(all(FLAGS.transfer_from), "transfer_from", FLAGS.transfer_from, "names without an empty one among them")
+    sources = [open_network(expand_path(name), implementation=compute.implementation) for name in FLAGS.transfer_from]
+    dataset = load_dataset(data_for(network.run), seed=config.seed)
+    check_same_data(network.run, dataset)
+    results = evaluate_robustness(
+        network,
+        dataset,
+        config,
+        _out_dir(network),
+        sources=sources,
+        batch_size=FLAGS.attack_batch_size,
+        command=shlex.join(["python", "-m", "launch.evaluate", *arguments[1:]]),
+    )
     print(format_robustness(results))
 
 
-def _out_dir(network: AttackedNetwork) -> Path:
+def _out_dir(network: "AttackedNetwork") -> Path:
     if FLAGS.out_dir:
         return Path(FLAGS.out_dir).expanduser()
     return Path(FLAGS.checkpoint).expanduser() / "evaluation" if network.run else Path("evaluations") / network.name
@@ -85,7 +75,7 @@ def _out_dir(network: AttackedNetwork) -> Path:
 
 def run() -> None:
     """Entry point of the console script."""
-    main_or_help(main, help_text)
+    start(main, help_text)
 
 
 if __name__ == "__main__":

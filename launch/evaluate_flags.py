@@ -6,17 +6,18 @@ that run.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from launch import flags as training
-from launch.configs import Get, check_numbers, data_from_flags
+from launch.configs import check_numbers, getter
 from launch.help import format_help
-from launch.parsers import NetworkParser
-from rap_jax.config import DataConfig, require
-from rap_jax.config.evaluation import AUTO_ATTACKS, SPLITS, EvaluationConfig
-from rap_jax.data import Dataset
+from launch.settings import define_flag, define_settings, from_flags
+from rap_jax.config import DataConfig, EvaluationConfig, require
+
+if TYPE_CHECKING:
+    from rap_jax.data import Dataset
 
 # Its own, so that both commands may live in one process.
 FLAGS = flags.FlagValues()
@@ -34,7 +35,7 @@ def define_flags() -> None:
     with training.flag_group("Threat model and attacks", GROUPS, FLAGS):
         _define_attack_flags()
     with training.flag_group("Data (default: that of the run)", GROUPS, FLAGS):
-        training.define_data_flags(FLAGS)
+        define_settings(DataConfig, values=FLAGS)
     with training.flag_group("Computing", GROUPS, FLAGS):
         flags.DEFINE_integer("attack_batch_size", 0, "Images attacked at a time, over all devices; 0 chooses.",
                              flag_values=FLAGS)  # fmt: skip
@@ -42,34 +43,22 @@ def define_flags() -> None:
 
 
 def _define_evaluation_flags() -> None:
-    default = EvaluationConfig(epsilon=1.0)
-    flags.DEFINE(NetworkParser(), "checkpoint", None, "What is evaluated: the folder of a finished run; "
+    define_flag("network", "checkpoint", None, "What is evaluated: the folder of a finished run; "
                  "module:function of your own, images [N, H, W, C] in [0, 1] -> logits [N, K]; or a file written by "
                  "jax.export, serialised with vjp_order=1.", FLAGS)  # fmt: skip
     training.define_path("out_dir", None, "Folder of the evaluation. Default: RUN/evaluation, or evaluations/NAME. If "
                          "it holds the same evaluation, that one goes on; if it holds another, it is refused.",
                          FLAGS)  # fmt: skip
-    flags.DEFINE_enum("split", default.split, SPLITS, "Whose images are attacked.", FLAGS)
-    flags.DEFINE_integer("num_images", default.num_images, "The first so many of them; 0 for all.", flag_values=FLAGS)
-    flags.DEFINE_integer("seed", default.seed, "Seed of everything random in the attacks.", flag_values=FLAGS)
+    define_settings(EvaluationConfig, "split", "num_images", "seed", values=FLAGS)
 
 
 def _define_attack_flags() -> None:
-    default = EvaluationConfig(epsilon=1.0)
     flags.DEFINE_enum("norm", None, ["linf", "l2"], "Norm of the threat model. Default: that of the run's report, or "
                       "linf.", FLAGS)  # fmt: skip
-    training.define_fraction("epsilon", None, "Radius of the threat model, for images in [0, 1]. Default: that of the "
-                             "run's report; has to be given for a network from elsewhere.", FLAGS)  # fmt: skip
-    flags.DEFINE_integer("pgd_num_steps", default.pgd_num_steps, "Steps of PGD; 0 leaves it out. An image of any step "
-                         "breaks an example here; in launch.main the last one alone.", flag_values=FLAGS)  # fmt: skip
-    training.define_fraction("pgd_step_size", None, "Step size of PGD. Default: 2.5 epsilon / steps.", FLAGS)
-    flags.DEFINE_integer("pgd_num_restarts", default.pgd_num_restarts, "Random starts of PGD on each loss, worst case "
-                         "per example.", flag_values=FLAGS)  # fmt: skip
-    flags.DEFINE_list("pgd_losses", list(default.pgd_losses), "What PGD raises, one after the other: cross-entropy "
-                      "(ce), margin (C&W).", FLAGS)  # fmt: skip
-    flags.DEFINE_enum("auto_attack", default.auto_attack, AUTO_ATTACKS, "Version of AutoAttack. rand is for "
-                      "networks that draw random numbers, (images, key) -> logits; there is no PGD then.",
-                      FLAGS)  # fmt: skip
+    define_flag("fraction", "epsilon", None, "Radius of the threat model, for images in [0, 1]. Default: that of the "
+                "run's report; has to be given for a network from elsewhere.", FLAGS)  # fmt: skip
+    attacks = ("pgd_num_steps", "pgd_step_size", "pgd_num_restarts", "pgd_losses", "auto_attack")
+    define_settings(EvaluationConfig, *attacks, values=FLAGS)
     flags.DEFINE_list("transfer_from", [], "Other networks, named as in --checkpoint: PGD makes images on each, and "
                       "they are shown to the network that is evaluated.", FLAGS)  # fmt: skip
 
@@ -84,18 +73,12 @@ def evaluation_from_flags(run: dict[str, Any] | None, values: flags.FlagValues =
       ValueError: a value or a combination that cannot work, or no epsilon.
     """
     check_numbers(values)
-    get: Get = lambda name: values[name].value
+    get = getter(values)
     attack: dict[str, Any] = run["config"]["report_attack"] if run else {"norm": "linf", "epsilon": None}
     epsilon = attack["epsilon"] if get("epsilon") is None else get("epsilon")
     hint = "the radius of the threat model, such as --epsilon=8/255, for a network that comes from no run"
     require(epsilon is not None, "epsilon", epsilon, hint)
-    same = ("split", "num_images", "seed", "pgd_num_steps", "pgd_step_size", "pgd_num_restarts", "auto_attack")
-    return EvaluationConfig(
-        epsilon=epsilon,
-        norm=get("norm") or attack["norm"],
-        pgd_losses=tuple(get("pgd_losses")),
-        **{name: get(name) for name in same},
-    )
+    return from_flags(EvaluationConfig, get, epsilon=epsilon, norm=get("norm") or attack["norm"])
 
 
 def data_for(run: dict[str, Any] | None, values: flags.FlagValues = FLAGS) -> DataConfig:
@@ -111,10 +94,10 @@ def data_for(run: dict[str, Any] | None, values: flags.FlagValues = FLAGS) -> Da
     fallback = values["fallback_dataset"].value
     allowed = fallback if run is None or run["data"]["name"] == fallback else None
     chosen = lambda name: values[name].value if values[name].present else of_run.get(name, values[name].value)
-    return data_from_flags(lambda name: allowed if name == "fallback_dataset" else chosen(name))
+    return from_flags(DataConfig, chosen, fallback_dataset=allowed or None)
 
 
-def check_same_data(run: dict[str, Any] | None, dataset: Dataset, values: flags.FlagValues = FLAGS) -> None:
+def check_same_data(run: dict[str, Any] | None, dataset: "Dataset", values: flags.FlagValues = FLAGS) -> None:
     """Refuses data that are no longer those of the run, unless the user names a data set.
 
     Raises:
@@ -136,7 +119,6 @@ def _data_of(run: dict[str, Any]) -> dict[str, Any]:
     raw = config["raw_data_dir"]
     # What was prepared from it is enough.
     config["raw_data_dir"] = raw if raw and Path(raw).expanduser().is_dir() else None
-    config["image_size"] = [str(side) for side in config["image_size"] or ()]
     if found.get("validation_seed") is not None:
         config["validation_seed"] = found["validation_seed"]
     return config

@@ -2,16 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from launch import flags as training
-from launch.configs import check_numbers
+from launch.configs import check_numbers, getter
 from launch.help import format_help
-from rap_jax.config import require
-from rap_jax.export.files import FORMATS, SUFFIXES
-from rap_jax.export.onnx.int8 import Int8Config
+from launch.settings import define_settings, from_flags
+from rap_jax.config import FORMATS, SUFFIXES, DataConfig, Int8Config, require
+from rap_jax.config.checks import require_seed
 
 # Its own, so that the commands may live in one process.
 FLAGS = flags.FlagValues()
@@ -21,22 +20,18 @@ GROUPS: dict[str, list[str]] = {}
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """What is written where.
+    """What is written where."""
 
-    Attributes:
-      checkpoint: the run's folder.
-      file_format: one of `files.FORMATS`.
-      path: the file.
-      compact: without the outputs that count for nothing.
-      fold: BatchNorm as part of its neighbours.
-      int8: how the second, quantised file is made; None for no such file.
-    """
-
+    # Folder of the run.
     checkpoint: Path
+    # One of `FORMATS`.
     file_format: str
     path: Path
+    # Without the outputs that cannot affect the logits.
     compact: bool
+    # BatchNorm as part of the convolutions.
     fold: bool
+    # How the second, quantised file is made; None for no such file.
     int8: Int8Config | None
 
     @property
@@ -54,29 +49,23 @@ def define_flags() -> None:
     with training.flag_group("8 bits (--int8)", GROUPS, FLAGS):
         _define_int8_flags()
     with training.flag_group("Data for --int8 (default: that of the run)", GROUPS, FLAGS):
-        training.define_data_flags(FLAGS)
+        define_settings(DataConfig, values=FLAGS)
 
 
 def _define_export_flags() -> None:
     training.define_path("checkpoint", None, "Folder of a finished run.", FLAGS)
     flags.DEFINE_string("format", None, f"What is written: one of {', '.join(FORMATS)}.", FLAGS)
     training.define_path("out", None, "The file. Default: RUN/export/NAME with the suffix of the format.", FLAGS)
-    flags.DEFINE_boolean("compact", None, "Without the filters and neurons that count for nothing. Default: yes, but "
+    flags.DEFINE_boolean("compact", None, "Without filters and neurons that cannot affect the logits. Default: yes, but "
                          "for safetensors, which has the shapes of the PyTorch network.", FLAGS)  # fmt: skip
-    flags.DEFINE_boolean("fold", None, "BatchNorm as part of the layers beside it. Default: yes, but for safetensors.",
+    flags.DEFINE_boolean("fold", None, "BatchNorm as part of the convolutions. Default: yes, but for safetensors.",
                          FLAGS)  # fmt: skip
 
 
 def _define_int8_flags() -> None:
-    default = Int8Config()
     flags.DEFINE_boolean("int8", False, "With onnx: also a file with 8-bit weights and activations, whose robustness "
                          "is measured.", FLAGS)  # fmt: skip
-    flags.DEFINE_integer("num_calibration_images", default.num_calibration_images, "Training images that set the "
-                         "ranges of the activations.", flag_values=FLAGS)  # fmt: skip
-    flags.DEFINE_integer("num_images", default.num_images, "Test images on which it is measured.", flag_values=FLAGS)
-    flags.DEFINE_integer("num_queries", default.num_queries, "Square's queries for each; 0 leaves it out.",
-                         flag_values=FLAGS)  # fmt: skip
-    flags.DEFINE_integer("seed", default.seed, "Seed of everything random.", flag_values=FLAGS)
+    define_settings(Int8Config, values=FLAGS)
 
 
 def export_from_flags(values: flags.FlagValues = FLAGS) -> ExportConfig:
@@ -86,8 +75,8 @@ def export_from_flags(values: flags.FlagValues = FLAGS) -> ExportConfig:
       ValueError: a value or a combination that cannot work.
     """
     check_numbers(values)
-    get: Any = lambda name: values[name].value
-    require(0 <= get("seed") < 2**32, "seed", get("seed"), "a whole number from 0 to 4294967295")
+    get = getter(values)
+    require_seed(get("seed"))
     checkpoint, file_format = get("checkpoint"), get("format")
     require(bool(checkpoint), "checkpoint", checkpoint, "the folder of a finished run")
     require(file_format in FORMATS, "format", file_format, f"one of {', '.join(FORMATS)}")
@@ -96,7 +85,7 @@ def export_from_flags(values: flags.FlagValues = FLAGS) -> ExportConfig:
     path = Path(get("out") or folder / "export" / f"{folder.resolve().name}{suffix}").expanduser()
     require(path.suffix == suffix, "out", str(path), f"a name that ends in {suffix} for {file_format}")
     smaller = file_format != "safetensors"
-    int8 = Int8Config(*(get(field.name) for field in dataclasses.fields(Int8Config))) if get("int8") else None
+    int8 = from_flags(Int8Config, get) if get("int8") else None
     choice = lambda name: smaller if get(name) is None else bool(get(name))
     return ExportConfig(folder, file_format, path, choice("compact"), choice("fold"), int8)
 

@@ -1,9 +1,8 @@
 """`--help`: the flags by group, with their defaults, the three stages once."""
 
 import shutil
-import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from absl import flags
 
@@ -12,7 +11,6 @@ from launch.flags import GROUPS
 from rap_jax.config import STAGES
 
 FLAGS = flags.FLAGS
-HELP = ("--help", "-help", "-h", "--h", "-?", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
 
 
 def help_text(width: int | None = None) -> str:
@@ -24,14 +22,6 @@ def help_text(width: int | None = None) -> str:
         f"Recipes: {', '.join(recipes())}",
     ]
     return format_help(parts, GROUPS, FLAGS, width)
-
-
-def main_or_help(main: Callable[[list[str]], None], help_text: Callable[[], str]) -> None:
-    """What a command does with the arguments of the process."""
-    if any(argument in HELP for argument in sys.argv[1:]):
-        print(help_text(), end="")
-        return
-    main(sys.argv)
 
 
 def format_help(
@@ -56,6 +46,6 @@ def _flag_lines(flag: flags.Flag, width: int, shared: bool) -> Iterator[str]:
     if shared:
         name, text = name.replace(stage, "STAGE", 1), text.replace(f" {stage}", " the stage")
     text += f" One of: {', '.join(choices)}." if choices else ""
-    default = "" if flag.default in (None, "", []) else f" (default {str(flag.default_as_str).strip(chr(39))})"
+    default = "" if flag.default in (None, "", (), []) else f" (default {str(flag.default_as_str).strip(chr(39))})"
     yield f"  --{'[no]' if flag.boolean else ''}{name}{default}"
     yield from textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)

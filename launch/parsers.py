@@ -1,88 +1,95 @@
-"""What flags may hold beside numbers and words: fractions, sparsity by layer pattern, paths."""
+"""What flags may hold beside numbers and words: fractions, several numbers, sparsity by layer pattern, paths."""
 
 import fractions
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from rap_jax.config import require
+from rap_jax.config.checks import Syntax
+
+Sparsity = tuple[tuple[str, float], ...]
 
 
-class FractionParser(flags.ArgumentParser[float]):
-    """A number, or a fraction of two whole numbers such as 8/255."""
+class Parser(flags.ArgumentParser[Any]):
+    """Text -> value. Where `expected` is given, text that cannot be read is refused with it; else `read` says why."""
 
-    syntactic_help = "a number or a fraction such as 8/255"
+    def __init__(self, read: Callable[[str], Any], expected: str = ""):
+        self.read, self.syntactic_help = read, expected
 
-    def parse(self, argument: Any) -> float:
-        """Returns the number, or raises a ValueError that shows what was given."""
-        try:
-            return float(fractions.Fraction(str(argument).strip()))
-        except (ValueError, ZeroDivisionError, OverflowError) as error:
-            raise ValueError(f"expected {self.syntactic_help}, got {argument!r}") from error
-
-
-class SparsityParser(flags.ArgumentParser[tuple[tuple[str, float], ...]]):
-    """`0.5` for all layers that can be pruned, pattern:ratio pairs such as `conv*:0.5,fc1:0.75`, or `none`."""
-
-    syntactic_help = "a ratio such as 0.5, or pattern:ratio pairs such as conv*:0.5,fc1:0.75, or none"
-
-    def parse(self, argument: Any) -> tuple[tuple[str, float], ...]:
-        """Returns (pattern, ratio) pairs, or raises a ValueError that shows what was given."""
-        if isinstance(argument, tuple):
+    def parse(self, argument: Any) -> Any:
+        """Returns the value, or raises a ValueError that shows what was given."""
+        if not isinstance(argument, str):  # a default
             return argument
-        if str(argument).strip() in ("", "none"):
-            return ()
-        pairs = [item.strip().rpartition(":") for item in str(argument).split(",")]
         try:
-            found = tuple((pattern.strip() or "*", float(ratio)) for pattern, _, ratio in pairs)
-        except ValueError as error:
-            raise ValueError(f"expected {self.syntactic_help}, got {argument!r}") from error
-        if len(found) > 1 and not all(pattern for pattern, _, _ in pairs):  # the first would hide the others
-            raise ValueError(f"expected {self.syntactic_help}, got {argument!r}")
-        return found
+            return self.read(argument)
+        except (ValueError, ArithmeticError) as error:
+            expected = self.syntactic_help
+            raise ValueError(f"expected {expected}, got {argument!r}" if expected else str(error)) from error
 
 
-class SparsitySerializer(flags.ArgumentSerializer[tuple[tuple[str, float], ...]]):
-    """The inverse of `SparsityParser.parse`."""
+class Serializer(flags.ArgumentSerializer[Any]):
+    """Value -> text that is read as this value."""
 
-    def serialize(self, value: tuple[tuple[str, float], ...]) -> str:
-        """Returns pattern:ratio pairs, or `none`."""
-        return ",".join(f"{pattern}:{ratio!r}" for pattern, ratio in value) or "none"
+    def __init__(self, write: Callable[[Any], str] = str):
+        self.write = write
 
-
-class PathParser(flags.ArgumentParser[str]):
-    """A path that means the same from any folder: environment variables are put in, and a relative one is completed."""
-
-    syntactic_help = "a path"
-
-    def parse(self, argument: Any) -> str:
-        """Returns an absolute path, one that begins with ~, or the empty string; raises a ValueError for no path."""
-        path = expand_path(str(argument))
-        return path if not path or path.startswith("~") else str(Path(path).absolute())
+    def serialize(self, value: Any) -> str:
+        """Returns the text."""
+        return self.write(value)
 
 
-class DatasetParser(PathParser):
-    """The name of a data set, or folder:PATH."""
+def read_sparsity(text: str) -> Sparsity:
+    """`0.5` for all layers that can be pruned, pattern:ratio pairs such as `conv*:0.5,fc1:0.75`, or `none`."""
+    if text.strip() in ("", "none"):
+        return ()
+    pairs = [item.strip().rpartition(":") for item in text.split(",")]
+    if len(pairs) > 1 and not all(pattern for pattern, _, _ in pairs):
+        raise ValueError("a ratio for all layers would hide the other pairs")
+    return tuple((pattern.strip() or "*", float(ratio)) for pattern, _, ratio in pairs)
 
-    syntactic_help = "a data set, or folder:PATH"
 
-    def parse(self, argument: Any) -> str:
-        """Returns the name, or folder: and a path as `PathParser` returns it."""
-        name, separator, path = str(argument).partition(":")
-        return f"{name}:{super().parse(path)}" if separator and name == "folder" else str(argument)
+def write_sparsity(sparsity: Sparsity) -> str:
+    """The inverse of `read_sparsity`."""
+    return ",".join(f"{pattern}:{ratio!r}" for pattern, ratio in sparsity) or "none"
 
 
-class NetworkParser(flags.ArgumentParser[str]):
-    """A path or module:function."""
+def read_epochs(text: str) -> tuple[float, ...]:
+    """Numbers with commas between."""
+    return tuple(map(float, text.split(","))) if text.strip() else ()
 
-    syntactic_help = "a path, or module:function"
 
-    def parse(self, argument: Any) -> str:
-        """Returns it with environment variables put in."""
-        return expand_path(str(argument))
+def write_epochs(epochs: tuple[float, ...]) -> str:
+    """The inverse of `read_epochs`; 80 for 80.0."""
+    return ",".join(repr(epoch).removesuffix(".0") for epoch in epochs)
+
+
+def read_size(text: str) -> tuple[int, int] | None:
+    """Height and width with a comma between, or None for an empty text."""
+    if not text.strip():
+        return None
+    height, width = map(int, text.split(","))
+    return height, width
+
+
+def read_path(text: str) -> str:
+    """A path that means the same from any folder: absolute, or it begins with ~; or the empty string.
+
+    Raises:
+      ValueError: see `expand_path`.
+    """
+    path = expand_path(text)
+    return path if not path or path.startswith("~") else str(Path(path).absolute())
+
+
+def read_dataset(text: str) -> str:
+    """The name of a data set, or folder: and a path as `read_path` returns it."""
+    name, separator, path = text.partition(":")
+    return f"{name}:{read_path(path)}" if separator and name == "folder" else text
 
 
 def expand_path(path: str) -> str:
@@ -101,3 +108,20 @@ def expand_path(path: str) -> str:
     except RuntimeError as error:
         raise ValueError(f"{path!r} begins with the home of a user that is not known; write the whole path.") from error
     return expanded
+
+
+SYNTAXES: Mapping[Syntax, tuple[Parser, Serializer]] = {
+    "fraction": (
+        Parser(lambda text: float(fractions.Fraction(text.strip())), "a number or a fraction such as 8/255"),
+        Serializer(),
+    ),
+    "epochs": (Parser(read_epochs, "epochs such as 80,150"), Serializer(write_epochs)),
+    "size": (Parser(read_size, "height,width such as 32,32"), Serializer(lambda size: ",".join(map(str, size)))),
+    "sparsity": (
+        Parser(read_sparsity, "a ratio such as 0.5, or pattern:ratio pairs such as conv*:0.5,fc1:0.75, or none"),
+        Serializer(write_sparsity),
+    ),
+    "path": (Parser(read_path), Serializer()),
+    "dataset": (Parser(read_dataset), Serializer()),
+    "network": (Parser(expand_path), Serializer()),
+}

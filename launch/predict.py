@@ -3,16 +3,19 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from launch import flags as training
+from launch.command import in_words, start
 from launch.flagfiles import expand_flagfiles
-from launch.help import format_help, main_or_help
+from launch.help import format_help
 from rap_jax.config import require
-from rap_jax.export.files import open_file
-from rap_jax.export.open_file import OpenFile, ReadImage, read_image
+
+if TYPE_CHECKING:
+    from rap_jax.export.open_file import OpenFile, ReadImage
 
 # Its own, so that the commands may live in one process.
 FLAGS = flags.FlagValues()
@@ -25,29 +28,34 @@ with training.flag_group("Prediction", GROUPS, FLAGS):
 
 def main(arguments: list[str]) -> None:
     """Prints the top classes of each image with their probabilities."""
-    logging.set_verbosity(logging.WARNING)
-    try:
-        images = FLAGS(expand_flagfiles(arguments))[1:]
-        require(bool(FLAGS.model), "model", FLAGS.model, "a file that launch.export has written")
-        require(FLAGS.top >= 1, "top", FLAGS.top, "1 or more classes")
-        require(bool(images), "images", images, "one or more image files after the flags")
-        found, refused = readable([Path(name).expanduser() for name in images], network := open_file(FLAGS.model))
-        try:
-            for line in predictions(network, found, FLAGS.top):
-                print(line)
-        except RuntimeError as error:
-            raise ValueError(f"{FLAGS.model} cannot be run ({error}); export it again.") from error
-    except (ValueError, OSError, flags.Error) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped.")
+    with in_words("prediction", stopped="Stopped."):
+        refused = _predict(arguments)
     if refused:
         sys.exit("\n".join(f"error: {reason}" for reason in refused))
 
 
-def readable(paths: Sequence[Path], network: OpenFile) -> tuple[dict[Path, ReadImage], list[str]]:
+def _predict(arguments: list[str]) -> list[str]:
+    """Prints what the network says, and returns why some of the images cannot be read."""
+    from rap_jax.export.files import open_file
+
+    images = FLAGS(expand_flagfiles(arguments))[1:]
+    require(bool(FLAGS.model), "model", FLAGS.model, "a file that launch.export has written")
+    require(FLAGS.top >= 1, "top", FLAGS.top, "1 or more classes")
+    require(bool(images), "images", images, "one or more image files after the flags")
+    found, refused = readable([Path(name).expanduser() for name in images], network := open_file(FLAGS.model))
+    try:
+        for line in predictions(network, found, FLAGS.top):
+            print(line)
+    except RuntimeError as error:
+        raise ValueError(f"{FLAGS.model} cannot be run ({error}); export it again.") from error
+    return refused
+
+
+def readable(paths: Sequence[Path], network: "OpenFile") -> tuple[dict[Path, "ReadImage"], list[str]]:
     """The images that can be read, and why the others cannot."""
-    found, refused = dict[Path, ReadImage](), list[str]()
+    from rap_jax.export.open_file import read_image
+
+    found, refused = dict[Path, "ReadImage"](), list[str]()
     for path in paths:
         try:
             found[path] = read_image(path, network.input_shape)
@@ -56,7 +64,7 @@ def readable(paths: Sequence[Path], network: OpenFile) -> tuple[dict[Path, ReadI
     return found, refused
 
 
-def predictions(network: OpenFile, images: Mapping[Path, ReadImage], top: int) -> Iterator[str]:
+def predictions(network: "OpenFile", images: Mapping[Path, "ReadImage"], top: int) -> Iterator[str]:
     """A line for each image: `digit.png: 7 99.1%, 9 0.6%, 3 0.2%`, and what was done to the image.
 
     Args:
@@ -83,7 +91,7 @@ def predictions(network: OpenFile, images: Mapping[Path, ReadImage], top: int) -
         yield _line(path, image, shares, names, top)
 
 
-def _line(path: Path, image: ReadImage, shares: np.ndarray, names: Sequence[str], top: int) -> str:
+def _line(path: Path, image: "ReadImage", shares: np.ndarray, names: Sequence[str], top: int) -> str:
     best = [f"{names[label]} {shares[label]:.1%}" for label in np.argsort(-shares, kind="stable")[:top]]
     return f"{path}: {', '.join(best)}{f'  ({image.changes})' if image.changes else ''}"
 
@@ -100,7 +108,7 @@ def help_text(width: int | None = None) -> str:
 
 def run() -> None:
     """Entry point of the console script."""
-    main_or_help(main, help_text)
+    start(main, help_text)
 
 
 if __name__ == "__main__":

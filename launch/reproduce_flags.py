@@ -6,16 +6,16 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.configs import Get
 from launch.flags import define_path, flag_group
 from launch.help import format_help
+from launch.settings import Get
 from rap_jax.config import STAGES, require
-from rap_jax.reproduce.job import Job, in_order
-from rap_jax.reproduce.paper import WIDTHS
-from rap_jax.reproduce.scale import SCALES, Scale, scale_of
-from rap_jax.reproduce.tables import TABLES, Table, build_table
+from rap_jax.reproduction.job import Job, in_order
+from rap_jax.reproduction.paper import WIDTHS
+from rap_jax.reproduction.recipes import SCALES, Scale, scale_of
+from rap_jax.reproduction.tables import TABLES, Table, build_table
 
-# Its own, so that the commands may live in one process.
+# Its own, so that several commands can live in one process.
 FLAGS = flags.FlagValues()
 # Title of each group of flags -> their names, for --help; filled by `define_flags`.
 GROUPS: dict[str, list[str]] = {}
@@ -24,12 +24,12 @@ _LENGTHS = tuple(f"{stage}_epochs" for stage in STAGES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """Attributes: tables: asked for; jobs: all that they need, in order; out: folder; scale: what it was made from."""
+class JobPlan:
+    """The tables that were asked for, and the jobs that fill them."""
 
     tables: tuple[Table, ...]
-    jobs: tuple[Job, ...]
-    out: Path
+    jobs: tuple[Job, ...]  # with all that they need, in an order in which they can run
+    out: Path  # folder of the plan
     scale: Scale
 
 
@@ -59,15 +59,16 @@ def _define_run_flags() -> None:
     define_path("out", None, "Folder of all runs and of the report. Default: reproduced/SCALE.", FLAGS)
     flags.DEFINE_integer("num_at_once", 1, "Jobs side by side, each on one CPU device if more than 1.",
                          flag_values=FLAGS)  # fmt: skip
-    flags.DEFINE_bool("dry_run", False, "Print the plan with an estimate of its time on this machine, measured on a "
-                      "few steps, and run nothing.", FLAGS)  # fmt: skip
+    flags.DEFINE_bool("dry_run", False, "Print the jobs with their epochs and images, and the time that jobs of the "
+                      "same settings took, and run nothing.", FLAGS)  # fmt: skip
     flags.DEFINE_bool("list", False, "Print one command for each job that is not done, and run nothing.", FLAGS)
     flags.DEFINE_integer("level", -1, "With --list: only jobs of this level; those of level 0 need no other job, those "
                          "of level 1 need jobs of level 0, and so on. -1 for all.", flag_values=FLAGS)  # fmt: skip
     flags.DEFINE_bool("collect", False, "Write the report from what is there, and run nothing.", FLAGS)
+    flags.DEFINE_bool("pictures", True, "Draw figures and write report.html with them; else report.md alone.", FLAGS)
 
 
-def plan_from_flags(values: flags.FlagValues = FLAGS) -> Plan:
+def plan_from_flags(values: flags.FlagValues = FLAGS) -> JobPlan:
     """The plan that the flags describe.
 
     Raises:
@@ -97,7 +98,7 @@ def plan_from_flags(values: flags.FlagValues = FLAGS) -> Plan:
     jobs = tuple(in_order(job for table in tables for job in table.jobs))
     out = Path(get("out") or Path("reproduced") / scale.name).expanduser()
     require(not out.exists() or out.is_dir(), "out", str(out), "a folder, or a name that is not taken")
-    return Plan(tables, jobs, out, scale)
+    return JobPlan(tables, jobs, out, scale)
 
 
 def _split(name: str, given: str) -> tuple[str, ...]:

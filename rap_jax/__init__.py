@@ -1,12 +1,96 @@
 """Neural networks that are small and robust: adversarial training and ADMM pruning at the same time, in JAX.
 
-    attacks      pgd for any JAX model
-    projections  irregular, filter and column sparsity sets
-    admm         add_admm_penalty, an optax transformation
-    masking      keep_masked, zeros that stay
-    evaluate     robust accuracy with its interval
-    pipeline     a whole run, from a config and a data set to results
+    pgd, apgd, fab, square, cw_l2       attacks on any JAX model
+    auto_attack, diagnose               robust accuracy, and signs that it cannot be trusted
+    add_admm_penalty, keep_masked       ADMM pruning and fixed zeros, as optax transformations
+    Filter, Column, Irregular           sparsity sets; project_tree and masks_of apply them
+    compact, fold_batch_norm            the same network in smaller arrays
+    create_model, load_network          the paper's networks, and those of finished runs
+
+Names are imported when they are first used: `import rap_jax as rap; rap.pgd(...)`.
 
 Reference: Ye et al., "Adversarial Robustness vs Model Compression, or Both?", ICCV 2019,
 https://arxiv.org/abs/1903.12561.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rap_jax.attacks import apgd, cw_l2, fab, pgd, square
+    from rap_jax.compaction import compact, fold_batch_norm
+    from rap_jax.evaluation.auto_attack import auto_attack
+    from rap_jax.evaluation.diagnostics import diagnose
+    from rap_jax.models import create_model
+    from rap_jax.pruning.admm import add_admm_penalty
+    from rap_jax.pruning.masks import keep_masked
+    from rap_jax.pruning.projections import Column, Filter, Irregular
+    from rap_jax.pruning.specs import masks_of, project_tree
+    from rap_jax.runs.network import load_network
+
+__version__ = "0.1.0"
+__all__ = [
+    "Column",
+    "Filter",
+    "Irregular",
+    "__version__",
+    "add_admm_penalty",
+    "apgd",
+    "auto_attack",
+    "compact",
+    "create_model",
+    "cw_l2",
+    "diagnose",
+    "fab",
+    "fold_batch_norm",
+    "keep_masked",
+    "load_network",
+    "masks_of",
+    "pgd",
+    "project_tree",
+    "square",
+]
+# Module -> the names that come from it.
+_NAMES = {
+    "rap_jax.pruning.admm": ("add_admm_penalty",),
+    "rap_jax.attacks": ("apgd", "cw_l2", "fab", "pgd", "square"),
+    "rap_jax.evaluation.auto_attack": ("auto_attack",),
+    "rap_jax.compaction": ("compact", "fold_batch_norm"),
+    "rap_jax.evaluation.diagnostics": ("diagnose",),
+    "rap_jax.pruning.masks": ("keep_masked",),
+    "rap_jax.models": ("create_model",),
+    "rap_jax.pruning.projections": ("Column", "Filter", "Irregular"),
+    "rap_jax.runs.network": ("load_network",),
+    "rap_jax.pruning.specs": ("masks_of", "project_tree"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_PACKAGES = (
+    "attacks",
+    "compaction",
+    "config",
+    "data",
+    "evaluation",
+    "export",
+    "models",
+    "pruning",
+    "reproduction",
+    "runs",
+    "training",
+)
+
+
+if not TYPE_CHECKING:  # a type checker shall refuse other names
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            found = getattr(importlib.import_module(_MODULES[name]), name)
+        elif name in _PACKAGES:
+            found = importlib.import_module(f"rap_jax.{name}")
+        else:
+            raise AttributeError(f"module 'rap_jax' has no attribute {name!r}")
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_PACKAGES})

@@ -83,7 +83,7 @@ def test_affinity_limits_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def devices_of_a_new_process(num_devices: int, **environment: str) -> int:
     """How many devices JAX has in a process that may use 4 cores, for a batch of 128."""
     lines = [
-        "from rap_jax import devices",
+        "from rap_jax._runtime import devices",
         "import jax",
         "devices.usable_cores = lambda: 4",
         f"devices.start_cpu_devices({num_devices}, batch_size=128)",

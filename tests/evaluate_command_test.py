@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from absl import flags
 from jax import export
 from tiny_run import EPSILON, PARTS, make_run, tiny_function
 
@@ -21,6 +22,7 @@ from launch import evaluate, evaluate_flags
 from launch import flags as training_flags
 from launch.evaluate_flags import GROUPS, data_for, evaluation_from_flags, help_text, without_training
 from launch.flagfiles import expand_flagfiles
+from rap_jax import data
 from rap_jax.config import DataConfig
 from rap_jax.evaluation import suite
 from rap_jax.evaluation.auto_attack import AutoAttackResult, auto_attack
@@ -43,7 +45,7 @@ def make_run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def tiny_data_and_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "load_dataset", lambda config, seed: tiny.tiny_dataset())
+    monkeypatch.setattr(data, "load_dataset", lambda config, seed: tiny.tiny_dataset())
 
     def short(*given: Any, **settings: Any) -> AutoAttackResult:
         radius = {"epsilon": settings["epsilon"], "norm": settings["norm"]}
@@ -207,7 +209,7 @@ def test_a_flagfile_of_a_training_run(tmp_path: Path) -> None:
     (tmp_path / "mine.flags").write_text("--out_dir=/evaluation\n--epsilon=0.1\n")
     assert parse(f"--flagfile={tmp_path / 'mine.flags'}").out_dir == "/evaluation"
     (tmp_path / "wrong.flags").write_text("--no_such_flag=1\n")
-    with pytest.raises(evaluate.flags.Error, match="no_such_flag"):
+    with pytest.raises(flags.Error, match="no_such_flag"):
         parse(f"--flagfile={tmp_path / 'wrong.flags'}")
 
 

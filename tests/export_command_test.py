@@ -18,6 +18,7 @@ from safetensors import safe_open
 from tiny_run import make_run
 
 from launch import export, export_flags, predict
+from rap_jax import data
 from rap_jax._runtime import environment
 from rap_jax._runtime.integrity import write_checked
 from rap_jax.evaluation.network import open_network
@@ -35,7 +36,7 @@ def make_run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "load_dataset", lambda config, seed: tiny.tiny_dataset())
+    monkeypatch.setattr(data, "load_dataset", lambda config, seed: tiny.tiny_dataset())
 
 
 def command(*arguments: str) -> None:
@@ -156,7 +157,7 @@ def test_a_second_file_in_8_bits(run: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_8_bits_of_other_data(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tiny.dataclasses.replace(tiny.tiny_dataset(), name="other", sha256="1")
-    monkeypatch.setattr(export, "load_dataset", lambda config, seed: other)
+    monkeypatch.setattr(data, "load_dataset", lambda config, seed: other)
     text = refused(written, run, tmp_path, "onnx", "--int8")
     assert "the data is 'other'; expected those of the run, tiny of sha256" in text
     assert not list(tmp_path.iterdir())
@@ -272,7 +273,7 @@ def test_a_network_that_fails_when_it_is_asked_is_named(
 
     path = written(run, tmp_path, "npz")
     broken = files.open_file(path)._replace(logits_fn=fail)
-    monkeypatch.setattr(predict, "open_file", lambda name: broken)
+    monkeypatch.setattr(files, "open_file", lambda name: broken)
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "image.png")
     text = refused(show, f"--model={path}", str(tmp_path / "image.png"))
     assert f"{path} cannot be run (TypeError: no such operation); export it again" in text

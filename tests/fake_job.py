@@ -1,4 +1,4 @@
-"""A command that takes the place of a training run in tests of `run_jobs`: seconds become milliseconds."""
+"""A command that takes the place of a training run in tests of the runner: seconds become milliseconds."""
 
 import fcntl
 import json

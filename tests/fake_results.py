@@ -9,11 +9,13 @@ from typing import Any
 import tiny
 
 from launch.configs import config_from_flags
+from launch.job_configs import config_of
 from rap_jax._runtime.integrity import write_checked
-from rap_jax.reproduce.collect import Measured, collect
-from rap_jax.reproduce.job import Job, in_order
-from rap_jax.reproduce.scale import scale_of
-from rap_jax.reproduce.tables import Table, build_table
+from rap_jax.reproduction.checks import as_json
+from rap_jax.reproduction.job import Job, in_order
+from rap_jax.reproduction.recipes import scale_of
+from rap_jax.reproduction.results import TableResults, collect
+from rap_jax.reproduction.tables import Table, build_table
 
 SHA256 = "ceda791d3e53beaf95f8e213c414aa4d975006504eff93f785d685ecea3e892c"
 VERSIONS = {"python": "3.11.7", "rap-jax": "0.1.0", "jax": "0.10.2", "numpy": "2.4.6"}
@@ -60,7 +62,7 @@ def fill(
     return written
 
 
-def measured_2(out: Path) -> Measured:
+def measured_2(out: Path) -> TableResults:
     """Table 2 to width 4 with three seeds, without one seed of a cell and without a whole other cell."""
     table = build_table("2", QUICK)
     fill(out, table, without=lambda job: job.name.endswith("w4_to_w2_seed1") or "_admm_w4_to_w1_" in job.name)
@@ -68,7 +70,7 @@ def measured_2(out: Path) -> Measured:
 
 
 def write(out: Path, job: Job, results: dict[str, Any]) -> None:
-    folder = out / job.place
+    folder = out / job.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(write_checked(results))
 
@@ -89,6 +91,7 @@ def run_results(job: Job, out: Path, natural: float, robust: float, _: float) ->
         "versions": VERSIONS,
         "device": "2 x cpu (cpu)",
         "command": shlex.join(job.command(out)),
+        "seconds": {"total": 600.0},
         "stages": {},
         "test": {"natural_accuracy": natural, "robust_accuracy": robust, "num_examples": 10_000},
         "sparsity": {"overall": {"sparsity": zeros}},
@@ -106,7 +109,7 @@ def evaluation_results(job: Job, out: Path, natural: float, robust: float, auto:
         "name": job.inputs[0][1][0].name,
         "network": {"model": {"name": "lenet_mnist"}},
         "data": {"name": "mnist", "sha256": SHA256, "attacked_sha256": SHA256[::-1]},
-        "config": {"seed": 0},
+        "config": as_json(config_of(job)),
         "versions": VERSIONS,
         "device": "2 x cpu (cpu)",
         "command": shlex.join(job.command(out)),

@@ -148,9 +148,10 @@ sys.exit(str({"matplotlib", "tensorflow_datasets"} & set(sys.modules) or xla_bri
 
 _FULL = """
 import jax
+from rap_jax import pipeline
 def full(*_, **__):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
-main.run_pipeline = full
+pipeline.run = full
 """
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fake_results as fake
 import pytest
+from fake_results import QUICK
 
-from launch import reproduce, reproduce_flags
-from launch.job_configs import config_of, settings_of
+from launch import plan, reproduce, reproduce_flags
+from launch.job_configs import config_of
 from launch.reproduce_flags import FLAGS, GROUPS, help_text, plan_from_flags
 from rap_jax._runtime.integrity import write_checked
-from rap_jax.reproduce.job import Job
-from rap_jax.reproduce.same_settings import check_settings
+from rap_jax.config import RunConfig
+from rap_jax.reproduction.checks import check_settings
+from rap_jax.reproduction.job import Job
+from rap_jax.reproduction.recipes import scale_of
+from rap_jax.reproduction.tables import build_table
 
 SMOKE = ("--table=C1", "--scale=smoke")
 
@@ -75,9 +81,9 @@ def test_a_command_for_each_job(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert all(("--batch_size=64" in line) == (line[2] == "launch.main") for line in lines)
     # What is done is left out, and levels can be run one after the other.
     done = plan.jobs[0]
-    (plan.out / done.place).mkdir(parents=True)
+    (plan.out / done.folder).mkdir(parents=True)
     config = dataclasses.asdict(config_of(done))
-    (plan.out / done.place / "results.json").write_text(write_checked({"config": config}))
+    (plan.out / done.folder / "results.json").write_text(write_checked({"config": config}))
     found: list[str] = []
     for level in range(3):
         command("--table=2", "--num_seeds=2", "--mnist_flags=--batch_size=64", "--list", f"--level={level}", out)
@@ -95,6 +101,42 @@ def test_a_report_before_anything_has_run(tmp_path: Path, capsys: pytest.Capture
     assert (folders[0] / "report.html").exists()
 
 
+def test_a_report_without_pictures_is_its_text(tmp_path: Path) -> None:
+    table = build_table("2", QUICK)
+    fake.fill(tmp_path, table)
+    for more, expected in (("--nopictures", ["report.md"]), ("--pictures", ["report.html", "report.md", "table2.png"])):
+        command("--table=2", "--max_width=4", "--collect", f"--out={tmp_path}", more)
+        files = sorted((tmp_path / "tables" / "2").iterdir())
+        assert [file.name for file in files] == expected
+        assert ("](table2.png)" in (tmp_path / "tables" / "2" / "report.md").read_text()) == ("png" in str(files))
+
+
+def test_a_dry_run_lists_the_jobs_with_what_they_took_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_COMMITTED", tmp_path / "results")
+    out, arguments = tmp_path / "out", ("--table=2", "--max_width=2", "--num_seeds=2", "--dry_run")
+    done = build_table("2", scale_of("quick", max_width=2, num_seeds=2))
+    fake.fill(tmp_path / "results" / "quick", done, without=lambda job: "_natural_" in job.name or "seed1" in job.name)
+    fake.fill(out, done, without=lambda job: job.name != "lenet_mnist_dense_w2_seed0")
+    (out / "runs" / "lenet_mnist_dense_w2_seed0" / "network" / "0").mkdir(parents=True)
+    command(*arguments, f"--out={out}")
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if "_seed" in line]
+    cells = {row[0].split()[1]: (row[0].split()[0], *row[1:]) for row in rows}
+    dense, pruned = cells["lenet_mnist_dense_w2_seed0"], cells["lenet_mnist_admm_w2_to_w1_seed1"]
+    assert dense[1:] == ("", "6", "mnist", "done")
+    # The other seed took ten minutes with the same settings.
+    assert pruned[1:] == (cells["lenet_mnist_dense_w2_seed1"][0], "6 + 18", "mnist", "10.0")
+    assert cells["lenet_mnist_natural_w2_seed0"][-1] == "-"
+    assert cells["auto_attack_lenet_mnist_admm_w2_to_w1_seed0"][1:] == (cells["lenet_mnist_admm_w2_to_w1_seed0"][0], "",
+                                                                       "1,000", "-")  # fmt: skip
+    assert f"{len(cells)} jobs, 1 done." in printed and "without 6 of unknown time" in printed
+    # Jobs of other settings say nothing of the time.
+    command(*arguments, f"--out={tmp_path / 'new'}", "--mnist_flags=--batch_size=64")
+    assert "0.0 hours" in capsys.readouterr().out and not (tmp_path / "new").exists()
+
+
 def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
     """A table must not mix what was trained with other flags, or evaluated on other images."""
     command("--table=C1", "--collect", f"--out={tmp_path}")
@@ -103,18 +145,18 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
     FLAGS(plan_arguments)
     plan = plan_from_flags()
     for job in (plan.jobs[0], next(job for job in plan.jobs if job.module == "launch.evaluate")):
-        path = tmp_path / job.place / "results.json"
+        path = tmp_path / job.folder / "results.json"
         path.parent.mkdir(parents=True)
-        settings = settings_of(job)
-        config = json.loads(json.dumps(dataclasses.asdict(settings.run or settings.evaluation)))  # type: ignore[arg-type]
-        place = {"data": config["data"] | {"data_dir": "elsewhere"}} if settings.run else {}
+        settings = config_of(job)
+        config = json.loads(json.dumps(dataclasses.asdict(settings)))
+        location = {"data": config["data"] | {"data_dir": "elsewhere"}} if isinstance(settings, RunConfig) else {}
         rest = {"network": {"sha256": "1"}, "sources": []}
-        if settings.evaluation:
-            (tmp_path / plan.jobs[0].place / "stages").mkdir()
-            (tmp_path / plan.jobs[0].place / "stages" / "test.json").write_text('{"network": "1"}')
-        path.write_text(write_checked(rest | {"config": config | place}))
+        if not isinstance(settings, RunConfig):
+            (tmp_path / plan.jobs[0].folder / "stages").mkdir()
+            (tmp_path / plan.jobs[0].folder / "stages" / "test.json").write_text('{"network": "1"}')
+        path.write_text(write_checked(rest | {"config": config | location}))
         check_settings(job, tmp_path, settings)
-        if settings.run:
+        if isinstance(settings, RunConfig):
             other = {"data": config["data"] | {"dataset": "mnist_5k"}}
             path.write_text(write_checked({"config": config | other}))
             with pytest.raises(ValueError, match="data.dataset: mnist_5k in the folder, mnist now"):
@@ -145,9 +187,9 @@ def test_results_belong_to_the_networks_that_are_there(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(write_checked(content))
 
-    write(pruned.needs[0].place, "stages/test.json", {"network": "dense"})
-    write(pruned.place, "stages/test.json", {"network": "pruned"})
-    run, evaluation = settings_of(pruned), settings_of(transfer)
+    write(pruned.needs[0].folder, "stages/test.json", {"network": "dense"})
+    write(pruned.folder, "stages/test.json", {"network": "pruned"})
+    run, evaluation = config_of(pruned), config_of(transfer)
     start = {"weights": "final", "sha256": "dense"}
     sources = [{"sha256": "dense"}]
     found = {"network": {"sha256": "pruned"}, "sources": sources}
@@ -156,18 +198,18 @@ def test_results_belong_to_the_networks_that_are_there(tmp_path: Path) -> None:
         (transfer, evaluation, found, found | {"sources": [{"sha256": "another"}]}),
         (transfer, evaluation, found, found | {"network": {"sha256": "another"}}),
     ):
-        config = {"config": dataclasses.asdict(settings.run or settings.evaluation)}  # type: ignore[arg-type]
-        write(job.place, "results.json", config | right)
+        config = {"config": dataclasses.asdict(settings)}
+        write(job.folder, "results.json", config | right)
         check_settings(job, tmp_path, settings)
-        write(job.place, "results.json", config | wrong)
+        write(job.folder, "results.json", config | wrong)
         with pytest.raises(ValueError, match=f"{job.name} was made from another network than"):
             check_settings(job, tmp_path, settings)
 
 
 def write_results(out: Path, job: Job, **changes: Any) -> None:
     config = json.loads(json.dumps(dataclasses.asdict(config_of(job))))
-    (out / job.place).mkdir(parents=True, exist_ok=True)
-    (out / job.place / "results.json").write_text(write_checked({"name": job.name, "config": config | changes}))
+    (out / job.folder).mkdir(parents=True, exist_ok=True)
+    (out / job.folder / "results.json").write_text(write_checked({"name": job.name, "config": config | changes}))
 
 
 def test_a_network_that_is_needed_has_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,8 +221,8 @@ def test_a_network_that_is_needed_has_to_be_there(tmp_path: Path, capsys: pytest
     write_results(tmp_path, dense)
     for more in ("--list", "--dry_run", "--nocollect"):
         assert "1 runs in" in (text := refused(*arguments, more)) and "no network, and jobs that are not" in text
-        assert dense.place in text and "choose another --out" in text
-    (tmp_path / dense.place / "network" / "0").mkdir(parents=True)
+        assert dense.folder in text and "choose another --out" in text
+    (tmp_path / dense.folder / "network" / "0").mkdir(parents=True)
     command(*arguments, "--list")
     assert "--start_run" in capsys.readouterr().out
 
@@ -238,6 +280,29 @@ def test_a_table_is_killed_goes_on_and_shows_what_its_runs_found(tmp_path: Path)
     command(*SMOKE, f"--out={tmp_path}")
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("results.json"))] == stamp
     assert (folder / "report.md").read_text() == text
+
+
+COMMITTED = Path(reproduce.__file__).parent.parent / "results"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments", [("--table=2,5,6,C1,scratch",), ("--table=3,4", "--cifar10_flags=--dataset=cifar10_unverified")]
+)
+def test_the_committed_reports_are_those_of_the_committed_results(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    shutil.copytree(COMMITTED / "quick", tmp_path / "quick", ignore=shutil.ignore_patterns("tables"))
+    command(*arguments, "--collect", "--nopictures", f"--out={tmp_path / 'quick'}")
+    reports = list((tmp_path / "quick" / "tables").glob("*/report.md"))
+    assert len(reports) == len(arguments[0].split(","))
+    for report in reports:
+        committed = COMMITTED / "quick" / report.relative_to(tmp_path / "quick")
+        assert report.read_text() == committed.read_text(), committed
+
+
+def test_committed_reports_link_to_no_picture() -> None:
+    reports = list(COMMITTED.rglob("*.md"))
+    assert len(reports) > 80
+    assert not [report for report in reports if re.search(r"\]\([^)]*\.(png|html)\)", report.read_text())]
 
 
 def test_a_task_of_a_slurm_array_runs_its_line(tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rap_jax._runtime.figure import NATURAL, ROBUST
-from rap_jax.reproduce import figures
-from rap_jax.reproduce.collect import Measured, collect
-from rap_jax.reproduce.figures import draw
-from rap_jax.reproduce.job import Job
-from rap_jax.reproduce.scale import scale_of
-from rap_jax.reproduce.tables import build_table
+from rap_jax.reproduction import figures
+from rap_jax.reproduction.figures import draw
+from rap_jax.reproduction.job import Job
+from rap_jax.reproduction.recipes import scale_of
+from rap_jax.reproduction.results import TableResults, collect
+from rap_jax.reproduction.tables import build_table
 
 
-def measured(out: Path, name: str, max_width: int = 2, num_seeds: int = 1, more: float = 0.0) -> Measured:
+def measured(out: Path, name: str, max_width: int = 2, num_seeds: int = 1, more: float = 0.0) -> TableResults:
     """Table with accuracies under PGD that are higher by `more`."""
     table = build_table(name, scale_of("paper", max_width=max_width, num_seeds=num_seeds))
 
@@ -81,9 +81,9 @@ def test_nothing_is_drawn_without_numbers(tmp_path: Path) -> None:
     assert draw(measured(tmp_path, "B1")) == ()
 
 
-def lines_of(found: Measured, label: str) -> dict[str, dict[int, float | None]]:
+def lines_of(found: TableResults, label: str) -> dict[str, dict[int, float | None]]:
     """Name of a line -> width -> our mean."""
-    lines = figures._by_start(figures.as_grid(found), label)
+    lines = figures._lines(found, label)
     return {line.name: {width: value.mean for width, value in line.points.items()} for line in lines}
 
 
@@ -96,7 +96,7 @@ def test_lines_go_over_the_width_that_is_left(tmp_path: Path) -> None:
 
 
 def test_kinds_of_pruning_end_at_the_dense_network(tmp_path: Path) -> None:
-    rows = figures._figure_3(figures.as_grid(measured(tmp_path, "figure3", max_width=2)))
+    rows = figures._panels(measured(tmp_path, "figure3", max_width=2))
     assert [[panel.title for panel in row] for row in rows] == [
         ["vgg16, natural accuracy", "vgg16, PGD accuracy"],
         ["resnet18, natural accuracy", "resnet18, PGD accuracy"],
@@ -126,7 +126,7 @@ def test_collapsed_networks_do_not_press_the_others_together() -> None:
 
 def test_small_networks_are_drawn_by_the_way_they_were_made(tmp_path: Path) -> None:
     found = measured(tmp_path, "scratch", max_width=8)
-    lines = {line.name: line.points for line in figures._by_way(figures.as_grid(found), "AutoAttack")}
+    lines = {line.name: line.points for line in figures._lines(found, "AutoAttack")}
     means = {name: {width: value.mean for width, value in points.items()} for name, points in lines.items()}
     assert means == {
         "from scratch, paper's recipe": {},
@@ -134,7 +134,7 @@ def test_small_networks_are_drawn_by_the_way_they_were_made(tmp_path: Path) -> N
         "pruned from 4": {1: 86.0, 2: 86.0},
         "pruned from 8": {1: 86.0, 2: 86.0},
     }
-    natural = {line.name: line.points for line in figures._by_way(figures.as_grid(found), "natural")}
+    natural = {line.name: line.points for line in figures._lines(found, "natural")}
     assert natural["from scratch, paper's recipe"][1].paper == 11.35
 
 

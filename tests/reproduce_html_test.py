@@ -8,15 +8,12 @@ from pathlib import Path
 
 import fake_results as fake
 import pytest
-from fake_results import HOSTILE, QUICK, measured_2
+from fake_results import HOSTILE, measured_2
 
-from rap_jax.reproduce.collect import Measured, Value, collect
-from rap_jax.reproduce.elements import Html, element
-from rap_jax.reproduce.html import shade, table_html
-from rap_jax.reproduce.job import Job
-from rap_jax.reproduce.pictures import galleries
-from rap_jax.reproduce.tables import build_table
-from rap_jax.reproduce.values import as_difference, is_reached
+from rap_jax.reproduction.figures import Picture
+from rap_jax.reproduction.job import Job
+from rap_jax.reproduction.report import as_difference, as_html, sections, shade
+from rap_jax.reproduction.results import TableResults, Value, collect
 
 PNG = b"\x89PNG\r\n\x1a\n"
 Attributes = dict[str, str]
@@ -54,8 +51,12 @@ class Page(HTMLParser):
         ]
 
 
-def page_of(measured: Measured, out: Path, **arguments: dict[str, str]) -> Page:
-    return Page(table_html(measured, out, **arguments))
+def html_of(measured: TableResults, out: Path, failures: dict[str, str] | None = None) -> str:
+    return as_html(measured, sections(measured, out, failures or {}, {}))
+
+
+def page_of(measured: TableResults, out: Path, failures: dict[str, str] | None = None) -> Page:
+    return Page(html_of(measured, out, failures))
 
 
 def value(ours: float, paper: float | None, label: str = "PGD") -> Value:
@@ -83,8 +84,8 @@ def test_shades(difference: float, expected: str) -> None:
     ],
 )
 def test_reached(label: str, ours: float, expected: bool) -> None:
-    assert is_reached(value(ours, 89.2, label)) == expected
-    assert not is_reached(value(ours, None, label))
+    assert value(ours, 89.2, label).is_reached == expected
+    assert not value(ours, None, label).is_reached
 
 
 def test_differences_are_written_with_their_sign() -> None:
@@ -111,7 +112,7 @@ def test_cells_show_means_and_coloured_differences(tmp_path: Path) -> None:
         assert (side in name) if abs(points) > 0.3 else (name == "chip" or side in name)
         assert not ("up" in name and points < 0) and not ("down" in name and points > 0)
     assert [text.endswith("✓") for _, text in chips] == [
-        is_reached(value) for value in values if value.difference is not None
+        value.is_reached for value in values if value.difference is not None
     ]
     assert {"up3", "down2"} <= {name.split()[-1] for name, _ in chips}
 
@@ -141,59 +142,18 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
     failed = measured.missing[0].name
     page = page_of(measured, tmp_path, failures={failed: HOSTILE})
     assert HOSTILE in [text for _, text in page.having("code")]
-    assert page.having("pre") == [({}, HOSTILE)]
+    assert f"{failed}: {HOSTILE}" in [text for _, text in page.having("li")]
     assert not page.having("script")
 
 
-def test_only_elements_are_markup() -> None:
-    assert element("p", "<b>", element("i", "&"), class_='"') == '<p class="&quot;">&lt;b&gt;<i>&amp;</i></p>'
-    assert isinstance(element("p"), Html)
-
-
-def fill_with_pictures(out: Path, size: int = 10) -> Measured:
-    """Every job has its pictures, each with its own bytes; the first seed of 4 to 2 is missing."""
-    table = build_table("2", QUICK)
-    fake.fill(out, table, without=lambda job: job.name.endswith("admm_w4_to_w2_seed0"))
-    for place in (path.parent for path in out.rglob("results.json")):
-        for name in ("training", "admm", "sparsity") if place.parent.name == "runs" else ("robustness", "examples"):
-            (place / f"{name}.png").write_bytes(PNG + f"{place.name}/{name}".encode() + b"." * size)
-    return collect(table, out)
-
-
-def test_pictures_of_the_first_seed_of_pruned_networks_are_inside(tmp_path: Path) -> None:
-    measured = fill_with_pictures(tmp_path)
-    sources = [attributes["src"] for attributes, _ in page_of(measured, tmp_path).having("img")]
+def test_the_figures_are_inside(tmp_path: Path) -> None:
+    measured = measured_2(tmp_path)
+    figures = [Picture("one", "Its <caption>", PNG + b"one"), Picture("two", "", PNG + b"two")]
+    page = Page(as_html(measured, sections(measured, tmp_path, {}, {}), figures))
+    sources = [attributes["src"] for attributes, _ in page.having("img")]
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    inside = [base64.b64decode(source.partition(",")[2])[len(PNG) :].decode().strip(".") for source in sources]
-    networks = ["lenet_mnist_admm_w2_to_w1_seed0", "lenet_mnist_admm_w4_to_w1_seed0", "lenet_mnist_admm_w4_to_w2_seed1"]
-    assert inside == [
-        f"{folder}{network}/{name}"
-        for network in networks
-        for folder, name in (
-            ("", "training"),
-            ("", "admm"),
-            ("auto_attack_", "robustness"),
-            ("auto_attack_", "examples"),
-        )
-    ]
-
-
-def test_pictures_have_a_limit(tmp_path: Path) -> None:
-    measured = fill_with_pictures(tmp_path, size=1_000)
-    found, left_out = galleries(measured, tmp_path, most_bytes=9_000)
-    assert (len(found), left_out) == (2, 1)
-    fill_with_pictures(tmp_path, size=800_000)
-    text = table_html(measured, tmp_path)
-    assert "Those of 1 more cells are left out" in text
-    assert len(text) < 12_000_000
-
-
-def test_files_that_are_no_pictures_are_passed_over(tmp_path: Path) -> None:
-    measured = fill_with_pictures(tmp_path)
-    path = tmp_path / "runs" / "lenet_mnist_admm_w2_to_w1_seed0" / "training.png"
-    path.write_bytes(b"<script>")
-    found, _ = galleries(measured, tmp_path)
-    assert [picture.name for picture in found[0].pictures] == ["admm", "robustness", "examples"]
+    assert [base64.b64decode(source.partition(",")[2]) for source in sources] == [figure.png for figure in figures]
+    assert page.having("figcaption")[0][1] == "Its <caption>"
 
 
 def test_the_place_of_a_machine_is_not_in_the_report(tmp_path: Path) -> None:
@@ -202,7 +162,7 @@ def test_the_place_of_a_machine_is_not_in_the_report(tmp_path: Path) -> None:
         if job.name in measured.results:
             command = " ".join(job.command(Path("results/quick")))
             fake.write(tmp_path, job, measured.results[job.name] | {"command": command})
-    text = table_html(collect(measured.table, tmp_path), tmp_path)
+    text = html_of(collect(measured.table, tmp_path), tmp_path)
     # The config of a run knows where it started from; the report takes no place from there.
     assert str(tmp_path) in json.dumps(measured.results)
     assert str(tmp_path) not in text

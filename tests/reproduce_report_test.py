@@ -11,14 +11,17 @@ import fake_results as fake
 import pytest
 from fake_results import HOSTILE, QUICK, measured_2
 
-from rap_jax.reproduce.collect import collect
-from rap_jax.reproduce.figures import draw
-from rap_jax.reproduce.job import Job
-from rap_jax.reproduce.markdown import code, plain, table_markdown
-from rap_jax.reproduce.paper import TABLE_2
-from rap_jax.reproduce.report import write_report
-from rap_jax.reproduce.scale import scale_of
-from rap_jax.reproduce.tables import Table, build_table
+from rap_jax.reproduction.figures import draw
+from rap_jax.reproduction.job import Job
+from rap_jax.reproduction.paper import TABLE_2
+from rap_jax.reproduction.recipes import scale_of
+from rap_jax.reproduction.report import as_markdown, code, plain, sections, write_report
+from rap_jax.reproduction.results import TableResults, collect
+from rap_jax.reproduction.tables import build_table
+
+
+def markdown(found: TableResults, out: Path, failures: dict[str, str] | None = None) -> str:
+    return as_markdown(found, sections(found, out, failures or {}, {}))
 
 
 def found(out: Path, kind: str, key: str) -> list[float]:
@@ -46,7 +49,7 @@ def row_of(text: str, start: str) -> list[str]:
 def test_a_cell_has_mean_spread_seeds_and_difference(
     tmp_path: Path, label: str, kind: str, key: str, paper: float | None
 ) -> None:
-    text = table_markdown(measured_2(tmp_path))
+    text = markdown(measured_2(tmp_path), tmp_path)
     values = found(tmp_path, kind, key)
     assert len(values) == 2
     mean = statistics.fmean(values)
@@ -60,7 +63,7 @@ def test_a_cell_has_mean_spread_seeds_and_difference(
 
 
 def test_the_grid_has_ours_and_the_paper(tmp_path: Path) -> None:
-    text = table_markdown(measured_2(tmp_path))
+    text = markdown(measured_2(tmp_path), tmp_path)
     natural = text[text.index("## natural accuracy") : text.index("## PGD accuracy")]
     dense = statistics.fmean(found(tmp_path, "runs/lenet_mnist_dense_w4", "natural_accuracy"))
     cells = row_of(natural, "w=4")
@@ -71,12 +74,12 @@ def test_the_grid_has_ours_and_the_paper(tmp_path: Path) -> None:
 
 
 def test_the_size_is_counted(tmp_path: Path) -> None:
-    cells = row_of(table_markdown(measured_2(tmp_path)), "w=4, to 2: natural")
+    cells = row_of(markdown(measured_2(tmp_path), tmp_path), "w=4, to 2: natural")
     assert cells[-3:] == ["206,954", "51,738", "75.00%"]
 
 
 def test_all_seeds_are_listed_with_their_jobs(tmp_path: Path) -> None:
-    text = table_markdown(measured_2(tmp_path))
+    text = markdown(measured_2(tmp_path), tmp_path)
     values = found(tmp_path, "runs/lenet_mnist_admm_w2_to_w1", "robust_accuracy")
     lines = [line for line in text.splitlines() if re.match(r"\| w=2, to 1 +\| +PGD \|", line)]
     assert [line.split("|")[3:5] for line in lines] == [
@@ -87,7 +90,7 @@ def test_all_seeds_are_listed_with_their_jobs(tmp_path: Path) -> None:
 
 def test_each_job_is_there_with_command_data_and_versions(tmp_path: Path) -> None:
     measured = measured_2(tmp_path)
-    text = table_markdown(measured)
+    text = markdown(measured, tmp_path)
     for name, results in measured.results.items():
         (line,) = (line for line in text.splitlines() if line.startswith(f"- `{name}`, seed"))
         assert f"`{results['command']}`" in line
@@ -101,18 +104,18 @@ def test_each_job_is_there_with_command_data_and_versions(tmp_path: Path) -> Non
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     measured = measured_2(tmp_path)
-    text = table_markdown(measured, failures={"lenet_mnist_admm_w4_to_w1_seed0": "out of memory", "another": "no"})
-    missing = text[text.index("## What is missing") : text.index("## Where the numbers")]
+    text = markdown(measured, tmp_path, {"lenet_mnist_admm_w4_to_w1_seed0": "out of memory", "another": "no"})
+    missing = text[text.index("## Wider than this scale runs") : text.index("## Every number")]
     assert "all of w=8; all of w=16" in missing
     assert "`lenet_mnist_admm_w4_to_w1_seed0`: `out of memory`" in missing
     assert "- `auto_attack_lenet_mnist_admm_w4_to_w2_seed1`" in missing
     assert "another" not in missing
-    assert f"Not done yet, {len(measured.missing) - 1} of " in missing
+    assert f"## Not done yet: {len(measured.missing) - 1} of " in missing
 
 
 def test_the_summary_counts(tmp_path: Path) -> None:
     measured = measured_2(tmp_path)
-    text = table_markdown(measured)
+    text = markdown(measured, tmp_path)
     total = len(fake.all_jobs(measured.table))
     assert f"{len(list(tmp_path.rglob('results.json')))} of {total} jobs are done." in text
     # Of 2 * 9 numbers two are missing; 87.4 - 91.38 and 88.4 - 91.77 are too low.
@@ -127,19 +130,19 @@ def test_the_summary_counts(tmp_path: Path) -> None:
 
 
 def test_the_lengths_of_training_are_said(tmp_path: Path) -> None:
-    text = table_markdown(measured_2(tmp_path))
+    text = markdown(measured_2(tmp_path), tmp_path)
     assert "- Epochs of training, all stages together: 6 in natural, adversarial; 30 in to 1, to 2." in text
 
 
 def test_halves_are_rounded_up(tmp_path: Path) -> None:
     table = build_table("2", scale_of("quick", max_width=1, num_seeds=2))
     fake.fill(tmp_path, table, lambda job: (0.9689 if fake.seed_of(job) else 0.9732, 0.8, 0.7))
-    assert row_of(table_markdown(collect(table, tmp_path)), "w=1, natural: natural")[1] == "97.11"
+    assert row_of(markdown(collect(table, tmp_path), tmp_path), "w=1, natural: natural")[1] == "97.11"
 
 
 def test_an_empty_table_has_no_numbers(tmp_path: Path) -> None:
     measured = collect(build_table("2", QUICK), tmp_path)
-    text = table_markdown(measured)
+    text = markdown(measured, tmp_path)
     assert "No run is done yet." in text
     assert row_of(text, "w=4, to 2: PGD")[1:6] == ["-", "-", "0 of 3 seeds", "91.77", "-"]
 
@@ -149,7 +152,7 @@ def test_no_auto_attack_is_said(tmp_path: Path) -> None:
     texts = []
     for place, table in enumerate(tables):
         fake.fill(tmp_path / str(place), table)
-        texts.append(table_markdown(collect(table, tmp_path / str(place))))
+        texts.append(markdown(collect(table, tmp_path / str(place)), tmp_path))
     assert "This scale runs no AutoAttack" in texts[0]
     assert "This scale runs no AutoAttack" not in texts[1]
 
@@ -165,26 +168,11 @@ def test_hostile_texts_are_shown_as_they_are() -> None:
 
 def test_a_report_is_written_whole(tmp_path: Path) -> None:
     measured = measured_2(tmp_path)
-    folder = write_report(measured, tmp_path, {})
+    folder = write_report(measured, tmp_path, {}, {})
     assert folder == tmp_path / "tables" / "2"
     assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.md", "table2.png"]
     figures = draw(measured)
-    assert (folder / "report.md").read_text() == table_markdown(measured, figures=figures)
+    assert (folder / "report.md").read_text() == as_markdown(measured, sections(measured, tmp_path, {}, {}), figures)
     assert "](table2.png)" in (folder / "report.md").read_text()
     assert (folder / "table2.png").read_bytes() == figures[0].png
     assert base64.b64encode(figures[0].png).decode() in (folder / "report.html").read_text()
-
-
-@pytest.mark.parametrize("name", ["scratch", "5"])
-def test_a_hypothesis_has_its_own_pages(tmp_path: Path, name: str) -> None:
-    table: Table = build_table(name, scale_of("quick", max_width=4, num_seeds=2))
-    fake.fill(tmp_path, table)
-    folder = write_report(collect(table, tmp_path), tmp_path, {})
-    page, report = (folder / "hypothesis.md").read_text(), (folder / "report.md").read_text()
-    title, *rest = page.split("\n")
-    assert title.startswith("# Can a small robust network")
-    assert f"#{title}" in report
-    assert "\n## What we see\n" in page
-    assert "\n### What we see\n" in report
-    assert all(line in report for line in rest if line.startswith("- "))
-    assert title[2:] in (folder / "hypothesis.html").read_text()

@@ -13,10 +13,10 @@ import pytest
 
 from rap_jax._runtime.integrity import write_checked
 from rap_jax._runtime.interrupt import Interrupt, Interrupted
-from rap_jax.reproduce import job as job_module
-from rap_jax.reproduce import run_jobs as run_jobs_module
-from rap_jax.reproduce.job import Job, in_order, level_of
-from rap_jax.reproduce.run_jobs import Outcome, log_of, run_jobs
+from rap_jax.reproduction import job as job_module
+from rap_jax.reproduction import runner
+from rap_jax.reproduction.job import Job, in_order, level_of
+from rap_jax.reproduction.runner import FailedJobs, log_of, run_jobs
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def job(name: str, *flags: str, needs: Sequence[Job] = ()) -> Job:
     return Job(name, "fake_job", flags, (("start", tuple(needs)),) if needs else ())  # type: ignore[arg-type]
 
 
-def run(jobs: Sequence[Job], out: Path, **options: Any) -> Outcome:
+def run(jobs: Sequence[Job], out: Path, **options: Any) -> FailedJobs:
     return run_jobs(in_order(jobs), out, interrupt=options.pop("interrupt", Interrupt()), **options)
 
 
@@ -41,7 +41,7 @@ def calls(out: Path, name: str) -> list[dict[str, Any]]:
 def test_a_job_runs_after_what_it_needs_and_is_given_its_folder(tmp_path: Path) -> None:
     first, second = job("first"), job("second")
     third = job("third", "--x=1", needs=[first, second])
-    assert run([third], tmp_path, extra=("--y=2",)) == Outcome({}, {})
+    assert run([third], tmp_path, extra=("--y=2",)) == FailedJobs({}, {})
     (call,) = calls(tmp_path, "third")
     assert call["start"] == f"{tmp_path}/runs/first,{tmp_path}/runs/second"
     assert (call["x"], call["y"]) == ("1", "2")
@@ -68,11 +68,11 @@ def test_a_job_that_fails_takes_only_those_with_it_that_need_it(tmp_path: Path) 
         job("fine"),
     ]
     lines: list[str] = []
-    outcome = run(jobs, tmp_path, say=lines.append)
-    assert outcome.failed["wrong"] == "error: width is 0; expected 1 or more"
-    assert outcome.failed["killed"] == "killed by signal 9"
-    assert outcome.failed["silent"].startswith("it ended without results.json")
-    assert outcome.skipped == {
+    not_done = run(jobs, tmp_path, say=lines.append)
+    assert not_done.failed["wrong"] == "error: width is 0; expected 1 or more"
+    assert not_done.failed["killed"] == "killed by signal 9"
+    assert not_done.failed["silent"].startswith("it ended without results.json")
+    assert not_done.skipped == {
         "child": "needs wrong, which failed",
         "grandchild": "needs child, which was skipped",
     }
@@ -110,15 +110,15 @@ def test_a_job_that_another_process_has_begun_first_is_waited_for(
             lock.close()
         return looks[-1]
 
-    monkeypatch.setattr(run_jobs_module, "is_in_use", look)
-    assert run([job("late")], tmp_path) == Outcome({}, {})
+    monkeypatch.setattr(runner, "is_in_use", look)
+    assert run([job("late")], tmp_path) == FailedJobs({}, {})
     assert len(calls(tmp_path, "late")) == 1 and len(looks) == 3
 
 
 def test_results_that_are_damaged_meanwhile_stop_nothing_else(tmp_path: Path) -> None:
     first, odd = job("first", "--seconds=0.5"), job("odd", "--damage=1")
-    outcome = run([odd, first, job("last")], tmp_path)
-    assert set(outcome.failed) == {"odd"} and "damaged" in outcome.failed["odd"]
+    not_done = run([odd, first, job("last")], tmp_path)
+    assert set(not_done.failed) == {"odd"} and "damaged" in not_done.failed["odd"]
     assert job("last").results(tmp_path) is not None and first.results(tmp_path) is not None
 
 
@@ -149,9 +149,9 @@ def test_a_folder_that_another_process_holds_is_waited_for(tmp_path: Path) -> No
 
     other = threading.Thread(target=finish_elsewhere)
     other.start()
-    outcome = run([busy, job("other")], tmp_path, say=lines.append)
+    not_done = run([busy, job("other")], tmp_path, say=lines.append)
     other.join()
-    assert outcome == Outcome({}, {}) and not calls(tmp_path, "busy")
+    assert not_done == FailedJobs({}, {}) and not calls(tmp_path, "busy")
     assert sum("another process is at it" in line for line in lines) == 1
 
 
@@ -171,7 +171,7 @@ def test_a_signal_stops_the_jobs_and_the_same_plan_goes_on(tmp_path: Path) -> No
         run(slow, tmp_path, interrupt=interrupt)
     asking.join()
     assert (tmp_path / "runs" / "slow" / "stopped").exists() and not calls(tmp_path, "later")
-    assert run([job("later")], tmp_path) == Outcome({}, {})
+    assert run([job("later")], tmp_path) == FailedJobs({}, {})
 
 
 def test_damaged_results_are_named(tmp_path: Path) -> None:

@@ -5,11 +5,10 @@ import re
 import pytest
 
 from launch.flagfiles import expand_flagfiles
-from rap_jax.reproduce import paper
-from rap_jax.reproduce.cells import Cell
-from rap_jax.reproduce.job import Job, in_order
-from rap_jax.reproduce.scale import SCALES, scale_of
-from rap_jax.reproduce.tables import TABLES, Table, build_table
+from rap_jax.reproduction import paper
+from rap_jax.reproduction.job import Job, in_order
+from rap_jax.reproduction.recipes import SCALES, scale_of, with_paper_settings
+from rap_jax.reproduction.tables import TABLES, Cell, Table, build_table
 
 ALL = [(scale, name) for scale in SCALES for name in TABLES]
 
@@ -44,7 +43,7 @@ def test_every_table_is_a_plan(scale: str, name: str) -> None:
             for seed, job in enumerate(quantity.jobs):
                 assert job.name.endswith(f"_seed{seed}")
     if scale == "paper":
-        assert not table.beyond and table.cells
+        assert not table.left_out and table.cells
 
 
 def test_numbers_of_the_paper_stand_in_their_cells() -> None:
@@ -140,10 +139,10 @@ def test_each_table_trains_and_attacks_as_it_says() -> None:
 
 
 def test_what_a_scale_leaves_out_is_said() -> None:
-    assert build_table("2", scale_of("quick")).beyond == ("all of w=16",)
-    assert "16 to 1" in build_table("5", scale_of("quick")).beyond
+    assert build_table("2", scale_of("quick")).left_out == ("all of w=16",)
+    assert "16 to 1" in build_table("5", scale_of("quick")).left_out
     wide = build_table("2", scale_of("quick", max_width=16))
-    assert not wide.beyond and len(wide.cells) == 20
+    assert not wide.left_out and len(wide.cells) == 20
 
 
 def test_users_flags_win() -> None:
@@ -152,6 +151,21 @@ def test_users_flags_win() -> None:
         for job in in_order(build_table(name, scale).jobs):
             if job.module == "launch.main":
                 assert flags_of(job)[flag] == value
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_job_has_one_with_the_settings_of_the_paper(name: str) -> None:
+    scale = scale_of("quick", num_seeds=2)
+    ours, papers = (in_order(build_table(name, each).jobs) for each in (scale, with_paper_settings(scale)))
+    assert [job.name for job in ours] == [job.name for job in papers]
+    assert all(flags_of(job)["dual_keeps_graph"] == "" for job in papers if job.module == "launch.main")
+
+
+def test_a_network_from_scratch_has_one_stage_in_the_paper() -> None:
+    jobs = {job.name: flags_of(job) for job in build_table("scratch", with_paper_settings(scale_of("quick"))).jobs}
+    for kind in ("scratch", "paper_recipe"):
+        given = jobs[f"lenet_mnist_{kind}_w1_seed0"]
+        assert given["pretrain_epochs"] == "83" and float(given.get("pretrain_epsilon_ramp_epochs", 0)) == 0
 
 
 def test_wrong_names_are_refused() -> None:

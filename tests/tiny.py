@@ -21,6 +21,7 @@ from normed_net import NormedNet
 from launch import main as command
 from launch.configs import config_from_flags
 from launch.flagfiles import expand_flagfiles
+from rap_jax import data
 from rap_jax.config import STAGES, OutputConfig, RunConfig, Stage
 from rap_jax.data import Dataset, Split, content_hash
 from rap_jax.data.streamed import StreamedImages
@@ -173,7 +174,7 @@ def without_time_and_place(results: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     create._NETWORKS["normed_net"] = NormedNet
     flags.FLAGS["model"].parser.enum_values.append("normed_net")
-    command.load_dataset = lambda config, seed, streamed: on_disk(tiny_dataset()) if streamed else tiny_dataset()
+    data.load_dataset = lambda config, seed, streamed: on_disk(tiny_dataset()) if streamed else tiny_dataset()
     sys.argv[1:1] = FLAGS
     command.run()
 

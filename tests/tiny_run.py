@@ -12,8 +12,7 @@ import tiny
 from rap_jax._runtime.integrity import write_checked
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.square import Square
-from rap_jax.config import ModelConfig
-from rap_jax.config.evaluation import EvaluationConfig
+from rap_jax.config import EvaluationConfig, ModelConfig
 from rap_jax.data import Dataset, Split
 from rap_jax.evaluation.auto_attack.versions import Part
 from rap_jax.models import create_model

@@ -1,7 +1,28 @@
-"""How a bad setting is refused: a `ValueError` that names the value and what was expected."""
+"""How a setting is described, and how a bad one is refused: the value, and what was expected."""
 
+import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+Syntax = Literal["fraction", "path", "dataset", "network", "sparsity", "epochs", "size"]
+_Value = TypeVar("_Value")
+
+
+def setting(
+    default: _Value, text: str, *, flag: str = "", choices: tuple[str, ...] = (), syntax: Syntax | None = None
+) -> _Value:
+    """A field of a config that a flag sets.
+
+    Args:
+      default: of the field and of the flag.
+      text: what `--help` says; words in braces are filled in where a config has several groups of flags.
+      flag: name of the flag, where it is not that of the field.
+      choices: what the flag may be, where the type of the field does not say it.
+      syntax: how the flag is written, where the type of the field does not say it.
+    """
+    metadata = {"help": text, "flag": flag, "choices": choices, "syntax": syntax}
+    field: Any = dataclasses.field(default=default, metadata=metadata)
+    return field
 
 
 def require(condition: bool, name: str, value: Any, expected: str) -> None:
@@ -23,3 +44,15 @@ def require_at_least(name: str, value: float, least: float, unit: str = "") -> N
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuses a value that is none of `choices`, and lists them."""
     require(value in choices, name, value, f"one of {', '.join(choices)}")
+
+
+def require_choices(config: Any) -> None:
+    """Refuses a field whose type lists what it may be, and which is something else."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            require_choice(name, getattr(config, name), get_args(kind))
+
+
+def require_seed(seed: int) -> None:
+    """Refuses a seed that 32 bits do not hold."""
+    require(0 <= seed < 2**32, "seed", seed, "a whole number from 0 to 4294967295")

@@ -1,50 +1,139 @@
-"""A whole run."""
+"""A whole run: its stages with their optimizers, pruning, and what is written."""
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 from rap_jax.config.attack import AttackConfig
-from rap_jax.config.checks import require, require_at_least, require_choice
-from rap_jax.config.data import AugmentConfig, DataConfig
-from rap_jax.config.model import ModelConfig
-from rap_jax.config.optimizer import StageConfig
-from rap_jax.config.prune import PruneConfig
+from rap_jax.config.checks import (
+    require,
+    require_at_least,
+    require_choice,
+    require_choices,
+    require_positive,
+    require_seed,
+    setting,
+)
+from rap_jax.config.data import AugmentConfig, DataConfig, ModelConfig
 
 Stage = Literal["pretrain", "admm", "retrain"]
-STAGES: tuple[Stage, ...] = ("pretrain", "admm", "retrain")
+STAGES: tuple[Stage, ...] = get_args(Stage)
+Structure = Literal["irregular", "filter", "column", "bn_filter"]
+STRUCTURES: tuple[Structure, ...] = get_args(Structure)
+_MOST_EPOCHS = 10**6
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """First-order optimizer of one stage with its learning-rate schedule."""
+
+    name: Literal["adam", "sgd"] = setting("adam", "Optimizer of {stage}.", flag="{stage}_optimizer")
+    learning_rate: float = setting(1e-3, "Peak learning rate of {stage}.", flag="{stage}_learning_rate")
+    schedule: Literal["constant", "cosine", "step"] = setting("cosine", "Shape of the learning rate in {stage}.",
+        flag="{stage}_schedule")  # fmt: skip
+    warmup_epochs: float = setting(0.0, "Epochs of linear warm-up in {stage}.", flag="{stage}_warmup_epochs")
+    step_epochs: tuple[float, ...] = setting((), "Epochs at which the step schedule of {stage} falls.",
+        flag="{stage}_step_epochs", syntax="epochs")  # fmt: skip
+    step_factor: float = setting(0.1, "Factor at each of these.", flag="{stage}_step_factor")
+    momentum: float = setting(0.9, "Momentum of SGD in {stage}.", flag="{stage}_momentum")
+    weight_decay: float = setting(0.0, "L2 weight decay in {stage}.", flag="{stage}_weight_decay")
+
+    def __post_init__(self) -> None:
+        require_choice("optimizer", self.name, ("adam", "sgd"))
+        require_choices(self)
+        require_positive("learning_rate", self.learning_rate)
+        require_at_least("warmup_epochs", self.warmup_epochs, 0, " epochs")
+        increasing = all(a < b for a, b in zip((0.0, *self.step_epochs), self.step_epochs, strict=False))
+        increasing = increasing and all(map(math.isfinite, self.step_epochs))
+        require(increasing, "step_epochs", self.step_epochs, "epochs above 0 in rising order, such as 80,150")
+        counted = all(epoch <= _MOST_EPOCHS for epoch in self.step_epochs)
+        require(counted, "step_epochs", self.step_epochs, f"epochs up to {_MOST_EPOCHS}, whose steps can be counted")
+        stepped = self.schedule != "step" or bool(self.step_epochs)
+        require(stepped, "step_epochs", self.step_epochs, "at least one epoch when schedule is step")
+        require_positive("step_factor", self.step_factor)
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "a number in [0, 1)")
+        require_at_least("weight_decay", self.weight_decay, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One stage of a run."""
+
+    num_epochs: int = setting(6, "Epochs of {stage}; 0 leaves it out.", flag="{stage}_epochs")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    epsilon_ramp_epochs: float = setting(0.0, "Epochs over which the radius rises from 0 in {stage}.",
+        flag="{stage}_epsilon_ramp_epochs")  # fmt: skip
+
+    def __post_init__(self) -> None:
+        require(self.num_epochs >= 0, "num_epochs", self.num_epochs, "1 or more epochs, or 0 to leave the stage out")
+        require_at_least("epsilon_ramp_epochs", self.epsilon_ramp_epochs, 0, " epochs")
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig:
+    """Which weights are pruned, and how hard ADMM pulls them to zero."""
+
+    structure: Structure = setting("filter", "What is pruned; bn_filter: filters, chosen by the scale of their "
+        "BatchNorm.")  # fmt: skip
+    # Pairs of a shell-style wildcard over layer names, such as `conv1`, and a share. Unmatched layers stay dense.
+    sparsity: tuple[tuple[str, float], ...] = setting((("*", 0.5),), "Share to remove: one ratio for all layers, or "
+        "pattern:ratio pairs; the first pattern that matches a layer counts. none for no pruning.",
+        syntax="sparsity")  # fmt: skip
+    # `global` lets the layers compete.
+    budget: Literal["layer", "global"] = setting("layer", "Whether the ratio counts in each layer, or over all of them "
+        "together.")  # fmt: skip
+    rho: float = setting(0.01, "ADMM penalty; what it means depends on --rho_rule.")
+    rho_rule: Literal["uniform", "gradient"] = setting("gradient", "uniform: one rho for all layers, as in the paper. "
+        "gradient: rho times each layer's gradient norm over its weight norm.")  # fmt: skip
+    rho_growth: float = setting(1.3, "Factor on rho at each dual step.")
+    rescale_dual: bool = setting(True, "Keep rho*u when rho grows (Boyd); off: keep u (paper).")
+    # The growing penalty, see `rap_jax.pruning.admm`.
+    dual_keeps_graph: bool = setting(False, "Multiply the penalty's gradient by 1 + the number of dual steps, as the "
+        "authors' code does.")  # fmt: skip
+    reset_learning_rate: bool = setting(False, "Begin the ADMM stage's schedule anew after each dual step; its lengths "
+        "then count from there.")  # fmt: skip
+    dual_interval: float = setting(0.5, "Time between dual steps.")
+    dual_interval_unit: Literal["epochs", "steps"] = setting("epochs", "What --dual_interval counts.")
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        patterns = [pattern for pattern, _ in self.sparsity]
+        hint = "each pattern once: the first that matches a layer decides"
+        require(len(set(patterns)) == len(patterns), "sparsity", self.sparsity, hint)
+        for pattern, ratio in self.sparsity:
+            require(bool(pattern), "sparsity", self.sparsity, "a layer pattern before each ratio, such as conv1:0.5")
+            require(0 <= ratio < 1, f"sparsity of {pattern}", ratio, "a share of zeros in [0, 1)")
+        if self.budget == "global":
+            ratios = {ratio for _, ratio in self.sparsity if ratio > 0}
+            require(len(ratios) == 1, "sparsity", self.sparsity, "one ratio above 0 for all layers under budget global")
+        require_positive("rho", self.rho)
+        require_at_least("rho_growth", self.rho_growth, 1, " per dual step")
+        require_positive("dual_interval", self.dual_interval)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """What a training step does with a batch.
+    """What a training step does with a batch."""
 
-    Attributes:
-      attack: training attack; None is natural training.
-      attack_batch_norm: statistics by which BatchNorm normalises inside the attack: `running` is evaluation mode, the
-        network that will be attacked; `batch` those of the batch, as in the authors' code. Without meaning in free
-        training, whose one pass is the training pass.
-      augment: random changes of the images, before the attack.
-      label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
-      mixup_alpha: images and labels are mixed in pairs, by a share from Beta(alpha, alpha); 0 is no mixup.
-      free_replays: in free training (see `rap_jax.training.step`), updates on each batch in a row; the attack is then
-        that of `free_attack`. 0 is any other training.
-      compute_dtype: of the passes through the network in training, see `rap_jax.models.model`. Evaluation
-        computes in float32.
-    """
-
+    # None is natural training.
     attack: AttackConfig | None
-    attack_batch_norm: Literal["running", "batch"] = "running"
-    augment: AugmentConfig = AugmentConfig()  # noqa: RUF009  frozen
-    label_smoothing: float = 0.0
-    mixup_alpha: float = 0.0
+    # Without meaning in free training, whose one pass is the training pass.
+    attack_batch_norm: Literal["running", "batch"] = setting("running", "Statistics by which BatchNorm normalises "
+        "inside the training attack: running (evaluation mode) or the batch's (the authors' code).")  # fmt: skip
+    augment: AugmentConfig = AugmentConfig()
+    label_smoothing: float = setting(0.0, "Share of the target spread over all classes.")
+    mixup_alpha: float = setting(0.0, "Images and labels are mixed in pairs, by a share from Beta(alpha, alpha); 0 for "
+        "no mixup.")  # fmt: skip
+    # Updates on each batch in a row in free training, by `free_attack`; 0 in any other training.
     free_replays: int = 0
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = setting("float32", "What the network computes in while it is "
+        "trained; weights, loss and evaluation stay float32. bfloat16 pays on GPU and TPU; a CPU is slower with it."
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        require_choice("attack_batch_norm", self.attack_batch_norm, ("running", "batch"))
+        require_choices(self)
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         require_at_least("mixup_alpha", self.mixup_alpha, 0)
-        require_choice("compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         hint = "0, or 2 or more updates on each batch in free training"
         require(self.free_replays == 0 or self.free_replays >= 2, "free_replays", self.free_replays, hint)
         if self.free_replays:
@@ -73,15 +162,13 @@ class StartConfig:
     """Where a run's weights come from; without `run_dir` they are drawn at random.
 
     Weights that are zero at a start from another run stay zero in every stage (progressive pruning).
-
-    Attributes:
-      run_dir: folder of a finished run of the same network and width.
-      weights: `final` takes the network that it ended with; `initial` the weights that it began with, where the final
-        network is not zero: a smaller network that inherits its initialisation (the paper's Table 5).
     """
 
-    run_dir: str | None = None
-    weights: Literal["final", "initial"] = "final"
+    run_dir: str | None = setting(None, "Folder of a finished run of the same network, to begin with its weights, "
+        "whose zeros stay zero in every stage; empty for random weights.", flag="start_run", syntax="path")  # fmt: skip
+    weights: Literal["final", "initial"] = setting("final", "final: what that run ended with. initial: what it began "
+        "with, where its final network is not zero (inherited initialisation, the paper's Table 5).",
+        flag="start_weights")  # fmt: skip
 
     def __post_init__(self) -> None:
         require_choice("weights of the start", self.weights, ("final", "initial"))
@@ -92,36 +179,35 @@ class StartConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A whole run: everything that decides its numbers, and nothing else.
+    """A whole run: everything that decides its numbers, and nothing else."""
 
-    `steps_per_epoch` of 0 means one pass over the training images; another number makes every length in epochs a
-    number of steps that does not depend on how many images there are. `small_retrain` retrains the network without its
-    removed filters, which gives the same weights up to rounding in less time. Three attacks: that of `train`
-    on the training batch, one on the validation split after each epoch (to choose the kept model), and the one whose
-    result is reported.
-    """
-
-    name: str
-    seed: int
-    data: DataConfig
-    model: ModelConfig
-    train: TrainConfig
-    select_attack: AttackConfig
-    report_attack: AttackConfig
-    prune: PruneConfig
-    pretrain: StageConfig
-    admm: StageConfig
-    retrain: StageConfig
-    batch_size: int = 128
-    eval_batch_size: int = 500
-    steps_per_epoch: int = 0
-    small_retrain: bool = True
+    name: str = setting("run", "Name of the run; part of the folder's name when --out_dir is not given.")
+    seed: int = setting(0, "Seed of everything random: split, weights, order, attacks.")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    # With the attack on the training batch.
+    train: TrainConfig = TrainConfig(AttackConfig())
+    # On the validation split after each epoch, to choose the kept model.
+    select_attack: AttackConfig = AttackConfig()
+    # The one whose result is reported.
+    report_attack: AttackConfig = AttackConfig()
+    prune: PruneConfig = PruneConfig()
+    pretrain: StageConfig = StageConfig()
+    admm: StageConfig = StageConfig()
+    retrain: StageConfig = StageConfig()
+    batch_size: int = setting(128, "Images per training step, over all devices.")
+    eval_batch_size: int = setting(500, "Images per evaluation step, over all devices; rounded up to a multiple of "
+        "them (then PGD starts at other random points).")  # fmt: skip
+    # A number makes every length in epochs a number of steps that does not depend on how many images there are.
+    steps_per_epoch: int = setting(0, "Steps that count as one epoch; 0 is one pass over the data.")
+    small_retrain: bool = setting(True, "Retrain the network without its removed filters: the same weights up to "
+        "rounding, in less time. Off: the whole network under its masks.")  # fmt: skip
     start: StartConfig = StartConfig()
 
     def __post_init__(self) -> None:
         plain = bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name) and self.name[0] != "."
         require(plain, "name", self.name, "letters, digits, '-', '_' and '.' (it names a folder)")
-        require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
+        require_seed(self.seed)
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more images")
         require(self.eval_batch_size >= 1, "eval_batch_size", self.eval_batch_size, "1 or more images")
         require(self.steps_per_epoch >= 0, "steps_per_epoch", self.steps_per_epoch, "0 (one pass) or more steps")
@@ -138,14 +224,13 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OutputConfig:
-    """How often a run writes, and what; changes none of its other numbers.
+    """How often a run writes, and what; changes none of its other numbers."""
 
-    `measure_cost` counts and measures at the end what the network costs, see `rap_jax.compaction`.
-    """
-
-    log_every_steps: int = 20
-    checkpoint_every_seconds: float = 30.0
-    measure_cost: bool = True
+    log_every_steps: int = setting(20, "Steps between lines of metrics.jsonl.")
+    checkpoint_every_seconds: float = setting(30.0, "Seconds between checkpoints.")
+    # See `rap_jax.compaction`.
+    measure_cost: bool = setting(True, "Count and measure at the end what the network costs, dense, pruned and "
+        "compacted: a table in report.md.")  # fmt: skip
 
     def __post_init__(self) -> None:
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "1 or more steps")

@@ -17,8 +17,7 @@ from jax.sharding import Mesh
 
 from rap_jax._runtime.functions import Captured, hoist_closure, own_mesh, trace
 from rap_jax.attacks.stepwise import keys_of
-from rap_jax.config import require
-from rap_jax.config.evaluation import EvaluationConfig
+from rap_jax.config import EvaluationConfig, require
 from rap_jax.data import Dataset, Split, to_unit
 from rap_jax.evaluation.auto_attack.programs import Judged, Programs
 from rap_jax.evaluation.network import AttackedNetwork

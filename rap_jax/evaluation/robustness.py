@@ -30,9 +30,8 @@ from rap_jax._runtime.functions import fingerprint
 from rap_jax._runtime.integrity import unreadable, write_atomically
 from rap_jax._runtime.interrupt import catch_signals
 from rap_jax._runtime.mesh import make_mesh
-from rap_jax.config import require
+from rap_jax.config import EvaluationConfig, require
 from rap_jax.config.attack import check_radius
-from rap_jax.config.evaluation import EvaluationConfig
 from rap_jax.data import Dataset
 from rap_jax.evaluation.auto_attack.versions import Part
 from rap_jax.evaluation.diagnostics import Finding, check_confirmed, check_data, check_worst_case

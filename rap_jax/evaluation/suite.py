@@ -24,8 +24,7 @@ from rap_jax._runtime.interrupt import Interrupt
 from rap_jax._runtime.progress import Progress
 from rap_jax._runtime.text import PGD_ANY_STEP
 from rap_jax.attacks.stepwise_pgd import Pgd
-from rap_jax.config import AttackConfig
-from rap_jax.config.evaluation import EvaluationConfig
+from rap_jax.config import AttackConfig, EvaluationConfig
 from rap_jax.evaluation.accuracy import wilson_interval
 from rap_jax.evaluation.auto_attack import AutoAttackResult, Version, auto_attack
 from rap_jax.evaluation.auto_attack.programs import AttackPrograms, Examples

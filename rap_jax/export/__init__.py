@@ -12,9 +12,9 @@ exported = open_exported_network("runs/lenet_mnist_mnist_seed0")
 write_file(exported, "onnx", Path("network.onnx"))
 """
 
+from rap_jax.config import FORMATS as FORMATS
 from rap_jax.export.exported_network import ExportedNetwork as ExportedNetwork
 from rap_jax.export.exported_network import open_exported_network as open_exported_network
-from rap_jax.export.files import FORMATS as FORMATS
 from rap_jax.export.files import open_file as open_file
 from rap_jax.export.files import write_file as write_file
 from rap_jax.export.npz import read_npz as read_npz

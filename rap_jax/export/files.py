@@ -17,7 +17,7 @@ import numpy as np
 from rap_jax._runtime.environment import is_installed
 from rap_jax._runtime.integrity import write_atomically
 from rap_jax._runtime.text import as_attack, as_interval
-from rap_jax.config import require
+from rap_jax.config import FORMATS, SUFFIXES, require
 from rap_jax.evaluation.network import FILE_SHA256, read_exported
 from rap_jax.export.exported_network import ExportedNetwork, describe, network_of
 from rap_jax.export.npz import npz_bytes, read_npz
@@ -26,8 +26,6 @@ from rap_jax.export.open_file import OpenFile
 from rap_jax.export.safetensors import safetensors_bytes
 from rap_jax.export.stablehlo import metadata_path, read_metadata, stablehlo_bytes, write_metadata
 
-SUFFIXES = {"stablehlo": ".jax", "onnx": ".onnx", "npz": ".npz", "safetensors": ".safetensors"}
-FORMATS = tuple(SUFFIXES)
 _TITLES = {"stablehlo": "StableHLO", "onnx": "ONNX", "npz": "npz", "safetensors": "safetensors"}
 _HINTS = {
     "stablehlo": "Load it with jax.export.deserialize; attack it with python -m launch.evaluate --checkpoint={path}",

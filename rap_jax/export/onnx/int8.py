@@ -3,7 +3,6 @@
 Training images set the ranges of the activations (calibration); no test image is used. The robustness of the quantised
 file is measured (`onnx.robustness`) and written into its metadata."""
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 from rap_jax._runtime.environment import optional_module
 from rap_jax._runtime.integrity import write_atomically
 from rap_jax._runtime.text import as_percent, as_radius
-from rap_jax.config import AttackConfig, require
+from rap_jax.config import AttackConfig, Int8Config, require
 from rap_jax.data import Dataset, Split
 from rap_jax.export.exported_network import ExportedNetwork, describe
 from rap_jax.export.onnx.file import METADATA_KEY, onnx_model, open_session, with_checksum
@@ -24,21 +23,6 @@ from rap_jax.export.onnx.robustness import measure
 _BATCH = 32
 # The graph needs none of onnxruntime's pre-processing; without this mark its quantiser prints that it does.
 _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Int8Config:
-    """How a file is quantised, and measured."""
-
-    num_calibration_images: int = 512  # first training images, which set the ranges of the activations
-    num_images: int = 500  # first test images, on which it is measured
-    num_queries: int = 300  # of Square for each of them; 0 leaves it out
-    seed: int = 0  # of everything random
-
-    def __post_init__(self) -> None:
-        for name in ("num_calibration_images", "num_images"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more images")
-        require(self.num_queries >= 0, "num_queries", self.num_queries, "0 or more queries")
 
 
 def write_int8(

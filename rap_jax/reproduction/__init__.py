@@ -1,0 +1,12 @@
+"""The paper's tables as jobs, and their reports beside the paper's numbers: `launch.reproduce`.
+
+paper      the numbers of Ye et al., 2019
+recipes    the runs of a scale: widths, epochs, seeds; the paper's settings
+tables     each table and figure as cells and the jobs that fill them
+job        a job: a command, its folder, the jobs it begins from
+runner     jobs in order, several at once, resumable
+checks     whether what lies in a folder is a result of this very plan
+results    what the results of a table's jobs say, cell by cell
+figures    the figures of a table
+report     report.md and report.html
+"""
