@@ -3,7 +3,7 @@
 plan            which channels stay: compaction_plan
 resize          the trees of the smaller network, and the original shapes again: shrink, expand
 compact         compact: a physically smaller network with the same logits
-cut             removes from a network what pruning takes out, with everything that belongs to it
+cut             the weights projected on their sparsity sets
 fold            fold_batch_norm: BatchNorm made part of the convolution before it
 multiply_adds   multiply-adds, counted from the jaxpr
 cost            multiply-adds, bytes, memory and time of the dense, the pruned and the compacted form

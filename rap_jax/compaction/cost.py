@@ -1,13 +1,12 @@
-"""What a network costs in each of its forms: counted where it can be counted, else measured.
+"""The cost of a network, dense, pruned and compacted: parameters, multiply-adds, bytes, memory and time.
 
     cost = measure_cost(model, weights, device=jax.devices()[0])
     cost["forms"]["compacted"]["multiply_adds"]
     print(cost_table(cost))
 
-Three forms: `dense` has the shapes of the network as it was trained, with random numbers of the size of their
-neighbours in place of zeros; `pruned` has the zeros; `compacted` has only the channels that affect the logits. Dense
-and pruned are one program with other numbers in it, so their memory is the same by construction, and their times
-differ by chance alone.
+`dense` has the original shapes, with random numbers of the size of the other weights in place of zeros; `pruned` has
+the zeros; `compacted` has only the channels that affect the logits. Dense and pruned are one program with other numbers
+in it, so their memory is the same, and their times differ by chance alone.
 """
 
 import gzip

@@ -194,9 +194,9 @@ def about_network(exported: ExportedNetwork, file_format: str, path: Path, diffe
 
 def _size(exported: ExportedNetwork) -> str:
     network = network_of(exported)
-    left, whole = network["num_params"], network["num_params_of_the_run"]
+    num_left, num_before = network["num_params"], network["num_params_of_the_run"]
     removed = ", ".join(f"{layer} {number}" for layer, number in network["features"].items())
-    words = f"{network['name']} of width {network['width']}, {left:,} of {whole:,} parameters"
+    words = f"{network['name']} of width {network['width']}, {num_left:,} of {num_before:,} parameters"
     return f"{words} (outputs left: {removed})" if removed else words
 
 
