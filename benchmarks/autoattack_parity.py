@@ -2,7 +2,7 @@ r"""AutoAttack of rap_jax against the official code, and its speed: `python -m b
 
     python -m benchmarks.autoattack_parity --strong=RUN --weak=RUN --raw_data_dir=FOLDER --num_images=1000
     python -m benchmarks.autoattack_parity --weak=RUN --raw_data_dir=FOLDER --only=weak/square
-    python -m benchmarks.autoattack_parity --write_reference        the file of tests/autoattack_reference_test.py
+    python -m benchmarks.autoattack_parity --write_reference      the file of tests/attacks/autoattack_reference_test.py
 
 Both runs are LeNets of `launch.main` on MNIST; their weights are handed to the same network in PyTorch. The attacks
 have radius 0.3. The strong one is the main job:
@@ -78,7 +78,7 @@ SPEED_COLUMNS = (
     Column("official_megabytes", "official MB", ".0f"),
     Column("rap_jax_megabytes", "rap_jax MB", ".0f"),
 )
-_REFERENCE = Path(__file__).parent.parent / "tests/reference/autoattack.npz"
+_REFERENCE = Path(__file__).parent.parent / "tests/attacks/reference/autoattack.npz"
 _SPEED = "speed/standard"
 # For --quick: enough to see that everything runs.
 _QUICK = {"num_images": 20, "num_compared": 8, "num_steps": 20, "num_queries": 100, "num_timed": 20, "rounds": 1}

@@ -18,7 +18,6 @@ from benchmarks.worker import clocked
 from rap_jax._runtime.integrity import digest
 from rap_jax.config import ModelConfig, OptimizerConfig, OutputConfig, PruneConfig
 from rap_jax.models import create_model
-from rap_jax.models.model import Weights
 from rap_jax.runs import checkpoint
 from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer, make_penalty, specs_from_config
 from rap_jax.training.state import StageState, init_stage_state
@@ -40,7 +39,7 @@ def make_state(row: str) -> StageState:
     settings = ROWS[row]
     config = ModelConfig(settings.model, settings.width)
     model = create_model(config, input_shape=settings.input_shape, num_classes=10)
-    weights = Weights(*jax.jit(model.init)(jax.random.key(0)))
+    weights = jax.jit(model.init)(jax.random.key(0))
     prune = PruneConfig()
     specs = specs_from_config(prune, weights.params, output_layer=model.output_layer)
     optimizer = OptimizerConfig(schedule="constant")

@@ -116,9 +116,8 @@ def _ways(
         session = open_session(folder / f"{form}.onnx", num_threads=num_cores())
         run_session = functools.partial(session.logits_fn, images)
         plain = exported.model
-        assert plain.remake is not None  # of create_model
         runs: dict[str, Callable[[], Any]] = {
-            RUNTIMES[0]: _jax_run(exported._replace(model=plain.remake(implementation="auto")), images),
+            RUNTIMES[0]: _jax_run(exported._replace(model=plain.replace(implementation="auto")), images),
             RUNTIMES[1]: _jax_run(exported, images),
             RUNTIMES[2]: run_session,
         }
@@ -133,7 +132,7 @@ def _ways(
 def _jax_run(exported: ExportedNetwork, images: np.ndarray) -> Callable[[], Any]:
     model = exported.model
     weights, images_there = jax.device_put((exported.weights, images))
-    logits = jax.jit(lambda weights, images: model.apply(weights.params, weights.batch_stats, images, False)[0])
+    logits = jax.jit(model.logits)
     return lambda: jax.block_until_ready(logits(weights, images_there))
 
 

@@ -60,7 +60,7 @@ def random_networks(name: str, together: str = "each layer") -> Networks:
     config = ModelConfig(name, WIDTH)
     model = create_model(config, input_shape=SHAPES[name], num_classes=10)
     generator = np.random.default_rng(0)
-    weights = jax.tree.map(np.array, Weights(*jax.jit(model.init)(jax.random.key(0))))
+    weights = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(0)))
     drawn: dict[str, np.ndarray] = {}
     for layer, group in model.wiring.groups.items():
         leaves: Any = weights.params
@@ -90,6 +90,5 @@ def _both(config: ModelConfig, model: Model, weights: Weights, results: dict[str
 
 
 def _exported(model: Model, weights: Weights, common: dict[str, Any]) -> ExportedNetwork:
-    assert model.remake is not None  # of create_model
-    plain = model.remake(implementation="xla")
+    plain = model.replace(implementation="xla")
     return ExportedNetwork(model=plain, weights=weights, features=plain.features, folded=False, **common)

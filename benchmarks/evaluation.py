@@ -40,14 +40,14 @@ def make_evaluation(case: Case) -> Callable[[], Accuracy]:
     """A function that evaluates the case once."""
     mesh, shape = make_mesh(), case.of.input_shape
     model = create_model(ModelConfig(case.of.model, case.of.width), input_shape=shape, num_classes=10)
-    params, batch_stats = jax.jit(model.init)(jax.random.key(0))
+    weights = jax.jit(model.init)(jax.random.key(0))
     images = np.random.default_rng(0).integers(0, 256, (case.num_images, *shape), np.uint8)
-    logits = jax.jit(lambda images: model.apply(params, batch_stats, images / 255, False)[0])
+    logits = jax.jit(lambda images: model.logits(weights, images / 255))
     parts = np.split(images, range(BATCH_SIZE, len(images), BATCH_SIZE))
     answers = np.concatenate([np.asarray(logits(part)).argmax(1) for part in parts])
     split = put_split(images, case.labels(answers.tolist()), mesh)
     evaluate = make_evaluator(model, case.attack, mesh, batch_size=BATCH_SIZE)
-    return lambda: evaluate(params, batch_stats, split, jax.random.key(1))
+    return lambda: evaluate(weights.params, weights.batch_stats, split, jax.random.key(1))
 
 
 def measure(name: str, *, rounds: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from benchmarks.worker import Answer, Worker, clocked
 from rap_jax._runtime.mesh import make_mesh, put_split
 from rap_jax.config import AugmentConfig, TrainConfig
 from rap_jax.data import epoch_order
-from rap_jax.data.batches import make_batch
+from rap_jax.data.batches import BatchInputs, make_batch
 
 # Shape of an image, how many of them, batch, black pixels around an image from which it is cropped (0: no change).
 CASES: dict[str, tuple[tuple[int, int, int], int, int, int]] = {
@@ -43,12 +43,13 @@ def make_epoch(name: str) -> Callable[[], None]:
     images = generator.integers(0, 256, (num_images, *shape), np.uint8)
     split = put_split(images, generator.integers(0, 10, num_images, np.int32), make_mesh(jax.devices()[:1]))
     config = TrainConfig(None, augment=augment)
-    batch_of = jax.jit(lambda key, split, indices: make_batch(key, split, indices, config, num_classes=10))
+    batch_of = jax.jit(lambda key, inputs: make_batch(key, inputs, config, num_classes=10))
 
     def epoch() -> None:
         order = np.asarray(epoch_order(jax.random.key(0), 0, num_images))
         for start in range(0, num_images - batch_size + 1, batch_size):
-            batch = batch_of(jax.random.key(start), split, order[start : start + batch_size])
+            inputs = BatchInputs(split.images, split.labels, order[start : start + batch_size])
+            batch = batch_of(jax.random.key(start), inputs)
             jax.block_until_ready(batch)
 
     return epoch

@@ -13,14 +13,14 @@ import jax
 import numpy as np
 
 from rap_jax._runtime.devices import start_cpu_devices
-from rap_jax._runtime.mesh import DeviceSplit, home, make_mesh, put_split
+from rap_jax._runtime.mesh import DeviceSplit, first_device_sharding, make_mesh, put_split
 from rap_jax.config import AttackConfig, ComputeConfig, ModelConfig, OptimizerConfig, TrainConfig
+from rap_jax.data.batches import BatchInputs
 from rap_jax.evaluation.accuracy import make_evaluator
 from rap_jax.models import create_model
-from rap_jax.models.model import Weights
-from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from rap_jax.training.sharded_step import StepKeys, make_train_step
-from rap_jax.training.state import init_stage_state, stream_key
+from rap_jax.training.optimizer import StagePlan, learning_rate_schedule, make_optimizer
+from rap_jax.training.sharded_step import make_train_step
+from rap_jax.training.state import init_stage_state, step_keys, stream_key
 
 PARENT = os.getppid()
 BATCH_SIZE, EVAL_BATCH_SIZE, STEPS_BETWEEN = 128, 500, 50
@@ -51,19 +51,19 @@ def train() -> None:
     settings = OptimizerConfig("adam", 1e-4, schedule="constant")
     learning_rate = learning_rate_schedule(settings, steps_per_epoch=100, num_steps=100)
     tx = make_optimizer(settings, learning_rate)
-    place = home(mesh)
-    weights = jax.jit(lambda key: Weights(*model.init(key)), out_shardings=place)(jax.random.key(0))
+    place = first_device_sharding(mesh)
+    weights = jax.jit(model.init, out_shardings=place)(jax.random.key(0))
     state = jax.jit(lambda start: init_stage_state(start, tx), out_shardings=place)(weights).train
     split: DeviceSplit = put_split(*make_data(), mesh)
-    step = make_train_step(model, tx, TrainConfig(ATTACK), learning_rate, mesh)
+    step = make_train_step(model, tx, TrainConfig(ATTACK), StagePlan("pretrain", 100, 100, learning_rate), mesh)
     evaluate = make_evaluator(model, ATTACK, mesh, batch_size=EVAL_BATCH_SIZE)
-    keys = StepKeys(stream_key(0, "attack", "pretrain"), stream_key(0, "batch", "pretrain"))
+    keys = step_keys(0, "pretrain")
     generator = np.random.default_rng(1)
     while os.getppid() == PARENT:  # or whoever watched is gone
         for _ in range(STEPS_BETWEEN):
             indices = generator.choice(NUM_EXAMPLES, BATCH_SIZE, replace=False).astype(np.int32)
             began = time.monotonic()
-            state, metrics = step(state, split, indices, keys, False)
+            state, metrics = step(state, BatchInputs(*split, indices), keys, False)
             loss = float(metrics.loss)
             say("step", seconds=time.monotonic() - began, loss=loss)
         began = time.monotonic()

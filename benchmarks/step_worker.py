@@ -15,13 +15,14 @@ import numpy as np
 from benchmarks.rows import ROWS, Row
 from benchmarks.worker import Answer, clocked, memory, serve
 from rap_jax._runtime.devices import start_cpu_devices
-from rap_jax._runtime.mesh import home, make_mesh, put_split
+from rap_jax._runtime.mesh import first_device_sharding, make_mesh, put_split
 from rap_jax.config import ModelConfig, OptimizerConfig, TrainConfig
+from rap_jax.data.batches import BatchInputs
 from rap_jax.models import create_model
-from rap_jax.models.model import Weights
-from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from rap_jax.training.sharded_step import StepKeys, StepMetrics, make_train_step
-from rap_jax.training.state import init_stage_state, stream_key
+from rap_jax.training.optimizer import StagePlan, learning_rate_schedule, make_optimizer
+from rap_jax.training.sharded_step import make_train_step
+from rap_jax.training.state import init_stage_state, step_keys
+from rap_jax.training.step import StepMetrics
 
 _GEMM_SIZE = 2048
 
@@ -35,19 +36,20 @@ class StepWorker:
         settings = _optimizer(row)
         learning_rate = learning_rate_schedule(settings, steps_per_epoch=100, num_steps=100)
         tx = make_optimizer(settings, learning_rate)
-        whole = home(mesh)
-        weights = Weights(*jax.jit(model.init, out_shardings=whole)(jax.random.key(0)))
+        whole = first_device_sharding(mesh)
+        weights = jax.jit(model.init, out_shardings=whole)(jax.random.key(0))
         self.state = jax.jit(lambda start: init_stage_state(start, tx), out_shardings=whole)(weights).train
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (row.batch_size, *row.input_shape), np.uint8)
-        self.split = put_split(images, generator.integers(0, 10, row.batch_size, np.int32), mesh)
-        self.indices = np.arange(row.batch_size, dtype=np.int32)
-        self.keys = StepKeys(stream_key(0, "attack", "pretrain"), stream_key(0, "batch", "pretrain"))
-        self.train_step = make_train_step(model, tx, TrainConfig(row.attack), learning_rate, mesh)
+        split = put_split(images, generator.integers(0, 10, row.batch_size, np.int32), mesh)
+        self.inputs = BatchInputs(*split, np.arange(row.batch_size, dtype=np.int32))
+        self.keys = step_keys(0, "pretrain")
+        plan = StagePlan("pretrain", 100, 100, learning_rate)
+        self.train_step = make_train_step(model, tx, TrainConfig(row.attack), plan, mesh)
 
     def step(self) -> StepMetrics:
         """One training step, waited for as in a run."""
-        self.state, metrics = self.train_step(self.state, self.split, self.indices, self.keys, False)
+        self.state, metrics = self.train_step(self.state, self.inputs, self.keys, False)
         return jax.device_get(metrics)
 
 

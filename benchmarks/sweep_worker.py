@@ -17,14 +17,22 @@ from jax.sharding import Mesh
 
 from benchmarks.worker import Answer, clocked, serve
 from rap_jax._runtime.devices import start_cpu_devices
-from rap_jax._runtime.mesh import DeviceSplit, home, make_mesh, map_parts, put_split, replicated, split_over_data
+from rap_jax._runtime.mesh import (
+    first_device_sharding,
+    make_mesh,
+    map_microbatches,
+    put_split,
+    replicated,
+    split_over_data,
+)
 from rap_jax.config import AttackConfig, ModelConfig, OptimizerConfig, TrainConfig
+from rap_jax.data.batches import BatchInputs
 from rap_jax.models import create_model
 from rap_jax.models.model import Weights
-from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from rap_jax.training.sharded_step import StepKeys, StepMetrics, TrainStep, make_train_step
-from rap_jax.training.state import TrainState, init_stage_state
-from rap_jax.training.step import StepParts
+from rap_jax.training.optimizer import StagePlan, learning_rate_schedule, make_optimizer
+from rap_jax.training.sharded_step import TrainStep, make_train_step
+from rap_jax.training.state import StepKeys, TrainState, init_stage_state
+from rap_jax.training.step import AttackInputs, StepFunctions, StepMetrics
 
 BATCH_SIZE = 128
 # As `--flagfile=quick_mnist` trains.
@@ -40,26 +48,27 @@ class SweepWorker:
         mesh, self.num_networks = make_mesh(), num_networks
         model = create_model(ModelConfig("lenet_mnist", width), input_shape=_SHAPE, num_classes=_NUM_CLASSES)
         learning_rate = learning_rate_schedule(_OPTIMIZER, steps_per_epoch=_NUM_STEPS, num_steps=_NUM_STEPS)
-        tx = make_optimizer(_OPTIMIZER, learning_rate)
-        fresh = lambda seed: init_stage_state(Weights(*model.init(jax.random.key(seed))), tx).train
+        tx, plan = make_optimizer(_OPTIMIZER, learning_rate), StagePlan("pretrain", _NUM_STEPS, 1, learning_rate)
+        fresh = lambda seed: init_stage_state(model.init(jax.random.key(seed)), tx).train
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (num_networks * BATCH_SIZE, *_SHAPE), np.uint8)
         labels = generator.integers(0, _NUM_CLASSES, len(images), np.int32)
         indices = np.arange(len(images), dtype=np.int32).reshape(num_networks, BATCH_SIZE)
         if num_networks == 1:
-            self.state = jax.jit(fresh, out_shardings=home(mesh))(0)
-            self.split, self.indices, self.keys = put_split(images, labels, mesh), indices[0], _keys(0)
-            self.train_step = make_train_step(model, tx, _TRAIN, learning_rate, mesh)
+            self.state = jax.jit(fresh, out_shardings=first_device_sharding(mesh))(0)
+            self.inputs, self.keys = BatchInputs(*put_split(images, labels, mesh), indices[0]), _keys(0)
+            self.train_step = make_train_step(model, tx, _TRAIN, plan, mesh)
         else:
             seeds, share = np.arange(num_networks), split_over_data(mesh)
             self.state = jax.jit(jax.vmap(fresh), out_shardings=share)(seeds)
-            self.split = DeviceSplit(*jax.device_put((images, labels), replicated(mesh)))
-            self.indices, self.keys = jax.device_put((indices, jax.jit(jax.vmap(_keys))(seeds)), share)
-            self.train_step = step_of_all(StepParts(model, tx, _TRAIN, learning_rate), mesh)
+            split = jax.device_put((images, labels), replicated(mesh))
+            each, self.keys = jax.device_put((indices, jax.jit(jax.vmap(_keys))(seeds)), share)
+            self.inputs = BatchInputs(split[0], split[1], each)
+            self.train_step = step_of_all(StepFunctions(model, tx, _TRAIN, plan), mesh)
 
     def step(self) -> StepMetrics:
         """One training step of every network, waited for as in a run."""
-        self.state, metrics = self.train_step(self.state, self.split, self.indices, self.keys, False)
+        self.state, metrics = self.train_step(self.state, self.inputs, self.keys, False)
         return jax.device_get(metrics)
 
     def steps(self, count: int) -> Answer:
@@ -68,21 +77,22 @@ class SweepWorker:
         return answer | {"seconds": answer["seconds"] / self.num_networks}
 
 
-def step_of_all(parts: StepParts, mesh: Mesh) -> TrainStep:
+def step_of_all(functions: StepFunctions, mesh: Mesh) -> TrainStep:
     """`rap_jax.training.sharded_step` for stacked states: one program in which no device waits for another."""
 
     def one(
-        state: TrainState, split: DeviceSplit, indices: jax.Array, keys: StepKeys, dual_step: jax.Array
+        state: TrainState, inputs: BatchInputs, keys: StepKeys, dual_step: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
-        task = parts.prepare(state.step, split, indices, keys)
+        batch = functions.prepare(state.step, inputs, keys)
         weights = Weights(state.params, state.batch_stats)
-        attack = lambda part: parts.attack(weights, task._replace(batch=part[0], keys=part[1]))
-        images: Any = map_parts(attack, (task.batch, task.keys), mesh)
-        return parts.update(state, task.with_images(images), dual_step)
+        attack = lambda some: functions.attack(weights, AttackInputs(some[0], some[1], some[2], batch.scale))
+        images: Any = map_microbatches(attack, (batch.images, batch.targets, batch.keys), mesh)
+        return functions.update(state, batch._replace(images=images), dual_step)
 
     whole, share = replicated(mesh).spec, split_over_data(mesh).spec
-    on_device = jax.vmap(one, in_axes=(0, None, 0, 0, None))
-    specs = (share, whole, share, share, whole)
+    along: Any = BatchInputs  # of axes and specs in place of arrays
+    on_device = jax.vmap(one, in_axes=(0, along(None, None, 0), 0, None))
+    specs = (share, along(whole, whole, share), share, whole)
     return jax.jit(
         jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False), donate_argnums=0
     )

@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).parent.parent
 # Package -> packages that it may import, all of them in rows above its own.
 ALLOWED: dict[str, str] = {
     "config": "",

@@ -7,8 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from repository import ROOT
 
-ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "rap_jax_colab.ipynb"
 SHORT = (
     *("--width=2", "--steps_per_epoch=3", "--pretrain_epochs=2", "--admm_epochs=2", "--retrain_epochs=1"),
@@ -16,7 +16,7 @@ SHORT = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_notebook_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("rap_jax", "launch"):
         (tmp_path / folder).symlink_to(ROOT / folder)

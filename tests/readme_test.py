@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from repository import ROOT
 
 from rap_jax.config import ModelConfig
 from rap_jax.models import create_model
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def blocks() -> list[str]:

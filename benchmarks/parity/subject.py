@@ -34,7 +34,7 @@ class Subject(NamedTuple):
     @property
     def logits_fn(self) -> LogitsFn:
         """images [N, H, W, C] -> logits [N, K]."""
-        return lambda images: self.model.apply(*self.weights, images, False)[0]
+        return lambda images: self.model.logits(self.weights, images)
 
     @property
     def in_float64(self) -> "Subject":

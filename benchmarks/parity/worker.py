@@ -26,7 +26,7 @@ def main(run: str, path: str, epsilon: str, cache: str) -> None:
     enable_compilation_cache(cache)
     saved, arrays, radius = load_network(run), np.load(path, allow_pickle=False), float(epsilon)
     images, labels = arrays["images"], arrays["labels"]
-    logits_fn = lambda images: saved.model.apply(*saved.weights, images, False)[0]
+    logits_fn = lambda images: saved.model.logits(saved.weights, images)
 
     def attack(part: str, seed: int) -> Answer:
         settings: dict[str, Any] = {"epsilon": radius, "key": jax.random.key(seed)}

@@ -2,18 +2,18 @@
 
 One mesh axis, `data`: the state is replicated, a batch is split over the devices, and XLA inserts the sums over
 devices, because losses and BatchNorm statistics are means over the global batch. With a second axis, `model`, each of
-its devices holds a piece of every large array of the state. A step gathers the weights once, computes with complete
-weights on its share of the batch, and keeps its own piece of the result, as in FSDP (Zhao et al., 2023,
+its devices holds a shard of every large array of the state. A step gathers the weights once, computes with complete
+weights on its share of the batch, and keeps its own shard of the result, as in FSDP (Zhao et al., 2023,
 https://arxiv.org/abs/2304.11277). Weights, z, u, masks and optimizer moments take 1/N of the memory, for one all-gather
-a step. The numbers are those of a replicated state. Only wide arrays are cut: kernels of dense layers and convolutions.
+a step. The numbers are those of a replicated state. Only kernels of dense layers and convolutions are sharded.
 
 The devices of a CPU are its cores, and no program there may need a sum over them. XLA lets such devices wait for each
 other in threads that other work can hold up, and ends the process after a long wait (seen once in half an hour of
 training beside another job). State and data then lie on the first device, and only the attack, which treats every image
-by itself, is split.
+by itself, is split. Two programs in flight can block each other in the same way, so there each one is waited for.
 
-`map_parts` applies a per-example function in microbatches small enough for CPU caches: an attack goes through the
-same images many times, and with all images of a device at once each operation finds its input outside the cache.
+`map_microbatches` applies a per-example function in microbatches small enough for CPU caches: an attack goes through
+the same images many times, and with all images of a device at once each operation finds its input outside the cache.
 """
 
 import math
@@ -28,28 +28,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, Sharding, SingleDeviceSh
 from jax.sharding import PartitionSpec as P
 
 from rap_jax.config import require
-
-MOST_IMAGES = 32
-
-Batch = TypeVar("Batch", bound=chex.ArrayTree)
-
-
-def map_parts(function: Callable[[Batch], chex.ArrayTree], batch: Batch, mesh: Mesh) -> chex.ArrayTree:
-    """`function(batch)`, on a CPU computed in equal parts of the batch, `MOST_IMAGES` or fewer.
-
-    Args:
-      function: takes and returns trees whose leaves have the images on their first axis, and treats each by itself.
-      batch: what one device has, leaves [N, ...].
-      mesh: the devices; accelerators, with work for thousands of threads at once, get the batch as a whole.
-    """
-    num_images = len(jax.tree.leaves(batch)[0])
-    size = max(size for size in range(1, MOST_IMAGES + 1) if num_images % size == 0)
-    whole = mesh.devices.flat[0].platform != "cpu" or num_images <= MOST_IMAGES or size < MOST_IMAGES // 2
-    if whole:
-        return function(batch)
-    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), lax.map(function, parts))
-
 
 DATA_AXIS = "data"
 MODEL_AXIS = "model"
@@ -89,30 +67,34 @@ def split_over_data(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(mesh.axis_names if MODEL_AXIS in mesh.axis_names else DATA_AXIS))
 
 
+def has_several_cpu_devices(mesh: Mesh) -> bool:
+    """Whether devices of CPUs compute together: then one program at a time may be in flight, see above."""
+    return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+
+
 def avoids_collectives(mesh: Mesh) -> bool:
     """Whether no program may make the devices wait for each other: on several devices of one CPU, see above.
 
-    With several processes, or with state in pieces, it cannot be avoided.
+    With several processes, or with a sharded state, it cannot be avoided.
     """
-    on_one_cpu = mesh.devices.flat[0].platform == "cpu" and not mesh.is_multi_process
-    return mesh.size > 1 and on_one_cpu and MODEL_AXIS not in mesh.axis_names
+    return has_several_cpu_devices(mesh) and not mesh.is_multi_process and MODEL_AXIS not in mesh.axis_names
 
 
-def home(mesh: Mesh) -> Sharding:
-    """Where state and data lie: on every device; on the first one alone where collectives are avoided."""
+def first_device_sharding(mesh: Mesh) -> Sharding:
+    """Sharding of state and data: the first device alone where collectives are avoided, elsewhere all replicate it."""
     return SingleDeviceSharding(mesh.devices.flat[0]) if avoids_collectives(mesh) else replicated(mesh)
 
 
 class DeviceSplit(NamedTuple):
-    """A data split at `home` of the devices. Attributes: images: uint8 [N, H, W, C]; labels: int32 [N]."""
+    """A data split on the devices, by `first_device_sharding`."""
 
-    images: jax.Array
-    labels: jax.Array
+    images: jax.Array  # uint8 [N, H, W, C]
+    labels: jax.Array  # int32 [N]
 
 
 def put_split(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> DeviceSplit:
-    """Copies a split to `home`, once; batches are then gathered on the device."""
-    return DeviceSplit(put(images, home(mesh)), put(labels, home(mesh)))
+    """Copies a split to the devices, once; batches are then gathered there."""
+    return DeviceSplit(put(images, first_device_sharding(mesh)), put(labels, first_device_sharding(mesh)))
 
 
 def put(array: np.ndarray, sharding: Sharding) -> jax.Array:
@@ -134,36 +116,58 @@ def fetch(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
     return jax.device_get(jax.device_put(tree, replicated(mesh)) if mesh.is_multi_process else tree)
 
 
-# Of numbers in an array; smaller ones are on every device.
-LEAST_SIZE = 4096
+# Numbers in an array from which on it is sharded.
+MIN_SHARDED_SIZE = 4096
 
 
-def state_home(
-    state: chex.ArrayTree, mesh: Mesh, *, whole: Sharding | None = None, least_size: int = LEAST_SIZE
+def state_shardings(
+    state: chex.ArrayTree, mesh: Mesh, *, unsharded: Sharding | None = None, min_size: int = MIN_SHARDED_SIZE
 ) -> Any:
-    """Where each array of a state lies: tree of shardings like `state`, whose leaves have a shape.
+    """The sharding of each array of a state: tree like `state`, whose leaves have a shape.
 
-    An array of two axes or more is cut along its longest axis that the `model` axis of the mesh divides, the last of
-    several; one that has none, and every other array, stays whole.
+    An array of two axes or more is sharded along its longest axis that the `model` axis of the mesh divides, the last
+    of several; one that has none, and every other array, is not sharded.
 
     Args:
-      whole: where an array lies that is not cut; None for `home`.
+      unsharded: for an array that is not sharded; None for `first_device_sharding`.
     """
-    whole = home(mesh) if whole is None else whole
-    return jax.tree.map(lambda leaf: _cut(leaf.shape, mesh, least_size) or whole, state)
+    otherwise = first_device_sharding(mesh) if unsharded is None else unsharded
+    return jax.tree.map(lambda leaf: _model_sharding(leaf.shape, mesh, min_size) or otherwise, state)
 
 
 def gather(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
-    """Inside of a program: the same arrays, whole on every device."""
+    """Inside of a program: the same arrays, complete on every device."""
     if MODEL_AXIS not in mesh.axis_names:
         return tree
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, replicated(mesh)), tree)
 
 
-def _cut(shape: tuple[int, ...], mesh: Mesh, least_size: int) -> Sharding | None:
+def _model_sharding(shape: tuple[int, ...], mesh: Mesh, min_size: int) -> Sharding | None:
     number = mesh.shape.get(MODEL_AXIS, 1)
     divided = [(length, axis) for axis, length in enumerate(shape) if length % number == 0]
-    if number == 1 or len(shape) < 2 or math.prod(shape) < least_size or not divided:
+    if number == 1 or len(shape) < 2 or math.prod(shape) < min_size or not divided:
         return None
     _, chosen = max(divided)
     return NamedSharding(mesh, P(*(MODEL_AXIS if axis == chosen else None for axis in range(len(shape)))))
+
+
+# Images that a CPU computes with at a time, at most.
+MAX_MICROBATCH_SIZE = 32
+
+Batch = TypeVar("Batch", bound=chex.ArrayTree)
+
+
+def map_microbatches(function: Callable[[Batch], chex.ArrayTree], batch: Batch, mesh: Mesh) -> chex.ArrayTree:
+    """`function(batch)`; on a CPU computed in equal microbatches of `MAX_MICROBATCH_SIZE` images or fewer.
+
+    Args:
+      function: takes and returns trees whose leaves have the images on their first axis, and treats each by itself.
+      batch: the share of one device, leaves [N, ...].
+      mesh: the devices; accelerators, with work for thousands of threads at once, get the batch undivided.
+    """
+    num_images, most = len(jax.tree.leaves(batch)[0]), MAX_MICROBATCH_SIZE
+    size = max(size for size in range(1, most + 1) if num_images % size == 0)
+    if mesh.devices.flat[0].platform != "cpu" or num_images <= most or size < most // 2:
+        return function(batch)
+    microbatches = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), lax.map(function, microbatches))

@@ -1,80 +1,64 @@
 """A network that is physically smaller, with the same logits.
 
     small = compact(model, params, batch_stats, masks)
-    logits, _ = small.model.apply(small.params, small.batch_stats, images, False)
+    logits = small.model.logits(small.weights, images)
 
 It is a network of the same class: it can be attacked, trained, evaluated and compacted again."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import chex
 import numpy as np
 
 from rap_jax.compaction.plan import CompactionPlan, compaction_plan
 from rap_jax.compaction.resize import shrink
-from rap_jax.models.wiring import Wiring
+from rap_jax.models import Model
+from rap_jax.models.model import Weights
 from rap_jax.pruning.layers import leaves_by_name
 
 
-class Remakable(Protocol):
-    """What has to be known of a model, see `rap_jax.models.Model`."""
-
-    @property
-    def wiring(self) -> Wiring: ...
-    @property
-    def features(self) -> Mapping[str, int]: ...
-    @property
-    def remake(self) -> Callable[..., Any] | None: ...
-
-
 class CompactNetwork(NamedTuple):
-    """A smaller network."""
+    """A smaller network and its weights, as NumPy arrays."""
 
-    model: Any  # as pure functions, a `rap_jax.models.Model`
-    params: chex.ArrayTree  # of that model, numpy arrays
+    model: Model
+    params: chex.ArrayTree
     batch_stats: chex.ArrayTree
     masks: chex.ArrayTree | None = None  # False where a weight is held at zero; None if none is
 
+    @property
+    def weights(self) -> Weights:
+        """Params and statistics."""
+        return Weights(self.params, self.batch_stats)
+
 
 def compact(
-    model: Remakable, params: chex.ArrayTree, batch_stats: chex.ArrayTree, masks: chex.ArrayTree | None = None
+    model: Model, params: chex.ArrayTree, batch_stats: chex.ArrayTree, masks: chex.ArrayTree | None = None
 ) -> CompactNetwork:
     """Removes the channels that cannot affect the logits in evaluation mode, see `plan`.
 
     Args:
       model: of `create_model`.
       params, batch_stats: its weights, after a cut.
-      masks: False where a weight is held at zero; those of the smaller network are returned, for a retrain.
+      masks: False where a weight is held at zero; the result has the masks of the smaller network, for a retrain.
 
     Returns:
       The smaller network; the same one if nothing is removable.
 
     Raises:
-      ValueError: a layer would vanish; it is named. The model cannot be made again. Weights are NaN or infinite. A
-        mask is missing, not bool, of another shape, or holds a weight that is not zero.
+      ValueError: a layer would vanish; it is named. The model is not of `create_model`. Weights are NaN or infinite. A
+        mask is missing, not bool, of another shape, or masks a weight that is not zero.
     """
     _check_finite({**leaves_by_name(params), **leaves_by_name(batch_stats)})
     _check_masks(params, masks)
     plan = compaction_plan(model.wiring, params, batch_stats=batch_stats)
     small = shrink(plan, params)
     return CompactNetwork(
-        model=remade(model, features={**model.features, **plan.features}),
+        model=model.replace(features={**model.features, **plan.features}),
         params=_corrected(plan, small),
         batch_stats=shrink(plan, batch_stats),
         masks=None if masks is None else shrink(plan, masks),
     )
-
-
-def remade(model: Remakable, **changes: Any) -> Any:
-    """The model with other keywords of `create_model`.
-
-    Raises:
-      ValueError: it was not made by `create_model`.
-    """
-    if model.remake is None:
-        raise ValueError(f"The model {model} cannot be made again with {changes}; expected one of create_model.")
-    return model.remake(**changes)
 
 
 def _corrected(plan: CompactionPlan, small: Any) -> Any:

@@ -137,8 +137,8 @@ def _in_words(device: jax.Device) -> str:
 
 def multiply_adds_of(form: NetworkForm) -> MultiplyAdds:
     """Of one image."""
-    model = form.model if form.model.remake is None else form.model.remake(implementation="xla")
-    return count_multiply_adds(_logits_fn(model), form.weights, (1, *model.input_shape))
+    model = form.model if form.model.remake is None else form.model.replace(implementation="xla")
+    return count_multiply_adds(model.logits, form.weights, (1, *model.input_shape))
 
 
 def _count(form: NetworkForm) -> dict[str, Any]:
@@ -174,11 +174,7 @@ def _programs(
 
 
 def _compile(model: Model, weights: Weights, images: jax.Array) -> Any:
-    return jax.jit(_logits_fn(model)).lower(weights, images).compile()
-
-
-def _logits_fn(model: Model) -> Callable[[Weights, jax.Array], jax.Array]:
-    return lambda weights, images: model.apply(weights.params, weights.batch_stats, images, False)[0]
+    return jax.jit(model.logits).lower(weights, images).compile()
 
 
 def _peak_bytes(program: Any) -> int | None:

@@ -10,13 +10,14 @@ up to rounding; what is left can be trained on, without normalisation.
 import chex
 import numpy as np
 
-from rap_jax.compaction.compact import CompactNetwork, Remakable, remade
+from rap_jax.compaction.compact import CompactNetwork
 from rap_jax.compaction.plan import inference_norm
+from rap_jax.models import Model
 from rap_jax.pruning.layers import leaves_by_name
 
 
 def fold_batch_norm(
-    model: Remakable, params: chex.ArrayTree, batch_stats: chex.ArrayTree, masks: chex.ArrayTree | None = None
+    model: Model, params: chex.ArrayTree, batch_stats: chex.ArrayTree, masks: chex.ArrayTree | None = None
 ) -> CompactNetwork:
     """The same network without statistics.
 
@@ -28,7 +29,7 @@ def fold_batch_norm(
     Raises:
       ValueError: the model cannot be made again.
     """
-    folded = remade(model, folded=True)
+    folded = model.replace(folded=True)
     leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_name(params).items()}
     statistics = {name: np.asarray(leaf) for name, leaf in leaves_by_name(batch_stats).items()}
     for layer in dict.fromkeys(name.rpartition("/")[0] for name in statistics):

@@ -1,6 +1,5 @@
 """Multiply-adds of a network, counted from the jaxpr of its function: what it asks for, whatever computes it.
 
-    logits = lambda weights, images: model.apply(*weights, images, False)[0]
     found = count_multiply_adds(logits, weights, (1, 28, 28, 1))
     found.all         of all convolutions and matrix products
     found.effective   of those, the ones with a weight that is not zero

@@ -4,7 +4,7 @@ Augmentation as in the paper's CIFAR-10 runs (Ye et al., ICCV 2019): a crop out 
 flip.
 
 Differs from the authors' code: (1) with mixup and an attack, the mixed images are attacked, against the mixed labels;
-label smoothing is part of the training loss alone, since an attack looks for what is wrong and not for what is unsure.
+label smoothing is part of the training loss alone, since an attack maximises the error and not the confidence.
 """
 
 import functools
@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rap_jax._runtime.mesh import DeviceSplit
 from rap_jax.config import AugmentConfig, TrainConfig, require
 
 
@@ -28,7 +27,7 @@ def augment(key: jax.Array, images: jax.Array, config: AugmentConfig) -> jax.Arr
     Args:
       key: typed PRNG key.
       images: any type in which 0 is black, [N, H, W, C].
-      config: what is on. With nothing on, `images` itself is returned.
+      config: the changes to make. Without any, `images` itself is returned.
 
     Returns:
       The changed images, of the same shape and type.
@@ -57,47 +56,57 @@ def _crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     return take(jnp.pad(images, around), corners)
 
 
-class Batch(NamedTuple):
-    """Attributes: images: float32 [N, H, W, C] in [0, 1]; targets: labels int32 [N], or mixed, float32 [N, K]."""
+class BatchInputs(NamedTuple):
+    """The images of a batch, or of a split with the indices of the batch in it."""
 
-    images: jax.Array
-    targets: jax.Array
-
-    @property
-    def labels(self) -> jax.Array:
-        """The class of the largest share, int32 [N]."""
-        return self.targets if self.targets.ndim == 1 else self.targets.argmax(-1).astype(jnp.int32)
+    images: jax.Array  # uint8 [N, H, W, C]
+    labels: jax.Array  # int32 [N]
+    indices: np.ndarray | jax.Array | None = None  # int32 [batch_size]; None if the images are the batch
 
 
 def make_batch(
-    key: jax.Array, split: DeviceSplit, indices: jax.Array | None, config: TrainConfig, *, num_classes: int
-) -> Batch:
-    """Gathers the examples [N] that `indices` names, changes their images at random and mixes them, as `config` says.
-
-    Without indices the split is the batch.
+    key: jax.Array, inputs: BatchInputs, config: TrainConfig, *, num_classes: int
+) -> tuple[jax.Array, jax.Array]:
+    """Gathers the examples of a batch, changes their images at random and mixes them, as `config` says.
 
     A pure function of its arguments; without augmentation and mixup the key is not used.
+
+    Returns:
+      Images float32 [N, H, W, C] in [0, 1], and targets: labels int32 [N], or mixed, float32 [N, K].
     """
     augment_key, mixup_key = jax.random.split(key)
-    chosen = split if indices is None else DeviceSplit(split.images[indices], split.labels[indices])
-    batch = Batch(to_unit(augment(augment_key, chosen.images, config.augment)), chosen.labels)
-    return mixup(mixup_key, batch, config.mixup_alpha, num_classes=num_classes) if config.mixup_alpha > 0 else batch
+    images, labels, indices = inputs
+    if indices is not None:
+        images, labels = images[indices], labels[indices]
+    images = to_unit(augment(augment_key, images, config.augment))
+    if config.mixup_alpha == 0:
+        return images, labels
+    return mixup(mixup_key, images, labels, config.mixup_alpha, num_classes=num_classes)
 
 
-def mixup(key: jax.Array, batch: Batch, alpha: float, *, num_classes: int) -> Batch:
+def mixup(
+    key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float, *, num_classes: int
+) -> tuple[jax.Array, jax.Array]:
     """Mixes each example with another of the batch, by one share for all (Zhang et al., 2018).
 
     share ~ Beta(alpha, alpha); x = share x_i + (1 - share) x_j, and the one-hot labels likewise; j runs through a
     random permutation of the batch.
+
+    Args:
+      images: float32 [N, H, W, C].
+      labels: int32 [N].
+
+    Returns:
+      Mixed images, of the same shape, and mixed labels, float32 [N, num_classes].
 
     Reference: Zhang et al., "mixup: Beyond Empirical Risk Minimization", https://arxiv.org/abs/1710.09412, and the
     authors' implementation, which draws one share per batch too.
     """
     share_key, order_key = jax.random.split(key)
     share = jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32)
-    other = jax.random.permutation(order_key, len(batch.images))
+    other = jax.random.permutation(order_key, len(images))
     mix = lambda values: share * values + (1 - share) * values[other]
-    return Batch(mix(batch.images), mix(jax.nn.one_hot(batch.targets, num_classes, dtype=jnp.float32)))
+    return mix(images), mix(jax.nn.one_hot(labels, num_classes, dtype=jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnames="num_examples")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.mesh import DeviceSplit, fetch, map_parts, put, put_key, replicated, split_over_data
+from rap_jax._runtime.mesh import DeviceSplit, fetch, map_microbatches, put, put_key, replicated, split_over_data
 from rap_jax.attacks import is_inside
 from rap_jax.attacks.losses import cross_entropy
 from rap_jax.attacks.pgd import PgdSettings, ascend
@@ -87,7 +87,7 @@ def _on_each_device(judge: Program, mesh: Mesh) -> Program:
     whole, share = replicated(mesh).spec, split_over_data(mesh).spec
 
     def judge_share(weights: Weights, key: jax.Array, examples: Examples) -> Verdicts:
-        return map_parts(lambda part: judge(weights, key, part), examples, mesh)
+        return map_microbatches(lambda part: judge(weights, key, part), examples, mesh)
 
     specs = (whole, whole, share)
     return jax.jit(jax.shard_map(judge_share, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False))

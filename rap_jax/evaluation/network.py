@@ -34,8 +34,7 @@ from rap_jax._runtime.integrity import digest
 from rap_jax.attacks.checks import LogitsFn, in_float32
 from rap_jax.attacks.losses import cross_entropy
 from rap_jax.compaction import compact
-from rap_jax.config import ModelConfig
-from rap_jax.models import Implementation, Model, create_model, num_params
+from rap_jax.models import Implementation, Model, num_params
 from rap_jax.models.model import Weights
 from rap_jax.runs.network import load_network
 
@@ -286,15 +285,8 @@ def check_finite(network: AttackedNetwork, images: np.ndarray, labels: np.ndarra
 
 
 def _from_run(folder: Path, implementation: Implementation) -> AttackedNetwork:
-    saved = load_network(folder)
-    config = ModelConfig(*(saved.results["model"][name] for name in ModelConfig.__dataclass_fields__))
-    model = create_model(
-        config,
-        input_shape=saved.model.input_shape,
-        num_classes=saved.model.num_classes,
-        implementation=implementation,
-    )
-    smallest, weights = _smallest(model, saved.weights)
+    saved = load_network(folder, implementation=implementation)
+    model, weights = _smallest(saved.model, saved.weights)
     about = {
         "kind": "run",
         "checkpoint": str(folder),
@@ -307,7 +299,7 @@ def _from_run(folder: Path, implementation: Implementation) -> AttackedNetwork:
     }
     return AttackedNetwork(
         name=folder.resolve().name,
-        logits_fn=lambda images: smallest.apply(*weights, images, False)[0],
+        logits_fn=lambda images: model.logits(weights, images),
         about=about,
         identity={"kind": "run", "model": saved.results["model"], "sha256": about["sha256"]},
         input_shape=model.input_shape,
@@ -322,7 +314,7 @@ def _smallest(model: Model, weights: Weights) -> tuple[Model, Weights]:
         small = compact(model, *jax.tree.map(np.asarray, weights))
     except ValueError:
         return model, weights
-    return small.model, Weights(small.params, small.batch_stats)
+    return small.model, small.weights
 
 
 def _from_file(path: Path) -> AttackedNetwork:

@@ -1,11 +1,13 @@
 """Networks by name. A new network is one Linen module in a file of its own and one entry of `_NETWORKS`."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from rap_jax.config import ModelConfig, require
-from rap_jax.models.layers.implementation import IMPLEMENTATIONS, Implementation
+from rap_jax.models.layers.convolution import IMPLEMENTATIONS, Implementation
 from rap_jax.models.layers.initializers import kernel_initializer
 from rap_jax.models.lenet import LeNetCifar, LeNetMnist
 from rap_jax.models.model import Features, Model, from_linen
@@ -42,7 +44,7 @@ def create_model(
         num_classes: number of logits.
         implementation: how convolutions are computed: `auto`, `cpu` or `xla`; see `conv2d` and `conv_relu_pool`. The
             parameters and, up to rounding, the results do not depend on it.
-        features: path of a layer -> its number of outputs, where it is not to be what the width says, such as
+        features: path of a layer -> its number of outputs, for layers that differ from the width, such as
             {"conv1": 4}; the inputs of the layers that read it follow.
         folded: without the statistics of BatchNorm, which are part of its neighbours then; see `compaction.fold`.
 
@@ -64,29 +66,15 @@ def create_model(
         features=tuple(features.items()),
         folded=folded,
     )
-    wiring = module.wiring()
-    _check_features(features, wiring)
-    model = from_linen(
-        module,
-        input_shape=input_shape,
-        num_classes=num_classes,
-        output_layer=network.OUTPUT_LAYER,
-        wiring=wiring,
-    )
+    _check_features(features, module.wiring())
+    shapes: dict[str, Any] = {"input_shape": input_shape, "num_classes": num_classes}
+    model = from_linen(module, **shapes, output_layer=network.OUTPUT_LAYER, wiring=module.wiring())
     least = network.MIN_IMAGE_SIZE
     large_enough = min(input_shape[:2]) >= least
     require(large_enough, "input_shape", input_shape, f"images of {least}x{least} pixels or more for {config.name}")
-
-    remake = functools.partial(
-        create_model,
-        config,
-        input_shape=input_shape,
-        num_classes=num_classes,
-        implementation=implementation,
-        features=features,
-        folded=folded,
-    )
-    return model._replace(features=Features(features), folded=folded, remake=remake)
+    settings: dict[str, Any] = {"implementation": implementation, "features": features, "folded": folded}
+    remake = functools.partial(create_model, config=config, **shapes, **settings)
+    return dataclasses.replace(model, features=Features(features), folded=folded, remake=remake)
 
 
 def _check_features(features: Mapping[str, int], wiring: Wiring) -> None:

@@ -9,10 +9,8 @@ from typing import ClassVar
 import jax
 from flax import linen as nn
 
-from rap_jax.models.layers.conv import Conv
-from rap_jax.models.layers.conv_relu_pool import ConvReluPool
-from rap_jax.models.layers.dense import Dense
-from rap_jax.models.layers.pool import max_pool
+from rap_jax.models.layers.linear import Conv, Dense
+from rap_jax.models.layers.pool import ConvReluPool, max_pool
 from rap_jax.models.network import Network
 
 

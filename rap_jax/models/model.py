@@ -1,10 +1,12 @@
-"""What the rest of the package sees of a network: two pure functions and two shapes.
+"""Networks as pure functions, and passes in bfloat16.
 
     model = create_model(ModelConfig(width=4), input_shape=(28, 28, 1), num_classes=10)
-    params, batch_stats = model.init(jax.random.key(0))
-    logits, batch_stats = model.apply(params, batch_stats, images, train=True)
+    weights = model.init(jax.random.key(0))
+    logits = model.logits(weights, images)                                           # evaluation mode
+    logits, batch_stats = model.apply(*weights, images, train=True)
+    smaller = model.replace(features={"conv1": 4})
 
-`params` and `batch_stats` are plain nested dicts, {"conv1": {"kernel": [5, 5, 1, 8], "bias": [8]}, ...}, with kernels
+`Weights` are two plain nested dicts, {"conv1": {"kernel": [5, 5, 1, 8], "bias": [8]}, ...}, with kernels
 [height, width, in, out] and [in, out]. Networks without BatchNorm have the empty `batch_stats` {}.
 
 `in_dtype(model, "bfloat16")` computes in a narrow float. Weights, gradients, optimizer, logits, loss and the images of
@@ -20,6 +22,7 @@ Reference: Micikevicius et al., "Mixed Precision Training", 2018, https://arxiv.
 Study of BFLOAT16 for Deep Learning Training", 2019, https://arxiv.org/abs/1905.12322.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -35,14 +38,20 @@ from rap_jax.models.wiring import Wiring
 Params = dict[str, Any]
 BatchStats = dict[str, Any]
 
+_NO_WIRING = Wiring()
 
-_ALONE = Wiring()
+
+class Weights(NamedTuple):
+    """The arrays of a network."""
+
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree  # running statistics of BatchNorm; {} without
 
 
 class InitFn(Protocol):
-    """Draws `(params, batch_stats)` from a typed PRNG key."""
+    """Draws the weights from a typed PRNG key."""
 
-    def __call__(self, key: jax.Array) -> tuple[Params, BatchStats]: ...
+    def __call__(self, key: jax.Array) -> Weights: ...
 
 
 class ApplyFn(Protocol):
@@ -67,31 +76,33 @@ class Features(dict[str, int]):
         return hash(frozenset(self.items()))
 
 
-class Model(NamedTuple):
-    """A network as pure functions.
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network as pure functions. Hashable: a static argument of `jax.jit`, or closed over."""
 
-    Attributes:
-        init: see `InitFn`. Not jitted; `jax.jit(model.init, out_shardings=...)` places what it draws.
-        apply: see `ApplyFn`.
-        input_shape: (height, width, channels) of one image.
-        num_classes: number of logits.
-        output_layer: path of the layer that gives the logits, such as `fc2`; its outputs are the classes.
-        wiring: layers whose outputs can be removed, and their readers.
-        features: path of a layer -> its number of outputs, where it is another than the width says.
-        folded: whether BatchNorm has been made part of its neighbours.
-        remake: makes the network again, as `create_model` did, with other keywords of it, such as `features`; None
-            where nobody knows how.
-    """
-
-    init: InitFn
+    init: InitFn  # not jitted; `jax.jit(model.init, out_shardings=...)` places the weights
     apply: ApplyFn
-    input_shape: tuple[int, int, int]
-    num_classes: int
-    output_layer: str
-    wiring: Wiring = Wiring()
-    features: Features = Features()
-    folded: bool = False
-    remake: Callable[..., Any] | None = None
+    input_shape: tuple[int, int, int]  # (height, width, channels) of one image
+    num_classes: int  # number of logits
+    output_layer: str  # path of the layer that gives the logits, such as `fc2`; its outputs are the classes
+    wiring: Wiring = _NO_WIRING  # layers whose outputs can be removed, and their readers
+    features: Features = Features()  # noqa: RUF009  # path of a layer -> its outputs, where the width says otherwise
+    folded: bool = False  # whether BatchNorm has been made part of its neighbours
+    remake: "Callable[..., Model] | None" = None  # `create_model` with the keywords of this network; None if unknown
+
+    def logits(self, weights: Weights, images: jax.Array) -> jax.Array:
+        """Logits [N, num_classes] of images [N, H, W, C] in [0, 1], in evaluation mode."""
+        return self.apply(*weights, images, False)[0]
+
+    def replace(self, **changes: Any) -> "Model":
+        """The network made again with other keywords of `create_model`, such as `features` or `implementation`.
+
+        Raises:
+            ValueError: it was not made by `create_model`, or `create_model` refuses the keywords.
+        """
+        if self.remake is None:
+            raise ValueError(f"The model {self} cannot be made again with {changes}; expected one of create_model.")
+        return self.remake(**changes)
 
 
 def from_linen(
@@ -100,7 +111,7 @@ def from_linen(
     input_shape: tuple[int, int, int],
     num_classes: int,
     output_layer: str,
-    wiring: Wiring = _ALONE,
+    wiring: Wiring = _NO_WIRING,
 ) -> Model:
     """Wraps a Linen module with `__call__(images, train)` as a `Model`.
 
@@ -123,9 +134,9 @@ def from_linen(
 
     height, width, channels = input_shape
 
-    def init(key: jax.Array) -> tuple[Params, BatchStats]:
+    def init(key: jax.Array) -> Weights:
         variables = module.init(key, jnp.zeros((1, *input_shape), jnp.float32), train=False)
-        return variables["params"], variables.get("batch_stats", {})
+        return Weights(variables["params"], variables.get("batch_stats", {}))
 
     def apply(params: Params, batch_stats: BatchStats, images: jax.Array, train: bool) -> tuple[jax.Array, BatchStats]:
         require(images.shape[1:] == input_shape, "images.shape", images.shape, f"[N, {height}, {width}, {channels}]")
@@ -175,11 +186,6 @@ def in_dtype(model: Model, dtype: str) -> Model:
         logits, moved = model.apply(cast(params), batch_stats, cast(images), train)
         return logits.astype(jnp.float32), moved
 
-    return model._replace(apply=apply)
-
-
-class Weights(NamedTuple):
-    """A model's arrays, as handed from stage to stage."""
-
-    params: chex.ArrayTree
-    batch_stats: chex.ArrayTree
+    # Made again, it is narrow again.
+    remake = None if model.remake is None else lambda **changes: in_dtype(model.replace(**changes), dtype)
+    return dataclasses.replace(model, apply=apply, remake=remake)

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import jax
 from flax import linen as nn
 
-from rap_jax.models.layers.conv_norm import ConvNorm
-from rap_jax.models.layers.dense import Dense
-from rap_jax.models.layers.implementation import Implementation
+from rap_jax.models.layers.convolution import Implementation
 from rap_jax.models.layers.initializers import Initializer
+from rap_jax.models.layers.linear import ConvNorm, Dense
 from rap_jax.models.network import Network
 
 _BLOCKS_PER_GROUP = 2

@@ -8,8 +8,7 @@ from typing import ClassVar
 import jax
 from flax import linen as nn
 
-from rap_jax.models.layers.conv_norm import ConvNorm
-from rap_jax.models.layers.dense import Dense
+from rap_jax.models.layers.linear import ConvNorm, Dense
 from rap_jax.models.layers.pool import max_pool
 from rap_jax.models.network import Network
 

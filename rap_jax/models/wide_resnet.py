@@ -8,11 +8,9 @@ import jax
 from flax import linen as nn
 
 from rap_jax.models.layers.batch_norm import BatchNorm
-from rap_jax.models.layers.conv import Conv
-from rap_jax.models.layers.conv_norm import ConvNorm
-from rap_jax.models.layers.dense import Dense
-from rap_jax.models.layers.implementation import Implementation
+from rap_jax.models.layers.convolution import Implementation
 from rap_jax.models.layers.initializers import Initializer
+from rap_jax.models.layers.linear import Conv, ConvNorm, Dense
 from rap_jax.models.network import Network
 from rap_jax.models.wiring import Wiring
 

@@ -1,10 +1,11 @@
-"""Which layers of a network share channels, and who reads whom: what compaction has to know of it.
+"""The wiring of a network, for compaction: which layers share channels, and which layers read them.
 
     wiring = Wiring(reads=(("conv2", "conv1"), ("fc1", "conv2")))
     wiring.groups                                   {"conv1": "conv1", "conv2": "conv2"}
 
 In a residual network channels add up: what several layers write, and others read, is one group of channels, which all
-of these layers have to keep or lose together. `groups` finds them: layers that are read by the same reader."""
+of these layers have to keep or lose together. `groups` finds them: layers that are read by the same reader.
+"""
 
 import functools
 from collections.abc import Iterable
@@ -17,16 +18,11 @@ class Wiring(NamedTuple):
     Each output of a producer passes a ReLU and, at most, pooling, a mean, flattening to [height, width, channel] and
     sums with outputs of the same number of other producers of the group, on its way to the readers that are named
     here, and reaches no other. A BatchNorm that stands alone lies behind the sum and before the ReLU.
-
-    Attributes:
-      reads: (reader, producer), paths of layers; a reader of a sum has several producers.
-      norms: paths of the BatchNorms that stand alone. Each is a reader and, for the layers behind it, a producer.
-      unpadded: readers with a convolution kernel that see no zeros beyond the border of the image.
     """
 
-    reads: tuple[tuple[str, str], ...] = ()
-    norms: tuple[str, ...] = ()
-    unpadded: tuple[str, ...] = ()
+    reads: tuple[tuple[str, str], ...] = ()  # (reader, producer), paths of layers; a reader of a sum has several
+    norms: tuple[str, ...] = ()  # paths of the BatchNorms that stand alone, each a reader and a producer
+    unpadded: tuple[str, ...] = ()  # readers with a kernel that see no zeros beyond the border of the image
 
     @property
     def groups(self) -> dict[str, str]:

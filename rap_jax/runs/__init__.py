@@ -1,7 +1,7 @@
-"""The folder of a run, and what is read back from it.
+"""The folder of a run: what lies in it, how it is written and read back.
 
-folder       open_run_folder: its files, its lock
-metrics      metrics.jsonl: lines with a checksum each
-checkpoint   Orbax checkpoints with a digest of every array
-network      load_network: the network of a finished run
+folder       the files of a run; lock; refusal of another run
+metrics      the lines of metrics.jsonl, each with its checksum
+checkpoint   Orbax checkpoints with digests
+network      the network of a finished run
 """

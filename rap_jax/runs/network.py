@@ -1,7 +1,7 @@
 """The network of a finished run: saved once in the folder of the run, read back by later runs and programs.
 
 saved = load_network("runs/lenet_mnist_mnist_seed0")
-logits, _ = saved.model.apply(*saved.weights, images, False)"""
+logits = saved.model.logits(saved.weights, images)"""
 
 import stat
 from pathlib import Path
@@ -13,7 +13,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from rap_jax._runtime.integrity import named_leaves, read_checked, unreadable
 from rap_jax.config import ModelConfig
-from rap_jax.models import Model, create_model
+from rap_jax.models import Implementation, Model, create_model
 from rap_jax.models.model import Weights
 from rap_jax.runs import checkpoint
 
@@ -52,12 +52,15 @@ def has_network(run_dir: Path) -> bool:
         return False
 
 
-def load_network(run_dir: str | Path, sharding: Sharding | None = None) -> SavedNetwork:
+def load_network(
+    run_dir: str | Path, sharding: Sharding | None = None, *, implementation: Implementation = "auto"
+) -> SavedNetwork:
     """Reads the network of a finished run; changes nothing in its folder.
 
     Args:
       run_dir: the run's folder.
       sharding: where its arrays shall lie; None for the first device.
+      implementation: of its convolutions, see `create_model`.
 
     Raises:
       ValueError: the run has not finished, its files are missing or damaged, or a weight is NaN or infinite.
@@ -72,8 +75,10 @@ def load_network(run_dir: str | Path, sharding: Sharding | None = None) -> Saved
     config = ModelConfig(*(results["model"][name] for name in ModelConfig.__dataclass_fields__))
     height, width, channels = results["data"]["image_shape"]
     classes = results["data"]["num_classes"]
-    model = create_model(config, input_shape=(height, width, channels), num_classes=classes)
-    weights = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
+    model = create_model(
+        config, input_shape=(height, width, channels), num_classes=classes, implementation=implementation
+    )
+    weights = jax.eval_shape(model.init, jax.random.key(0))
     where = SingleDeviceSharding(jax.devices()[0]) if sharding is None else sharding
     manager = checkpoint.open_checkpoints(folder / _FOLDER, read_only=True)
     try:

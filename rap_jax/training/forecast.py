@@ -1,11 +1,11 @@
-"""What a run will take, before it is started: steps, memory of each device, and what the devices send each other.
+"""Steps, memory and traffic of a run, before it is started.
 
     print(format_forecast(forecast(config, dataset, mesh, compute)))
 
-State and data are counted from shapes and from where they lie; what a program needs beside them is asked of XLA, which
-compiles it for the devices that are there."""
+State and data are counted from shapes and shardings. The memory that a step needs beside them is XLA's number for the
+program, compiled for the devices that are there.
+"""
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,43 +14,36 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.mesh import DeviceSplit, avoids_collectives, check_batch_size, gather, replicated, state_home
+from rap_jax._runtime.mesh import avoids_collectives, check_batch_size, replicated, state_shardings
 from rap_jax._runtime.text import as_table
-from rap_jax.config import STAGES, ComputeConfig, RunConfig, Stage
+from rap_jax.config import ComputeConfig, RunConfig, Stage
 from rap_jax.data import Dataset
-from rap_jax.models import Model, create_model, in_dtype
+from rap_jax.data.batches import BatchInputs
+from rap_jax.models import Model, create_model, num_params
 from rap_jax.models.model import Weights
 from rap_jax.pruning.specs import Specs
-from rap_jax.training.optimizer import specs_from_config, stage_learning_rate, stage_length, stage_optimizer
-from rap_jax.training.sharded_step import batch_mesh, step_as_program
-from rap_jax.training.state import StageState, TrainState, init_stage_state
-from rap_jax.training.step import StepKeys, StepParts, first_perturbation
+from rap_jax.training.optimizer import StagePlan, plan_stages, specs_from_config, stage_optimizer
+from rap_jax.training.sharded_step import batch_mesh, step_as_program, step_functions
+from rap_jax.training.state import StageState, TrainState, stage_init, step_keys
+from rap_jax.training.step import StepFunctions
 
 
 class StageForecast(NamedTuple):
-    """A stage. Bytes are those of the device that has most.
-
-    Attributes:
-      stage, num_steps: of the run.
-      images: of each step, on one device.
-      state: bytes of weights, optimizer, z, u, masks and the kept model.
-      program: bytes that a step needs beside state and data; None where it is several programs.
-      sent: bytes that a device sends in a step, by rings: gradients, and weights that lie in pieces.
-    """
+    """A stage. Bytes are those of the device that has most."""
 
     stage: Stage
     num_steps: int
-    images: int
-    state: int
-    program: int | None
-    sent: int
+    images: int  # of each step, on one device
+    state: int  # bytes of weights, optimizer, z, u, masks and the kept model
+    program: int | None  # bytes that a step needs beside state and data; None where it is several programs
+    sent: int  # bytes that a device sends in a step, by rings: gradients, and sharded weights
 
 
 class Forecast(NamedTuple):
-    """Attributes: num_params: of the network; data: bytes of images and labels on a device; stages: in their order."""
+    """A run."""
 
     num_params: int
-    data: int
+    data: int  # bytes of images and labels on a device
     stages: tuple[StageForecast, ...]
 
 
@@ -67,16 +60,14 @@ def forecast(config: RunConfig, dataset: Dataset, mesh: Mesh, compute: ComputeCo
         num_classes=dataset.num_classes,
         implementation=compute.implementation,
     )
-    weights: Weights = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
+    weights: Weights = jax.eval_shape(model.init, jax.random.key(0))
     specs = specs_from_config(config.prune, weights.params, output_layer=model.output_layer)
     splits = (dataset.validation, dataset.test, *(() if compute.stream_data else (dataset.train,)))
     data = sum(_bytes(array.shape, array.dtype) for split in splits for array in split)
-    stages = tuple(
-        _stage(stage, config, model, weights, specs, mesh, len(dataset.train.labels))
-        for stage in STAGES
-        if config.stage(stage).num_epochs
-    )
-    return Forecast(sum(leaf.size for leaf in jax.tree.leaves(weights.params)), data, stages)
+    num_examples = len(dataset.train.labels)
+    plans = plan_stages(config, num_examples)
+    stages = tuple(_stage(plan, config, model, weights, specs, mesh, num_examples) for plan in plans)
+    return Forecast(num_params(weights.params), data, stages)
 
 
 def format_forecast(found: Forecast) -> str:
@@ -101,44 +92,33 @@ def format_forecast(found: Forecast) -> str:
 
 
 def _stage(
-    stage: Stage, config: RunConfig, model: Model, weights: Weights, specs: Specs, mesh: Mesh, num_examples: int
+    plan: StagePlan, config: RunConfig, model: Model, weights: Weights, specs: Specs, mesh: Mesh, num_examples: int
 ) -> StageForecast:
-    length = stage_length(config, stage, num_examples)
-    make_tx = stage_optimizer(stage, config, length, weights.params, specs, mesh)
+    make_tx = stage_optimizer(plan, config, weights.params, specs, mesh)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.bool_), weights.params)
-    masks = shapes if stage == "retrain" and specs else None
-    state = _state(config, model, weights, make_tx, masks)
-    places = state_home(state, mesh)
-    sizes = jax.tree.map(lambda leaf, place: _bytes(place.shard_shape(leaf.shape), leaf.dtype), state, places)
+    masks = shapes if plan.stage == "retrain" and specs else None
+    state: StageState = jax.eval_shape(stage_init(make_tx, config, model.input_shape), weights, masks)
+    shardings = state_shardings(state, mesh)
+    sizes = jax.tree.map(lambda leaf, place: _bytes(place.shard_shape(leaf.shape), leaf.dtype), state, shardings)
     program = None
     if not avoids_collectives(mesh):
-        learning_rate = stage_learning_rate(config, stage, length)
-        network, whole = in_dtype(model, config.train.compute_dtype), functools.partial(gather, mesh=mesh)
-        parts = StepParts(network, make_tx(masks), config.train, learning_rate, length.ramp, whole)
-        program = _program(parts, state.train, places.train, mesh, config.batch_size, num_examples)
+        functions = step_functions(model, make_tx(masks), config.train, plan, mesh)
+        program = _program(functions, state.train, shardings.train, mesh, config.batch_size, num_examples)
     images = config.batch_size // batch_mesh(config.train, mesh).size
     sent = _sent(weights.params, mesh)
-    return StageForecast(stage, length.stage, images, sum(jax.tree.leaves(sizes)), program, sent)
-
-
-def _state(config: RunConfig, model: Model, weights: Weights, make_tx: Any, masks: Any) -> StageState:
-    """Shapes and types of a stage's state."""
-    batch_shape = (config.batch_size, *model.input_shape)
-    init = lambda start, masks: init_stage_state(start, make_tx(masks), first_perturbation(config.train, batch_shape))
-    state: StageState = jax.eval_shape(init, weights, masks)
-    return state
+    return StageForecast(plan.stage, plan.num_steps, images, sum(jax.tree.leaves(sizes)), program, sent)
 
 
 def _program(
-    parts: StepParts, state: TrainState, places: Any, mesh: Mesh, batch_size: int, num_examples: int
+    functions: StepFunctions, state: TrainState, shardings: Any, mesh: Mesh, batch_size: int, num_examples: int
 ) -> int | None:
-    """What XLA sets aside for one step, in bytes."""
+    """Bytes that XLA sets aside for one step."""
     like: Any = lambda shape, dtype, place=None: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-    train = jax.tree.map(lambda leaf, place: like(leaf.shape, leaf.dtype, place), state, places)
-    images = like((num_examples, *parts.model.input_shape), np.uint8, replicated(mesh))
-    split = DeviceSplit(images, like((num_examples,), np.int32, replicated(mesh)))
-    keys = StepKeys(jax.random.key(0), jax.random.key(1))
-    step = step_as_program(parts, mesh).lower(train, split, like((batch_size,), np.int32), keys, False)
+    train = jax.tree.map(lambda leaf, place: like(leaf.shape, leaf.dtype, place), state, shardings)
+    images = like((num_examples, *functions.model.input_shape), np.uint8, replicated(mesh))
+    labels = like((num_examples,), np.int32, replicated(mesh))
+    inputs, keys = BatchInputs(images, labels, like((batch_size,), np.int32)), step_keys(0, "pretrain")
+    step = step_as_program(functions, mesh).lower(train, inputs, keys, False)
     analysis = step.compile().memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)
 
@@ -148,7 +128,7 @@ def _sent(params: chex.ArrayTree, mesh: Mesh) -> int:
     if avoids_collectives(mesh) or mesh.size == 1:
         return 0
     total = cut = 0
-    for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(state_home(params, mesh)), strict=True):
+    for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(state_shardings(params, mesh)), strict=True):
         total += _bytes(leaf.shape, leaf.dtype)
         cut += _bytes(leaf.shape, leaf.dtype) - _bytes(place.shard_shape(leaf.shape), leaf.dtype)
     return round(2 * (mesh.size - 1) / mesh.size * total) + cut

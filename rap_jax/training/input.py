@@ -1,19 +1,21 @@
-"""Where a training step finds its batch: in a split that lies on the devices, or among images that stay on disk.
+"""The batches of a stage: from a split that lies on the devices, or from images that stay on disk.
 
 Both give the same batches. On the devices a batch is gathered by its indices inside of the step; from disk every
-process reads the images of its own devices ahead of the training."""
+process reads the images of its own devices ahead of the training.
+"""
 
 import functools
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.mesh import DeviceSplit, avoids_collectives, home, put_split, split_over_data
+from rap_jax._runtime.mesh import avoids_collectives, first_device_sharding, put_split, split_over_data
 from rap_jax.data import Split, epoch_order
+from rap_jax.data.batches import BatchInputs
 from rap_jax.data.streamed import StreamedImages
 
 
@@ -23,7 +25,7 @@ class Order:
     Args:
       key: typed PRNG key of the stage.
       num_examples: of the split.
-      batch_size: examples of a batch; what is left of a pass after its last whole batch is left out.
+      batch_size: examples of a batch; the rest of a pass after its last full batch is left out.
       updates_per_batch: steps in a row that see the same batch.
     """
 
@@ -41,13 +43,6 @@ class Order:
         return order[position * self._size : (position + 1) * self._size]
 
 
-class Given(NamedTuple):
-    """For one step. Attributes: split: the whole one, or the batch alone; indices: of the batch in it, or None."""
-
-    split: DeviceSplit
-    indices: np.ndarray | None
-
-
 class ResidentInput:
     """The split lies on the devices."""
 
@@ -55,9 +50,9 @@ class ResidentInput:
         self.labels = split.labels
         self._split = put_split(split.images, split.labels, mesh)
 
-    def batches(self, order: Order, steps: range) -> Iterator[Given]:
-        """What each of the steps is given."""
-        return (Given(self._split, order.batch(step)) for step in steps)
+    def batches(self, order: Order, steps: range) -> Iterator[BatchInputs]:
+        """The inputs of each of the steps."""
+        return (BatchInputs(*self._split, order.batch(step)) for step in steps)
 
 
 class StreamedInput:
@@ -66,16 +61,16 @@ class StreamedInput:
     def __init__(self, images: StreamedImages, labels: np.ndarray, mesh: Mesh):
         self.labels = labels
         self._images = images
-        self._place = home(mesh) if avoids_collectives(mesh) else split_over_data(mesh)
+        self._place = first_device_sharding(mesh) if avoids_collectives(mesh) else split_over_data(mesh)
 
-    def batches(self, order: Order, steps: range) -> Iterator[Given]:
-        """What each of the steps is given."""
+    def batches(self, order: Order, steps: range) -> Iterator[BatchInputs]:
+        """The inputs of each of the steps."""
         size = len(order.batch(steps.start))
         start, stop = self._rows(size)
         read = self._images.batches(_Rows(order, steps, start, stop), stop - start)
         for step, images in zip(steps, read, strict=True):
             labels = self.labels[order.batch(step)]
-            yield Given(DeviceSplit(self._put(images, size, start), self._put(labels[start:stop], size, start)), None)
+            yield BatchInputs(self._put(images, size, start), self._put(labels[start:stop], size, start))
 
     def _rows(self, batch_size: int) -> tuple[int, int]:
         """Which rows of a batch belong to the devices of this process."""

@@ -1,4 +1,8 @@
-"""The optimizer of a stage: its length in steps, its learning rate and its chain of optax transformations.
+"""The plan of a stage in steps, and its optimizer as a chain of optax transformations.
+
+    plan = plan_stage(config, "admm", num_examples=54_000)
+    make_tx = stage_optimizer(plan, config, params, specs, mesh)
+    tx = make_tx(None)
 
 The order of the chain, and why:
 
@@ -9,16 +13,18 @@ The order of the chain, and why:
     5. keep_masked        last, so that no momentum, decay or step can move a pruned weight off zero
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import chex
+import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from rap_jax._runtime.mesh import gather
-from rap_jax.config import OptimizerConfig, PruneConfig, RunConfig, Stage, require
+from rap_jax.config import STAGES, OptimizerConfig, PruneConfig, RunConfig, Stage, require
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.admm import add_admm_penalty
 from rap_jax.pruning.masks import keep_masked
@@ -28,21 +34,39 @@ from rap_jax.pruning.specs import Specs
 _MANY_STEPS = 2**40  # beyond any run, and below what rounding a float can break
 
 
-class Length(NamedTuple):
-    """A stage's lengths in steps. Attributes: epoch; stage; dual: steps between dual steps, 0 for none; ramp."""
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """A stage in steps, built once by `plan_stage`."""
 
-    epoch: int
-    stage: int
-    dual: int
-    ramp: int
+    stage: Stage
+    num_steps: int
+    steps_per_epoch: int
+    learning_rate: optax.Schedule  # over the steps of the stage
+    dual_interval: int = 0  # steps between dual steps; 0 for none
+    ramp_steps: int = 0  # over which the attack's radius and step size grow linearly to their full size
+
+    def __post_init__(self) -> None:
+        within = f"fewer than the {self.num_steps} steps of the stage"
+        require(self.dual_interval < self.num_steps, "dual_interval in steps", self.dual_interval, within)
+        require(self.ramp_steps < self.num_steps, "epsilon ramp in steps", self.ramp_steps, within)
+
+    def is_dual_step(self, step: int) -> bool:
+        """Whether z and u move in the step after `step` updates."""
+        return self.dual_interval > 0 and step > 0 and step % self.dual_interval == 0
+
+    def epsilon_scale(self, step: jax.Array) -> jax.Array:
+        """Share of the attack's radius and step size after `step` updates: float32 in (0, 1]."""
+        if self.ramp_steps == 0:
+            return jnp.ones((), jnp.float32)
+        return jnp.minimum(1.0, (step + 1).astype(jnp.float32) / self.ramp_steps)
 
 
-def stage_length(config: RunConfig, stage: Stage, num_examples: int) -> Length:
-    """Turns epochs into steps.
+def plan_stage(config: RunConfig, stage: Stage, num_examples: int) -> StagePlan:
+    """The plan of a stage of 1 epoch or more; `num_examples` is the size of the training split.
 
     Raises:
       ValueError: a batch is larger than the training split, a stage has more steps than 32 bits count, or the dual
-        interval or the epsilon ramp is not shorter than the stage.
+        interval, the epsilon ramp or the warm-up is not shorter than the stage.
     """
     require(config.batch_size <= num_examples, "batch_size", config.batch_size, f"at most the {num_examples} images")
     epoch = config.steps_per_epoch or num_examples // config.batch_size
@@ -50,15 +74,32 @@ def stage_length(config: RunConfig, stage: Stage, num_examples: int) -> Length:
     num_steps = settings.num_epochs * epoch
     counted = f"fewer than {2**31} steps, as 32 bits count them; an epoch has {epoch}"
     require(num_steps < 2**31, f"{stage}_epochs", settings.num_epochs, counted)
-    in_steps = lambda time, unit=epoch: round(min(time * unit, _MANY_STEPS))
-    unit = epoch if config.prune.dual_interval_unit == "epochs" else 1
-    dual = max(1, in_steps(config.prune.dual_interval, unit)) if stage == "admm" else 0
+    dual = _dual_interval(config.prune, epoch) if stage == "admm" else 0
     shorter = f"less than the ADMM stage's {settings.num_epochs} epochs of {epoch} steps, so that there is a dual step"
-    require(dual < num_steps or num_steps == 0, "dual_interval", config.prune.dual_interval, shorter)
-    ramp = in_steps(settings.epsilon_ramp_epochs)
+    require(dual < num_steps, "dual_interval", config.prune.dual_interval, shorter)
+    ramp = _in_steps(settings.epsilon_ramp_epochs, epoch)
     shorter = f"less than the {settings.num_epochs} epochs of {stage}, or its radius is never the full one"
-    require(ramp < num_steps or num_steps == 0, "epsilon_ramp_epochs", settings.epsilon_ramp_epochs, shorter)
-    return Length(epoch, num_steps, dual, ramp)
+    require(ramp < num_steps, "epsilon_ramp_epochs", settings.epsilon_ramp_epochs, shorter)
+    learning_rate = learning_rate_schedule(
+        settings.optimizer,
+        steps_per_epoch=epoch,
+        num_steps=num_steps,
+        reset_every=dual if config.prune.reset_learning_rate else 0,
+    )
+    return StagePlan(stage, num_steps, epoch, learning_rate, dual, ramp)
+
+
+def plan_stages(config: RunConfig, num_examples: int) -> tuple[StagePlan, ...]:
+    """The plans of the stages that the run has, in their order; see `plan_stage`."""
+    return tuple(plan_stage(config, stage, num_examples) for stage in STAGES if config.stage(stage).num_epochs > 0)
+
+
+def _dual_interval(prune: PruneConfig, steps_per_epoch: int) -> int:
+    return max(1, _in_steps(prune.dual_interval, steps_per_epoch if prune.dual_interval_unit == "epochs" else 1))
+
+
+def _in_steps(time: float, steps_per_unit: int) -> int:
+    return round(min(time * steps_per_unit, _MANY_STEPS))
 
 
 def learning_rate_schedule(
@@ -145,7 +186,7 @@ def make_penalty(
     """`add_admm_penalty` with the config's rho, for the weights that have a spec and no others.
 
     Args:
-      gather: makes weights whole that lie in pieces: a projection compares all of a layer.
+      gather: completes weights that are sharded: a projection compares all of a layer.
     """
     rho: optax.Schedule = lambda count: config.rho * config.rho_growth**count
     penalty = add_admm_penalty(
@@ -158,20 +199,11 @@ def make_penalty(
     return optax.masked(penalty, specs_lib.selected(specs, params))
 
 
-def stage_learning_rate(config: RunConfig, stage: Stage, length: Length) -> optax.Schedule:
-    """The learning rate over the steps of a stage."""
-    reset_every = length.dual if config.prune.reset_learning_rate else 0
-    settings = config.stage(stage).optimizer
-    return learning_rate_schedule(
-        settings, steps_per_epoch=length.epoch, num_steps=length.stage, reset_every=reset_every
-    )
-
-
 def stage_optimizer(
-    stage: Stage, config: RunConfig, length: Length, params: chex.ArrayTree, specs: Specs, mesh: Mesh
+    plan: StagePlan, config: RunConfig, params: chex.ArrayTree, specs: Specs, mesh: Mesh
 ) -> Callable[[chex.ArrayTree | None], optax.GradientTransformationExtraArgs]:
-    """Masks, or None -> the optimizer chain of a stage. Of the params the names and shapes count."""
-    settings, learning_rate = config.stage(stage).optimizer, stage_learning_rate(config, stage, length)
-    whole = functools.partial(gather, mesh=mesh)
-    penalty = make_penalty(params, config.prune, specs, whole) if stage == "admm" else None
-    return lambda masks: make_optimizer(settings, learning_rate, penalty=penalty, masks=masks)
+    """Masks, or None -> the optimizer chain of a stage. Only the names and shapes of the params are used."""
+    gathered = functools.partial(gather, mesh=mesh)
+    penalty = make_penalty(params, config.prune, specs, gathered) if plan.stage == "admm" else None
+    settings = config.stage(plan.stage).optimizer
+    return lambda masks: make_optimizer(settings, plan.learning_rate, penalty=penalty, masks=masks)

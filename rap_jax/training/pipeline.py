@@ -8,12 +8,14 @@
 A stage of 0 epochs is left out, which makes the paper's baselines: without `admm` it is post-pruning (Table A1),
 without `admm` and `retrain` one-shot magnitude pruning, and with an empty sparsity a dense network.
 
-Every finished stage and the test leave their result in stages/<stage>.json, so that a run that is called again only
-does what is missing; a finished run returns its results and reads the test set no second time. What the network costs
-is measured last."""
+Every finished stage and the test write their result to stages/<stage>.json. A run that is called again does what is
+missing; a finished run returns its results and does not read the test set again. The cost of the network is measured
+last.
+"""
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from rap_jax._runtime.mesh import DeviceSplit, check_batch_size, make_mesh, put_
 from rap_jax._runtime.processes import is_first, num_processes, require_same
 from rap_jax.compaction.cost import measure_cost
 from rap_jax.compaction.cut import cut, masks_of_cut
-from rap_jax.config import STAGES, ComputeConfig, OutputConfig, RunConfig, Stage, require
+from rap_jax.config import ComputeConfig, OutputConfig, RunConfig, Stage, require
 from rap_jax.data import Dataset
 from rap_jax.evaluation.accuracy import SplitEvaluator, make_evaluator
 from rap_jax.models import create_model
@@ -36,12 +38,11 @@ from rap_jax.pruning.masks import both, count_sparsity
 from rap_jax.pruning.specs import Specs
 from rap_jax.runs.folder import open_run_folder
 from rap_jax.runs.network import save_network
-from rap_jax.training.compact_stage import run_small_stage
 from rap_jax.training.input import make_input
-from rap_jax.training.optimizer import specs_from_config, stage_learning_rate, stage_length
+from rap_jax.training.optimizer import StagePlan, plan_stages, specs_from_config
 from rap_jax.training.provenance import describe, identity, settings_of
 from rap_jax.training.report import write_report
-from rap_jax.training.stage import Outcome, Setup, run_stage
+from rap_jax.training.stage import StageContext, StageResult, run_compact_stage, run_stage
 from rap_jax.training.start import Start, make_start
 from rap_jax.training.state import stream_key
 
@@ -59,19 +60,19 @@ def run(
     flags: str = "",
     devices: list[jax.Device] | None = None,
 ) -> dict[str, Any]:
-    """Runs, or goes on with, a run in `out_dir` and returns what results.json holds.
+    """Runs, or resumes, a run in `out_dir` and returns the content of results.json.
 
     Args:
-      config: everything that decides the numbers.
-      dataset: its images; name and content hash become part of what the folder is checked against.
-      compute: how convolutions are computed; the devices are those that JAX has started with.
-      command: how to start this run again, for the report.
+      config: all settings that the numbers depend on.
+      dataset: its images; the folder is checked against its name and content hash.
+      compute: the implementation of convolutions and the sharding; the devices are those that JAX has started with.
+      command: the command line of this run, for the report.
       flags: the run as a flagfile, written to run.flags if not empty.
-      devices: those to run on, or None for all; a run may go on with another number of them.
+      devices: those to run on, or None for all; a run may be resumed on another number of them.
 
     Raises:
-      ValueError: bad settings, others than in another process of the run, a folder that does not fit, NaN, damaged
-        checkpoints; says what to do.
+      ValueError: bad settings, settings that differ between the processes of the run, a folder of another run, NaN,
+        damaged checkpoints. The message says what to do.
       Interrupted: a signal came; the state is saved.
     """
     ways = {name: value for name, value in dataclasses.asdict(compute).items() if name != "num_cpu_devices"}
@@ -87,7 +88,8 @@ def run(
     )
     start = make_start(config, dataset, model, mesh)
     specs = specs_from_config(config.prune, start.weights.params, output_layer=model.output_layer)
-    _check_stages(config, specs, len(dataset.train.labels))
+    plans = plan_stages(config, len(dataset.train.labels))
+    _check_penalty(config, specs)
     _check_crop(config, model.input_shape)
     with open_run_folder(out_dir, identity(config, dataset, start)) as folder:
         if flags:
@@ -95,21 +97,10 @@ def run(
         if folder.read_json("results.json", _RESULT_KEYS) is None:
             about = describe(config, dataset, start, mesh) | {"command": command, "run_dir": str(out_dir)}
             with catch_signals() as interrupt:
-                put = lambda split: put_split(split.images, split.labels, mesh)
-                setup = Setup(
-                    config=config,
-                    output=output,
-                    model=model,
-                    compute=compute,
-                    mesh=mesh,
-                    train=make_input(dataset.train, mesh),
-                    validation=put(dataset.validation),
-                    select=make_evaluator(model, config.select_attack, mesh, batch_size=config.eval_batch_size),
-                    specs=specs,
-                    folder=folder,
-                    interrupt=interrupt,
-                )
-                found = _train_and_test(setup, start, put(dataset.test))
+                select = make_evaluator(model, config.select_attack, mesh, batch_size=config.eval_batch_size)
+                train, validation = make_input(dataset.train, mesh), put_split(*dataset.validation, mesh)
+                context = StageContext(config, output, model, mesh, train, validation, select, specs, folder, interrupt)
+                found = _train_and_test(plans, context, start, put_split(*dataset.test, mesh))
             folder.write_json("results.json", about | found)
         if is_first() and not (folder.path / "report.md").exists():
             write_report(folder.path)
@@ -123,27 +114,23 @@ def _check_crop(config: RunConfig, input_shape: tuple[int, ...]) -> None:
     require(padding < smaller, "crop_padding", padding, f"fewer pixels than the smaller side of the images, {smaller}")
 
 
-def _check_stages(config: RunConfig, specs: Specs, num_examples: int) -> None:
-    """Refuses, before anything is trained, lengths that cannot work, and a penalty with nothing to pull."""
-    for stage in _stages(config):
-        stage_learning_rate(config, stage, stage_length(config, stage, num_examples))
+def _check_penalty(config: RunConfig, specs: Specs) -> None:
+    """Refuses a penalty with nothing to pull."""
     hint = "a ratio above 0 for some layer, or --admm_epochs=0"
     require(bool(specs) or config.admm.num_epochs == 0, "sparsity", config.prune.sparsity, hint)
 
 
-def _stages(config: RunConfig) -> list[Stage]:
-    return [stage for stage in STAGES if config.stage(stage).num_epochs > 0]
-
-
-def _train_and_test(setup: Setup, start: Start, test_split: DeviceSplit) -> dict[str, Any]:
-    """The part of results.json that says what was found."""
-    config = setup.config
-    report = make_evaluator(setup.model, config.report_attack, setup.mesh, batch_size=config.eval_batch_size)
-    evaluator = SplitEvaluator(report, setup.validation, stream_key(config.seed, "report"), setup.interrupt)
-    final, stages = _run_stages(setup, evaluator, start.weights)
-    tested = _test(setup, evaluator._replace(split=test_split), final)
-    save_network(setup.folder.path, final, initial=start.initial)
-    seconds: dict[str, float] = {stage: stages[stage]["seconds"] for stage in _stages(config)}
+def _train_and_test(
+    plans: Sequence[StagePlan], context: StageContext, start: Start, test_split: DeviceSplit
+) -> dict[str, Any]:
+    """The accuracies, the sparsity, the times and the cost in results.json."""
+    config = context.config
+    report = make_evaluator(context.model, config.report_attack, context.mesh, batch_size=config.eval_batch_size)
+    evaluator = SplitEvaluator(report, context.validation, stream_key(config.seed, "report"), context.interrupt)
+    final, stages = _run_stages(plans, context, evaluator, start.weights)
+    tested = _test(context, evaluator._replace(split=test_split), final)
+    save_network(context.folder.path, final, initial=start.initial)
+    seconds: dict[str, float] = {plan.stage: stages[plan.stage]["seconds"] for plan in plans}
     seconds["validation"] = sum(stage["validation_seconds"] for stage in stages.values())
     seconds["test"] = tested["seconds"]
     found = {
@@ -152,73 +139,75 @@ def _train_and_test(setup: Setup, start: Start, test_split: DeviceSplit) -> dict
         "sparsity": count_sparsity(final.params),
         "seconds": seconds | {"total": sum(seconds.values())},
     }
-    return found | ({"cost": _cost(setup, final)} if setup.output.measure_cost and is_first() else {})
+    return found | ({"cost": _cost(context, final)} if context.output.measure_cost and is_first() else {})
 
 
-def _test(setup: Setup, evaluator: SplitEvaluator, final: Weights) -> dict[str, Any]:
-    """The result on the test set, in a file of its own: one network is tested once, whatever happens after it."""
+def _test(context: StageContext, evaluator: SplitEvaluator, final: Weights) -> dict[str, Any]:
+    """The result on the test set, in a file of its own, so that one network is tested once."""
     network = digest(final)
-    found = setup.folder.read_json("stages/test.json", ("test", "seconds", "network"))
+    found = context.folder.read_json("stages/test.json", ("test", "seconds", "network"))
     if found is not None and found["network"] == network:
         return found
     began = time.monotonic()
-    test = evaluator(f"{setup.config.name} test", final).to_json()
+    test = evaluator(f"{context.config.name} test", final).to_json()
     record = {"test": test, "seconds": time.monotonic() - began, "network": network}
-    setup.folder.write_json("stages/test.json", record)
+    context.folder.write_json("stages/test.json", record)
     return record
 
 
-def _cost(setup: Setup, final: Weights) -> dict[str, Any]:
+def _cost(context: StageContext, final: Weights) -> dict[str, Any]:
     """On the first device alone. A signal stops it, unless other processes wait for it; all else is saved by then."""
     where = "while measuring what the network costs"
-    stop = lambda: None if num_processes() > 1 else setup.interrupt.stop_if_requested(where)
-    return measure_cost(setup.model, jax.device_get(final), device=setup.mesh.devices.flat[0], between=stop)
+    stop = lambda: None if num_processes() > 1 else context.interrupt.stop_if_requested(where)
+    return measure_cost(context.model, jax.device_get(final), device=context.mesh.devices.flat[0], between=stop)
 
 
-def _run_stages(setup: Setup, evaluator: SplitEvaluator, start: Weights) -> tuple[Weights, dict[str, Any]]:
+def _run_stages(
+    plans: Sequence[StagePlan], context: StageContext, evaluator: SplitEvaluator, start: Weights
+) -> tuple[Weights, dict[str, Any]]:
     """The final weights and the record of each stage; weights that come from another run are a stage of their own."""
     weights, stages = start, dict[str, Any]()
-    if setup.config.start.run_dir is not None:
-        stages["start"] = _record(setup, evaluator, "start", Outcome(start, 0, 0.0))
-    for stage in _stages(setup.config):
-        masks = _masks(setup, stage, weights)
-        run = run_small_stage if stage == "retrain" and setup.config.small_retrain else run_stage
-        outcome = run(stage, setup, cut(setup.specs, setup.model, weights) if stage == "retrain" else weights, masks)
-        weights = outcome.weights
-        stages[stage] = _record(setup, evaluator, stage, outcome)
-    return weights if "retrain" in stages else cut(setup.specs, setup.model, weights), stages
+    if context.config.start.run_dir is not None:
+        stages["start"] = _record(context, evaluator, "start", StageResult(start, 0, 0.0))
+    for plan in plans:
+        masks, is_retrain = _masks(context, plan.stage, weights), plan.stage == "retrain"
+        run = run_compact_stage if is_retrain and context.config.small_retrain else run_stage
+        result = run(plan, context, cut(context.specs, context.model, weights) if is_retrain else weights, masks)
+        weights = result.weights
+        stages[plan.stage] = _record(context, evaluator, plan.stage, result)
+    return weights if "retrain" in stages else cut(context.specs, context.model, weights), stages
 
 
-def _masks(setup: Setup, stage: Stage, weights: Weights) -> chex.ArrayTree | None:
-    """What has to stay zero in a stage: what was zero when the run began, and in the retrain what the cut takes.
+def _masks(context: StageContext, stage: Stage, weights: Weights) -> chex.ArrayTree | None:
+    """Masks of a stage: the zeros of the start of the run stay zero, and in the retrain those of the cut as well.
 
-    `weights` are those before the cut: afterwards all that is gone has one score, and a global budget would share its
-    last bit of room out anew.
+    `weights` are those before the cut: after it all removed weights have the same score, and a global budget would
+    distribute its last places anew.
     """
-    masks = masks_of_cut(setup.specs, setup.model, weights.params) if stage == "retrain" and setup.specs else None
-    if setup.config.start.run_dir is None:
+    masks = masks_of_cut(context.specs, context.model, weights.params) if stage == "retrain" and context.specs else None
+    if context.config.start.run_dir is None:
         return masks
     # Each stage keeps them, so the zeros of its start are still those of the run's start.
     zeros = specs_lib.masks_of_zeros(weights.params)
     return zeros if masks is None else both(masks, zeros)
 
 
-def _record(setup: Setup, evaluator: SplitEvaluator, name: str, outcome: Outcome) -> dict[str, Any]:
+def _record(context: StageContext, evaluator: SplitEvaluator, name: str, result: StageResult) -> dict[str, Any]:
     """The result of a finished stage; evaluated once, then read from its file."""
     path = f"stages/{name}.json"
-    found = setup.folder.read_json(path, ("validation", "step", "seconds", "sparsity", "validation_seconds"))
+    found = context.folder.read_json(path, ("validation", "step", "seconds", "sparsity", "validation_seconds"))
     if found is not None:
         return found
-    label = f"{setup.config.name} {name} validation"
+    label = f"{context.config.name} {name} validation"
     began = time.monotonic()
     record: dict[str, Any] = {
-        "validation": evaluator(label, outcome.weights).to_json(),
-        "step": outcome.step,
-        "seconds": outcome.seconds,
-        "sparsity": count_sparsity(outcome.weights.params),
+        "validation": evaluator(label, result.weights).to_json(),
+        "step": result.step,
+        "seconds": result.seconds,
+        "sparsity": count_sparsity(result.weights.params),
     }
-    if setup.specs and name != "retrain":
-        record["cut"] = evaluator(f"{label} after a cut", cut(setup.specs, setup.model, outcome.weights)).to_json()
+    if context.specs and name != "retrain":
+        record["cut"] = evaluator(f"{label} after a cut", cut(context.specs, context.model, result.weights)).to_json()
     record["validation_seconds"] = time.monotonic() - began
-    setup.folder.write_json(path, record)
+    context.folder.write_json(path, record)
     return record

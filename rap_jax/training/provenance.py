@@ -1,4 +1,4 @@
-"""What a run was: what must not change while it goes on, and what results.json says of it."""
+"""The description of a run: its identity, which must not change while it goes on, and its part of results.json."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from rap_jax.training.start import Start
 
 
 def identity(config: RunConfig, dataset: Dataset, start: Start) -> dict[str, Any]:
-    """What must be the same for a run to be gone on with: the settings, and the weights it begins with by content."""
+    """A run is resumed only if this is the same: the settings, and the first weights by content."""
     return settings_of(config, dataset) | {"start": start.about}
 
 
@@ -31,7 +31,7 @@ def settings_of(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def describe(config: RunConfig, dataset: Dataset, start: Start, mesh: Mesh) -> dict[str, Any]:
-    """The part of results.json that says what was run, on what."""
+    """The settings, data, versions and devices of a run, for results.json."""
     return {
         "name": config.name,
         "dataset": dataset.name,
@@ -46,7 +46,7 @@ def describe(config: RunConfig, dataset: Dataset, start: Start, mesh: Mesh) -> d
 
 
 def describe_devices(config: RunConfig, compute: ComputeConfig, mesh: Mesh) -> str:
-    """One line on what a run uses: `Devices: 2 x cpu (2 cores), batch 128 = 2 x 64; convolutions: cpu form`."""
+    """One line on the devices of a run: `Devices: 2 x cpu (2 cores), batch 128 = 2 x 64; convolutions: cpu form`."""
     device = mesh.devices.flat[0]
     cores = f" ({usable_cores()} cores)" if device.platform == "cpu" else f" ({device.platform})"
     form = "cpu" if use_cpu_form(compute.implementation) else "xla"

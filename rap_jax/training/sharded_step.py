@@ -17,119 +17,117 @@ import optax
 from jax.sharding import Mesh
 
 from rap_jax._runtime.mesh import (
-    DeviceSplit,
     avoids_collectives,
     gather,
     make_mesh,
-    map_parts,
+    map_microbatches,
     put,
     replicated,
     split_over_data,
-    state_home,
+    state_shardings,
 )
 from rap_jax.config import TrainConfig
-from rap_jax.data.batches import Batch
+from rap_jax.data.batches import BatchInputs
 from rap_jax.models import Model, in_dtype
 from rap_jax.models.model import Weights
-from rap_jax.training.state import TrainState
-from rap_jax.training.step import StepKeys as StepKeys
-from rap_jax.training.step import StepMetrics as StepMetrics
-from rap_jax.training.step import StepParts, Task
+from rap_jax.training.optimizer import StagePlan
+from rap_jax.training.state import StepKeys, TrainState
+from rap_jax.training.step import AttackInputs, StepFunctions, StepMetrics
 
-TrainStep = Callable[[TrainState, DeviceSplit, np.ndarray | None, StepKeys, bool], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[[TrainState, BatchInputs, StepKeys, bool], tuple[TrainState, StepMetrics]]
+
+
+def step_functions(
+    model: Model, tx: optax.GradientTransformationExtraArgs, config: TrainConfig, plan: StagePlan, mesh: Mesh
+) -> StepFunctions:
+    """The functions of a step on this mesh; the network computes in the config's `compute_dtype`."""
+    return StepFunctions(in_dtype(model, config.compute_dtype), tx, config, plan, functools.partial(gather, mesh=mesh))
 
 
 def make_train_step(
-    model: Model,
-    tx: optax.GradientTransformationExtraArgs,
-    config: TrainConfig,
-    learning_rate: optax.Schedule,
-    mesh: Mesh,
-    *,
-    ramp_steps: int = 0,
+    model: Model, tx: optax.GradientTransformationExtraArgs, config: TrainConfig, plan: StagePlan, mesh: Mesh
 ) -> TrainStep:
-    """Builds `step(state, split, indices, keys, dual_step) -> (state, metrics)`, compiled once per stage.
+    """Builds `step(state, inputs, keys, dual_step) -> (state, metrics)`, compiled once per stage.
 
-    Without indices the split is the batch.
-
-    State and split lie at `home` of the mesh. The state is donated: it lives on in the returned one. The network
-    computes in the config's `compute_dtype`.
-
-    Args:
-      ramp_steps: see `StepParts`.
+    State and inputs have the `first_device_sharding` of the mesh; indices are NumPy arrays. The state is donated: it
+    lives on in the returned one.
     """
-    whole = functools.partial(gather, mesh=mesh)
-    parts = StepParts(in_dtype(model, config.compute_dtype), tx, config, learning_rate, ramp_steps, whole)
+    functions = step_functions(model, tx, config, plan, mesh)
     if avoids_collectives(mesh):
-        return step_in_programs(parts, mesh)
-    program, share = step_as_program(parts, mesh), split_over_data(mesh)
+        return step_in_programs(functions, mesh)
+    program, share = step_as_program(functions, mesh), split_over_data(mesh)
 
     def train_step(
-        state: TrainState, split: DeviceSplit, indices: np.ndarray | None, keys: StepKeys, dual_step: bool
+        state: TrainState, inputs: BatchInputs, keys: StepKeys, dual_step: bool
     ) -> tuple[TrainState, StepMetrics]:
-        return program(state, split, None if indices is None else put(indices, share), keys, dual_step)
+        if inputs.indices is not None:
+            inputs = inputs._replace(indices=put(np.asarray(inputs.indices), share))
+        return program(state, inputs, keys, dual_step)
 
     return train_step
 
 
-def step_as_program(parts: StepParts, mesh: Mesh) -> jax.stages.Wrapped:
-    """One program: the state lies at its `state_home`, the batch is split over the mesh.
+def step_as_program(functions: StepFunctions, mesh: Mesh) -> jax.stages.Wrapped:
+    """One program: the state has its `state_shardings`, the batch is split over the mesh.
 
     The loss is a mean over the global batch, so XLA sums gradients over the devices by itself.
     """
-    whole, share = replicated(mesh), split_over_data(mesh)
+    everywhere, share = replicated(mesh), split_over_data(mesh)
 
     def step(
-        state: TrainState, split: DeviceSplit, indices: jax.Array | None, keys: StepKeys, dual_step: jax.Array
+        state: TrainState, inputs: BatchInputs, keys: StepKeys, dual_step: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
-        indices = None if indices is None else jax.lax.with_sharding_constraint(indices, share)
-        found, metrics = parts.step(state, split, indices, keys, dual_step)
-        return jax.lax.with_sharding_constraint(found, state_home(found, mesh, whole=whole)), gather(metrics, mesh)
+        if inputs.indices is not None:
+            inputs = inputs._replace(indices=jax.lax.with_sharding_constraint(inputs.indices, share))
+        after, metrics = functions.step(state, inputs, keys, dual_step)
+        shardings = state_shardings(after, mesh, unsharded=everywhere)
+        return jax.lax.with_sharding_constraint(after, shardings), gather(metrics, mesh)
 
-    return jax.jit(step, in_shardings=(None, None, None, whole, whole), donate_argnums=0)
+    return jax.jit(step, in_shardings=(None, None, everywhere, everywhere), donate_argnums=0)
 
 
-def step_in_programs(parts: StepParts, mesh: Mesh) -> TrainStep:
-    """Three programs: the attack is split over the mesh, the other two run where state and split lie."""
-    prepare, update = jax.jit(parts.prepare), jax.jit(parts.update, donate_argnums=0)
-    attack, place = attack_program(parts, mesh), attack_shardings(batch_mesh(parts.config, mesh))
+def step_in_programs(functions: StepFunctions, mesh: Mesh) -> TrainStep:
+    """Three programs: the attack is split over the mesh, the other two run where state and inputs lie."""
+    prepare, update = jax.jit(functions.prepare), jax.jit(functions.update, donate_argnums=0)
+    attack, shardings = attack_program(functions, mesh), attack_shardings(batch_mesh(functions.config, mesh))
 
     def train_step(
-        state: TrainState, split: DeviceSplit, indices: np.ndarray | None, keys: StepKeys, dual_step: bool
+        state: TrainState, inputs: BatchInputs, keys: StepKeys, dual_step: bool
     ) -> tuple[TrainState, StepMetrics]:
-        task = prepare(state.step, split, indices, keys)
-        if parts.config.attacks_first:
+        batch = prepare(state.step, inputs, keys)
+        if functions.config.attacks_first:
             weights = Weights(state.params, state.batch_stats)
-            images = attack(*jax.device_put((weights, task), place))
-            task = task.with_images(jax.device_get(images))
-        return update(state, task, dual_step)
+            images = attack(*jax.device_put((weights, batch), shardings))
+            batch = batch._replace(images=jax.device_get(images))
+        return update(state, batch, dual_step)
 
     return train_step
 
 
-def attack_program(parts: StepParts, mesh: Mesh) -> jax.stages.Wrapped:
-    """The attack of a step as a program of its own: (Weights, Task) -> images, split over the devices.
+def attack_program(functions: StepFunctions, mesh: Mesh) -> jax.stages.Wrapped:
+    """The attack of a step as a program of its own: (Weights, AttackInputs) -> images, split over the devices.
 
-    Each device runs `parts.attack` on its share of the batch. Were the split left to XLA, as in `step_as_program`, it
-    would add collectives where it sees a use for them (it did for the restarts of a ResNet).
+    Each device runs `functions.attack` on its share of the batch. Were the split left to XLA, as in `step_as_program`,
+    it would add collectives where it sees a use for them (it did for the restarts of a ResNet).
     """
-    mesh = batch_mesh(parts.config, mesh)
+    mesh = batch_mesh(functions.config, mesh)
 
-    def attack(weights: Weights, task: Task) -> chex.ArrayTree:
-        if parts.config.attack_batch_norm == "batch":
-            return parts.attack(weights, task)
-        return map_parts(lambda each: parts.attack(weights, Task(*each, task.scale)), (task.batch, task.keys), mesh)
+    def attack(weights: Weights, batch: AttackInputs) -> chex.ArrayTree:
+        if functions.config.attack_batch_norm == "batch":
+            return functions.attack(weights, batch)
+        attack_some = lambda some: functions.attack(weights, AttackInputs(some[0], some[1], some[2], batch.scale))
+        return map_microbatches(attack_some, (batch.images, batch.targets, batch.keys), mesh)
 
     specs = jax.tree.map(lambda sharding: sharding.spec, attack_shardings(mesh))
-    images = specs[1].batch.images
+    images = specs[1].images
     return jax.jit(jax.shard_map(attack, mesh=mesh, in_specs=specs, out_specs=images, check_vma=False))
 
 
-def attack_shardings(mesh: Mesh) -> tuple[Any, Task]:
-    """Where weights and task of an attack program lie: on every device all, but of the batch its share."""
-    whole: Any = replicated(mesh)  # Any: shardings stand where arrays will
+def attack_shardings(mesh: Mesh) -> tuple[Any, AttackInputs]:
+    """Shardings of the weights and inputs of an attack program: the examples are split, all else is replicated."""
+    everywhere: Any = replicated(mesh)  # Any: shardings stand where arrays will
     share: Any = split_over_data(mesh)
-    return whole, Task(Batch(share, share), share, whole)
+    return everywhere, AttackInputs(share, share, share, everywhere)
 
 
 def batch_mesh(config: TrainConfig, mesh: Mesh) -> Mesh:

@@ -1,16 +1,17 @@
-"""The weights that a run begins with: drawn from its seed, or taken from a run that has finished.
+"""The first weights of a run: drawn from its seed, or taken from a run that has finished.
 
     random       model.init of the run's seed
-    final        the network that another run ended with: to go on with it, or to prune it further (progressive pruning)
-    initial      what that run was initialised with, where the network that it ended with is not zero: a smaller network
-                 that inherits its initialisation from a larger one (Ye et al., 2019, Table 5; the lottery ticket of
-                 Frankle & Carbin, 2019, https://arxiv.org/abs/1803.03635). If that run went on with the network of a
-                 third one, the initialisation is that of the third.
+    final        the final network of another run: to go on with it, or to prune it further (progressive pruning)
+    initial      the initial weights of that run, where its final network is not zero: a smaller network that inherits
+                 its initialisation from a larger one (Ye et al., 2019, Table 5; the lottery ticket of Frankle & Carbin,
+                 2019, https://arxiv.org/abs/1803.03635). If that run went on with the network of a third one, the
+                 initialisation is that of the third.
 
 Differs from the paper: (1) the inheriting network keeps the shapes of the large one, with the pruned filters at exactly
 zero in every stage. A filter that is zero sends zero and gets no gradient, so this trains the same function as a dense
 network of the small width would (a test compares the two for LeNet), and it also works where layers add up and no
-channel could be cut out."""
+channel could be removed.
+"""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from rap_jax._runtime.integrity import digest
-from rap_jax._runtime.mesh import home
+from rap_jax._runtime.mesh import first_device_sharding
 from rap_jax.config import RunConfig
 from rap_jax.data import Dataset
 from rap_jax.models import Model
@@ -31,29 +32,23 @@ from rap_jax.training.state import stream_key
 
 
 class Start(NamedTuple):
-    """What a run begins with.
+    """The first weights of a run and their origin."""
 
-    Attributes:
-      weights: of its first stage.
-      initial: those that were once drawn at random, before any training.
-      about: where they are from, for config.json and results.json.
-    """
-
-    weights: Weights
-    initial: Weights
-    about: dict[str, Any]
+    weights: Weights  # of its first stage
+    initial: Weights  # drawn at random once, before any training
+    about: dict[str, Any]  # the origin, for config.json and results.json
 
 
 def make_start(config: RunConfig, dataset: Dataset, model: Model, mesh: Mesh) -> Start:
-    """The weights of a run's first stage, at `home` of the mesh.
+    """The weights of a run's first stage, with the `first_device_sharding` of the mesh.
 
     Raises:
       ValueError: the other run has not finished, has another network, nothing that could be inherited, or learnt from
         images that this run holds out for validation.
     """
-    place = home(mesh)
+    place = first_device_sharding(mesh)
     if config.start.run_dir is None:
-        init = jax.jit(lambda key: Weights(*model.init(key)), out_shardings=place)
+        init = jax.jit(model.init, out_shardings=place)
         drawn = init(stream_key(config.seed, "init"))
         return Start(drawn, drawn, {"weights": "random"})
     other = load_network(config.start.run_dir, place)
@@ -75,7 +70,7 @@ def _require_same_network(config: RunConfig, model: Model, other: SavedNetwork) 
 
 
 def _require_same_split(config: RunConfig, dataset: Dataset, other: SavedNetwork) -> None:
-    """What one run learnt from must not judge the other: of the same data both hold out the same images."""
+    """Training images of one run must not evaluate the other: of the same data both hold out the same images."""
     names = ("validation_fraction", "validation_seed")
     data, ours = other.results["data"], dataset.describe()
     if data["sha256"] != ours["sha256"]:
@@ -91,7 +86,7 @@ def _require_same_split(config: RunConfig, dataset: Dataset, other: SavedNetwork
 
 
 def _inherited(config: RunConfig, other: SavedNetwork) -> Weights:
-    """What the other run was initialised with, zero where its network ended at zero."""
+    """The initial weights of the other run, zero where its final network is zero."""
     masks = specs_lib.masks_of_zeros(other.weights.params)
     if all(bool(keep.all()) for keep in jax.tree.leaves(masks)):
         raise ValueError(f"The network in {config.start.run_dir} has no zeros; expected one that was pruned.")

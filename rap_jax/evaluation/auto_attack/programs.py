@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rap_jax._runtime.functions import Captured
-from rap_jax._runtime.mesh import map_parts, replicated, split_over_data
+from rap_jax._runtime.mesh import map_microbatches, replicated, split_over_data
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.losses import margin
 from rap_jax.attacks.norms import is_inside, norm_of
@@ -127,7 +127,7 @@ class Programs:
         """
 
         def on_share(captured: Captured, key: jax.Array, batch: Any) -> Any:
-            return map_parts(lambda part: function(captured, key, part), batch, self._mesh)
+            return map_microbatches(lambda part: function(captured, key, part), batch, self._mesh)
 
         if self._places_itself:
             return jax.jit(on_share)

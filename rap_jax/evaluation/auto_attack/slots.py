@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rap_jax._runtime.mesh import MOST_IMAGES
+from rap_jax._runtime.mesh import MAX_MICROBATCH_SIZE
 from rap_jax.evaluation.auto_attack.programs import AttackPrograms, Examples, Judged
 
 
@@ -123,7 +123,7 @@ def even_slots(num_examples: int, num_tasks: int, most: int, num_devices: int) -
     """
     rounds = max(1, math.ceil(num_tasks / min(most, max(1, num_examples))))
     on_device = max(1, math.ceil(num_tasks / (rounds * num_devices)))
-    num_parts = math.ceil(on_device / MOST_IMAGES)
+    num_parts = math.ceil(on_device / MAX_MICROBATCH_SIZE)
     return min(most, num_devices * num_parts * math.ceil(on_device / num_parts))
 
 

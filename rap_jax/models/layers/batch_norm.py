@@ -9,9 +9,10 @@ itself is normalised by the biased one, as in PyTorch, so that the statistics eq
 (2) the variance is the mean of squared deviations, not E[x^2] - E[x]^2, which cancels where a mean is far from 0;
 (3) the parameters are called scale and shift, so that a convolution and its norm can share a layer (`ConvNorm`).
 
-Inputs may be narrower than float32 (`mixed_precision`): outputs are then as narrow, moments and statistics are not.
+Inputs may be narrower than float32 (`models.in_dtype`): outputs are then as narrow, moments and statistics are not.
 
-Reference: Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167."""
+Reference: Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,7 @@ from jax.nn import initializers
 
 from rap_jax._runtime.arrays import at_least_float32
 
-# Of every BatchNorm: what is added to the variance.
-BATCH_NORM_EPSILON = 1e-5
-
-
+BATCH_NORM_EPSILON = 1e-5  # added to the variance of every BatchNorm
 MOMENTUM = 0.9  # share of the old running statistics; PyTorch calls 1 - 0.9 momentum
 
 
@@ -32,14 +30,10 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last. Parameters: scale [C], shift [C]; statistics: mean [C], var [C].
 
     With `train` it normalises by the batch and moves the statistics, where they are mutable; without, it uses them.
-
-    Attributes:
-        features: number of channels C.
-        folded: a factor and an offset per channel, which have taken in the statistics.
     """
 
-    features: int
-    folded: bool = False
+    features: int  # number of channels C
+    folded: bool = False  # a factor and an offset per channel, which have taken in the statistics
 
     def setup(self) -> None:
         self.scale = self.param("scale", initializers.ones, (self.features,), jnp.float32)

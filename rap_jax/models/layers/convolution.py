@@ -24,11 +24,28 @@ are computed side by side as channels of one convolution, whose outputs are then
 is the well-known convolution with the flipped kernel, in and out exchanged.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rap_jax.config import require
 from rap_jax.models.layers.winograd import Sides, has_winograd_form, winograd_conv
+
+Implementation = Literal["auto", "cpu", "xla"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "cpu", "xla")
+
+
+def use_cpu_form(implementation: Implementation) -> bool:
+    """Whether a layer takes its form for the CPU; `auto` depends on JAX's default backend when the layer is traced.
+
+    Raises:
+        ValueError: for an unknown implementation; the message lists the known ones.
+    """
+    require(implementation in IMPLEMENTATIONS, "implementation", implementation, f"one of {', '.join(IMPLEMENTATIONS)}")
+    return implementation == "cpu" or (implementation == "auto" and jax.default_backend() == "cpu")
+
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 

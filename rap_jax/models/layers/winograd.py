@@ -36,19 +36,13 @@ _MIN_ROWS = 256
 
 
 class _Table(NamedTuple):
-    """Sums for kernels of size k; a tile has t = k + 1 pixels each way.
+    """Sums for kernels of size k; a tile has t = k + 1 pixels each way."""
 
-    Attributes:
-      pixels: [t, t], from the pixels of a tile to the factors of the products.
-      kernel: [t, k], from the kernel to the other factors.
-      outputs: [2, t], from the products to two outputs.
-      part_size: numbers between pixels and outputs, from which on dividing the batch was quicker; they have to fit
-        into the caches, and products of very few rows keep only one core busy.
-    """
-
-    pixels: np.ndarray
-    kernel: np.ndarray
-    outputs: np.ndarray
+    pixels: np.ndarray  # [t, t], from the pixels of a tile to the factors of the products
+    kernel: np.ndarray  # [t, k], from the kernel to the other factors
+    outputs: np.ndarray  # [2, t], from the products to two outputs
+    # Numbers between pixels and outputs, from which on dividing the batch was quicker: they have to fit into the
+    # caches, and products of very few rows keep only one core busy.
     part_size: int
 
 
