@@ -18,9 +18,8 @@ from benchmarks.worker import clocked
 from rap_jax._runtime.integrity import digest
 from rap_jax.config import ModelConfig, OptimizerConfig, OutputConfig, PruneConfig
 from rap_jax.models import create_model
-from rap_jax.pruning.specs import specs_from_config
 from rap_jax.runs import checkpoint
-from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer, make_penalty
+from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer, make_penalty, specs_from_config
 from rap_jax.training.state import StageState, init_stage_state
 
 NETWORKS = {"LeNet w=16": "lenet_w16", "ResNet-18 w=16": "resnet18_w16"}
@@ -42,7 +41,7 @@ def make_state(row: str) -> StageState:
     model = create_model(config, input_shape=settings.input_shape, num_classes=10)
     weights = jax.jit(model.init)(jax.random.key(0))
     prune = PruneConfig()
-    specs = specs_from_config(weights.params, prune, output_layer=model.output_layer)
+    specs = specs_from_config(prune, weights.params, output_layer=model.output_layer)
     optimizer = OptimizerConfig(schedule="constant")
     learning_rate = learning_rate_schedule(optimizer, steps_per_epoch=1, num_steps=1)
     tx = make_optimizer(optimizer, learning_rate, penalty=make_penalty(weights.params, prune, specs))

@@ -23,9 +23,9 @@ from benchmarks.machine import num_cores
 from benchmarks.records import Column, Rows, markdown_table, write_records
 from benchmarks.turns import in_turn
 from benchmarks.worker import Answer, clocked
-from rap_jax.compaction.cost import Form, multiply_adds_of
+from rap_jax.compaction.cost import NetworkForm, multiply_adds_of
 from rap_jax.export import write_file
-from rap_jax.export.exported_network import Subject
+from rap_jax.export.exported_network import ExportedNetwork
 from rap_jax.export.files import SUFFIXES
 from rap_jax.export.onnx.file import open_session
 
@@ -65,14 +65,14 @@ _CASES: dict[str, Callable[[], Networks]] = {
 
 def measure(name: str, networks: Networks, *, rounds: int) -> Rows:
     """Rows of a network: each way at each batch size, and each format."""
-    forms = {form: folded(subject) for form, subject in zip(networks._fields, networks, strict=True)}
-    counts = {f"multiply_adds_{form}": _multiply_adds(subject) for form, subject in forms.items()}
+    forms = {form: folded(exported) for form, exported in zip(networks._fields, networks, strict=True)}
+    counts = {f"multiply_adds_{form}": _multiply_adds(exported) for form, exported in forms.items()}
     ratio = counts["multiply_adds_dense"] / counts["multiply_adds_compacted"]
     rows: Rows = {}
     with tempfile.TemporaryDirectory() as folder:
         for file_format in ("npz", "onnx", "safetensors"):
-            subjects = networks._asdict() if file_format == "safetensors" else forms
-            rows[f"{name}, {file_format}"] = _files(subjects, file_format, Path(folder))
+            networks_by_form = networks._asdict() if file_format == "safetensors" else forms
+            rows[f"{name}, {file_format}"] = _files(networks_by_form, file_format, Path(folder))
         for batch_size in BATCH_SIZES:
             times = in_turn(dict(_ways(forms, Path(folder), batch_size)), rounds=rounds)
             for runtime in RUNTIMES:
@@ -89,34 +89,36 @@ def measure(name: str, networks: Networks, *, rounds: int) -> Rows:
     return rows
 
 
-def _multiply_adds(subject: Subject) -> int:
-    return multiply_adds_of(Form(subject.model, subject.weights)).all
+def _multiply_adds(exported: ExportedNetwork) -> int:
+    return multiply_adds_of(NetworkForm(exported.model, exported.weights)).all
 
 
-def _files(subjects: dict[str, Subject], file_format: str, folder: Path) -> dict[str, Any]:
+def _files(networks_by_form: dict[str, ExportedNetwork], file_format: str, folder: Path) -> dict[str, Any]:
     """Writes the file of each form; their bytes, and those of the compacted one over its numbers."""
     sizes = {}
-    for form, subject in subjects.items():
-        path = write_file(subject, file_format, folder / f"{form}{SUFFIXES[file_format]}")
+    for form, exported in networks_by_form.items():
+        path = write_file(exported, file_format, folder / f"{form}{SUFFIXES[file_format]}")
         sizes[form] = path.stat().st_size
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(subjects["compacted"].weights))
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(networks_by_form["compacted"].weights))
     return {f"bytes_{form}": size for form, size in sizes.items()} | {
         "over_parameters": sizes["compacted"] / (4 * numbers)
     }
 
 
-def _ways(forms: dict[str, Subject], folder: Path, batch_size: int) -> Iterator[tuple[str, Callable[[], Answer]]]:
+def _ways(
+    forms: dict[str, ExportedNetwork], folder: Path, batch_size: int
+) -> Iterator[tuple[str, Callable[[], Answer]]]:
     """Each form in each runtime, checked to give the same logits."""
     shape = (batch_size, *forms["dense"].model.input_shape)
     images = np.random.default_rng(1).random(shape, np.float32)
     expected = None
-    for form, subject in forms.items():
+    for form, exported in forms.items():
         session = open_session(folder / f"{form}.onnx", num_threads=num_cores())
         run_session = functools.partial(session.logits_fn, images)
-        plain = subject.model
+        plain = exported.model
         runs: dict[str, Callable[[], Any]] = {
-            RUNTIMES[0]: _jax_run(subject._replace(model=plain.replace(implementation="auto")), images),
-            RUNTIMES[1]: _jax_run(subject, images),
+            RUNTIMES[0]: _jax_run(exported._replace(model=plain.replace(implementation="auto")), images),
+            RUNTIMES[1]: _jax_run(exported, images),
             RUNTIMES[2]: run_session,
         }
         for runtime, run in runs.items():
@@ -127,9 +129,9 @@ def _ways(forms: dict[str, Subject], folder: Path, batch_size: int) -> Iterator[
             yield f"{runtime} {form}", functools.partial(_turn, run, _num_runs(run))
 
 
-def _jax_run(subject: Subject, images: np.ndarray) -> Callable[[], Any]:
-    model = subject.model
-    weights, images_there = jax.device_put((subject.weights, images))
+def _jax_run(exported: ExportedNetwork, images: np.ndarray) -> Callable[[], Any]:
+    model = exported.model
+    weights, images_there = jax.device_put((exported.weights, images))
     logits = jax.jit(model.logits)
     return lambda: jax.block_until_ready(logits(weights, images_there))
 

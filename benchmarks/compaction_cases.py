@@ -14,7 +14,7 @@ import numpy as np
 
 from rap_jax import compaction
 from rap_jax.config import ModelConfig
-from rap_jax.export.exported_network import Subject
+from rap_jax.export.exported_network import ExportedNetwork
 from rap_jax.models import Model, create_model
 from rap_jax.models.model import Weights
 from rap_jax.runs.network import load_network
@@ -27,8 +27,8 @@ SHAPES = {"lenet_mnist": (28, 28, 1), "resnet18": (32, 32, 3)}
 class Networks(NamedTuple):
     """One network in two forms. Attributes: dense: its removed filters are zeros; compacted: they are not there."""
 
-    dense: Subject
-    compacted: Subject
+    dense: ExportedNetwork
+    compacted: ExportedNetwork
 
 
 def networks_of_run(run_dir: str) -> Networks:
@@ -38,14 +38,13 @@ def networks_of_run(run_dir: str) -> Networks:
       ValueError: it has not finished; or it is no LeNet of width 8 with a quarter of its filters.
     """
     saved = load_network(run_dir)
-    config = ModelConfig(*(saved.results["model"][name] for name in ModelConfig.__dataclass_fields__))
     weights: Weights = jax.device_get(saved.weights)
-    networks = _both(config, saved.model, weights, saved.results, Path(run_dir))
+    networks = _both(saved.config, saved.model, weights, saved.results, Path(run_dir))
     expected, found = {"conv1": 4, "conv2": 8, "fc1": 128}, dict(networks.compacted.features)
-    if (config.name, config.width, found) != ("lenet_mnist", WIDTH, expected):
+    if (saved.config.name, saved.config.width, found) != ("lenet_mnist", WIDTH, expected):
         raise ValueError(
-            f"The network of {run_dir} is {config.name} of width {config.width} with {found} outputs left; expected "
-            f"lenet_mnist of width {WIDTH} with {expected}: train it with --width={WIDTH} --sparsity={REMOVED}."
+            f"The network of {run_dir} is {saved.config.name} of width {saved.config.width} with {found} outputs left; "
+            f"expected lenet_mnist of width {WIDTH} with {expected}: --width={WIDTH} --sparsity={REMOVED}."
         )
     return networks
 
@@ -75,21 +74,21 @@ def random_networks(name: str, together: str = "each layer") -> Networks:
     return _both(config, model, weights, {"data": {}, "model": {}}, Path("random"))
 
 
-def folded(subject: Subject) -> Subject:
+def folded(exported: ExportedNetwork) -> ExportedNetwork:
     """With BatchNorm inside the convolutions, as files for inference have it."""
-    if not subject.weights.batch_stats:
-        return subject
-    model, params, batch_stats, _ = compaction.fold_batch_norm(subject.model, *subject.weights)
-    return subject._replace(model=model, weights=Weights(params, batch_stats), folded=True)
+    if not exported.weights.batch_stats:
+        return exported
+    model, params, batch_stats, _ = compaction.fold_batch_norm(exported.model, *exported.weights)
+    return exported._replace(model=model, weights=Weights(params, batch_stats), folded=True)
 
 
 def _both(config: ModelConfig, model: Model, weights: Weights, results: dict[str, Any], folder: Path) -> Networks:
     small = compaction.compact(model, *weights)
-    common = {"name": folder.name, "config": config, "whole": weights, "results": results, "folder": folder}
+    common = {"name": folder.name, "config": config, "run_weights": weights, "results": results, "folder": folder}
     forms = ((model, weights), (small.model, Weights(small.params, small.batch_stats)))
-    return Networks(*(_subject(model, weights, common) for model, weights in forms))
+    return Networks(*(_exported(model, weights, common) for model, weights in forms))
 
 
-def _subject(model: Model, weights: Weights, common: dict[str, Any]) -> Subject:
+def _exported(model: Model, weights: Weights, common: dict[str, Any]) -> ExportedNetwork:
     plain = model.replace(implementation="xla")
-    return Subject(model=plain, weights=weights, features=plain.features, folded=False, **common)
+    return ExportedNetwork(model=plain, weights=weights, features=plain.features, folded=False, **common)

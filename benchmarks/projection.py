@@ -21,8 +21,8 @@ from benchmarks.worker import Answer, Worker, clocked
 from rap_jax.config import ModelConfig, PruneConfig
 from rap_jax.models import create_model
 from rap_jax.models.model import Params, num_params
-from rap_jax.pruning.specs import project_tree, specs_from_config
-from rap_jax.training.optimizer import make_penalty
+from rap_jax.pruning.specs import project_tree
+from rap_jax.training.optimizer import make_penalty, specs_from_config
 
 Structure = Literal["irregular", "column", "filter"]
 STRUCTURES: tuple[Structure, ...] = ("irregular", "column", "filter")
@@ -69,7 +69,7 @@ def _case(row: str, num_images: int) -> Case:
 def measure(case: Case, structure: Structure, epoch_seconds: float | None, *, rounds: int) -> dict[str, Any]:
     """Times one structure on one case."""
     config = PruneConfig(structure=structure, sparsity=(("*", 0.5),))
-    specs = specs_from_config(case.params, config, output_layer=case.output_layer)
+    specs = specs_from_config(config, case.params, output_layer=case.output_layer)
     tx = make_penalty(case.params, config, specs)
     state = jax.jit(tx.init)(case.params)
     gradients = jax.tree.map(jnp.ones_like, case.params)

@@ -12,7 +12,7 @@ from launch.export_flags import FLAGS, ExportConfig, define_flags, export_from_f
 
 if TYPE_CHECKING:
     from rap_jax.data import Dataset
-    from rap_jax.export.exported_network import Subject
+    from rap_jax.export.exported_network import ExportedNetwork
 
 define_flags()
 
@@ -27,21 +27,20 @@ def main(arguments: list[str]) -> None:
 
 
 def _export(config: ExportConfig, command: str) -> Iterator[str]:
-    from rap_jax.export.exported_network import open_subject
-    from rap_jax.export.files import write_and_compare
-    from rap_jax.export.onnx.int8 import write_int8
-    from rap_jax.export.wording import about_int8, about_network
+    from rap_jax.export.exported_network import open_exported_network
+    from rap_jax.export.files import about_network, write_and_compare
+    from rap_jax.export.onnx.int8 import about_int8, write_int8
 
-    subject = open_subject(config.checkpoint, compact=config.compact, fold=config.fold)
-    dataset = _data_for_int8(subject, config)
-    path, difference = write_and_compare(subject, config.file_format, config.path, command)
-    yield from about_network(subject, config.file_format, path, difference)
+    exported = open_exported_network(config.checkpoint, compact=config.compact, fold=config.fold)
+    dataset = _data_for_int8(exported, config)
+    path, difference = write_and_compare(exported, config.file_format, config.path, command)
+    yield from about_network(exported, config.file_format, path, difference)
     if config.int8 is not None and dataset is not None:
         print("Quantising, and measuring the file under attack: a minute or two.", file=sys.stderr, flush=True)
-        yield from about_int8(config.int8_path, write_int8(subject, dataset, config.int8, config.int8_path, command))
+        yield from about_int8(config.int8_path, write_int8(exported, dataset, config.int8, config.int8_path, command))
 
 
-def _data_for_int8(subject: "Subject", config: ExportConfig) -> "Dataset | None":
+def _data_for_int8(exported: "ExportedNetwork", config: ExportConfig) -> "Dataset | None":
     """The data of the second file, if there is to be one; what is wrong with it is said before the first is written."""
     from rap_jax.data import load_dataset
     from rap_jax.export.files import check_path
@@ -50,8 +49,8 @@ def _data_for_int8(subject: "Subject", config: ExportConfig) -> "Dataset | None"
     if config.int8 is None:
         return None
     check_path(config.int8_path)
-    dataset = load_dataset(data_for(subject.results, FLAGS), seed=config.int8.seed)
-    check_data(subject, dataset)
+    dataset = load_dataset(data_for(exported.results, FLAGS), seed=config.int8.seed)
+    check_data(exported, dataset)
     return dataset
 
 

@@ -29,7 +29,7 @@ class ExportConfig:
     path: Path
     # Without the outputs that cannot affect the logits.
     compact: bool
-    # BatchNorm as part of its neighbours.
+    # BatchNorm as part of the convolutions.
     fold: bool
     # How the second, quantised file is made; None for no such file.
     int8: Int8Config | None
@@ -56,9 +56,9 @@ def _define_export_flags() -> None:
     training.define_path("checkpoint", None, "Folder of a finished run.", FLAGS)
     flags.DEFINE_string("format", None, f"What is written: one of {', '.join(FORMATS)}.", FLAGS)
     training.define_path("out", None, "The file. Default: RUN/export/NAME with the suffix of the format.", FLAGS)
-    flags.DEFINE_boolean("compact", None, "Without the filters and neurons that count for nothing. Default: yes, but "
-                         "for safetensors, which has the shapes of the PyTorch network.", FLAGS)  # fmt: skip
-    flags.DEFINE_boolean("fold", None, "BatchNorm as part of the layers beside it. Default: yes, but for safetensors.",
+    flags.DEFINE_boolean("compact", None, "Without filters and neurons that cannot affect the logits. Default: yes, "
+                         "but for safetensors, which has the shapes of the PyTorch network.", FLAGS)  # fmt: skip
+    flags.DEFINE_boolean("fold", None, "BatchNorm as part of the convolutions. Default: yes, but for safetensors.",
                          FLAGS)  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from launch.flags import FLAGS, define_flags
 from rap_jax.config import STRUCTURES, PruneConfig, RunConfig
 from rap_jax.config.data import Initializer, Network
 from rap_jax.models import INITIALIZERS, NETWORKS
-from rap_jax.pruning.specs import specs_from_config
+from rap_jax.training.optimizer import specs_from_config
 
 HEAVY = ("jax", "flax", "optax", "orbax", "scipy", "matplotlib", "tensorflow_datasets", "grain", "PIL")
 
@@ -74,7 +74,7 @@ def test_names_in_the_config_are_those_of_the_registries() -> None:
     params = {"conv1": {"kernel": jnp.zeros((1, 1, 1, 2)), "scale": jnp.zeros(2), "shift": jnp.zeros(2)}}
     for structure in STRUCTURES:
         config = PruneConfig(structure=structure)
-        assert specs_from_config(params, config, output_layer="fc2")
+        assert specs_from_config(config, params, output_layer="fc2")
 
 
 def test_a_run_without_flags_is_a_config_without_settings() -> None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from rap_jax.attacks.checks import LogitsFn
-from rap_jax.config import DataConfig, ModelConfig
+from rap_jax.config import DataConfig
 from rap_jax.data import load_dataset, to_unit
 from rap_jax.models import Implementation, Model, create_model
 from rap_jax.models.model import Weights
@@ -60,11 +60,10 @@ def load_subject(
       ValueError: the run has not finished, or its network is no LeNet; the data cannot be read.
     """
     saved = load_network(run)
-    config = ModelConfig(*(saved.results["model"][name] for name in ModelConfig.__dataclass_fields__))
-    if config.name != "lenet_mnist":
-        raise ValueError(f"{run} holds a network {config.name}; expected lenet_mnist.")
+    if saved.config.name != "lenet_mnist":
+        raise ValueError(f"{run} holds a network {saved.config.name}; expected lenet_mnist.")
     shape, classes = saved.model.input_shape, saved.model.num_classes
-    model = create_model(config, input_shape=shape, num_classes=classes, implementation=implementation)
+    model = create_model(saved.config, input_shape=shape, num_classes=classes, implementation=implementation)
     data = DataConfig(saved.results["dataset"], data_dir=data_dir, raw_data_dir=raw_data_dir)
     test = load_dataset(data, seed=saved.results["seed"]).test
     return Subject(

@@ -140,15 +140,10 @@ def hoist_closure(function: Callable[..., jax.Array], *arguments: Any) -> tuple[
 
 
 class Traced(NamedTuple):
-    """A network, taken apart.
+    """A network, taken apart."""
 
-    Attributes:
-      jaxpr: of its logits and their gradient; of its logits alone if it has no gradient.
-      no_gradient: why it has none, in the words of JAX; empty if it has one.
-    """
-
-    jaxpr: Any
-    no_gradient: str
+    jaxpr: Any  # of its logits and their gradient; of its logits alone if it has no gradient
+    no_gradient: str  # why it has none, in the words of JAX; empty if it has one
 
 
 def trace(logits_fn: Callable[..., jax.Array], *arguments: Any) -> Traced:

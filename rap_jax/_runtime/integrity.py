@@ -1,11 +1,12 @@
 """Files that are complete or absent, and checks that they still hold what was written.
 
-digest, layout      of a tree of arrays
-write_checked       JSON objects with a checksum of their values; `read_checked` refuses changed ones
-write_checksums     the sha256 of every file of a folder, as `sha256sum -c` reads it
-difference          where two sets of settings differ
-write_atomically    a file appears complete or not at all
-unreadable          the error for a file that cannot be read
+write_atomically             a file appears complete or not at all
+checksum                     sha256 of the values of a JSON object
+write_checked, read_checked  JSON objects with their checksum; changed ones are refused
+write_checksums              the sha256 of every file of a folder, as `sha256sum -c` reads it
+digest, layout               of a tree of arrays
+difference                   where two sets of settings differ
+is_damage, unreadable        the error for a file that cannot be read
 
 Only a message about a damaged file may say that the file has to be made again. A missing permission, full memory or a
 missing package leave the file intact.
@@ -26,13 +27,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+CHECKSUMS = "files.sha256"
 _CHECKSUM = "checksum"
+
+
+def sorted_json(value: Any) -> bytes:
+    """JSON with sorted keys: the same bytes for equal values, whatever the layout of their file."""
+    return json.dumps(value, sort_keys=True).encode()
+
+
+def checksum(value: Mapping[str, Any]) -> str:
+    """The hex sha256 of the values of a JSON object."""
+    return hashlib.sha256(sorted_json(value)).hexdigest()
 
 
 def write_checked(value: Mapping[str, Any]) -> str:
     """The text of a JSON object, with the checksum as its last key."""
     as_read = json.loads(json.dumps(value))  # numbers as keys are text there
-    return json.dumps({**as_read, _CHECKSUM: _checksum(as_read)}, indent=2) + "\n"
+    return json.dumps({**as_read, _CHECKSUM: checksum(as_read)}, indent=2) + "\n"
 
 
 def read_checked(text: str) -> dict[str, Any]:
@@ -44,7 +56,7 @@ def read_checked(text: str) -> dict[str, Any]:
     value = read_object(text)
     if _CHECKSUM not in value:
         raise ValueError("it has no checksum, so its values may be others than were written")
-    if value.pop(_CHECKSUM) != _checksum(value):
+    if value.pop(_CHECKSUM) != checksum(value):
         raise ValueError("a value in it was changed after it was written")
     return value
 
@@ -61,23 +73,37 @@ def read_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _checksum(value: Mapping[str, Any]) -> str:
-    """Of the values alone, whatever the file looks like: keys sorted, numbers as JSON writes them."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file that is either the old one or the complete new one, whenever the process dies."""
+    # Several machines may write the same report at the same time.
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    try:
+        with naming_the_file(path):
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-CHECKSUMS = "files.sha256"
+@contextlib.contextmanager
+def naming_the_file(path: Path) -> Iterator[None]:
+    """Adds the name of the file to an OSError, which that of a write lacks."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}; what was saved before is whole", str(path)) from error
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes them into `folder`, atomically."""
-    temporary = folder / f"{CHECKSUMS}.tmp"
-    temporary.write_text("\n".join(_checksums(folder)) + "\n")
-    os.replace(temporary, folder / CHECKSUMS)
+    """Writes files.sha256 into `folder`, a line for each other file."""
+    write_atomically(folder / CHECKSUMS, "\n".join(_checksums(folder)) + "\n")
 
 
 def compare_checksums(folder: Path) -> tuple[bool, str]:
-    """Returns whether there are checksums, and what is wrong with the files, or "" if they are as they were written."""
+    """Whether there is a files.sha256, and which file differs from it, in words; "" if none does."""
     if not (folder / CHECKSUMS).exists():
         return False, ""
     found = _checksums(folder)
@@ -88,6 +114,38 @@ def compare_checksums(folder: Path) -> tuple[bool, str]:
 def _checksums(folder: Path) -> list[str]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS)
     return [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}" for path in files]
+
+
+def digest(tree: Any) -> str:
+    """Returns the hex sha256 over name, dtype, shape and bytes of every leaf, by name; a key counts by its data."""
+    total = hashlib.sha256(sorted_json(layout(tree)))
+    for _, leaf in sorted(named_leaves(tree), key=lambda named: named[0]):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        total.update(np.ascontiguousarray(_on_every_process(jax.random.key_data(leaf) if is_key else leaf)).tobytes())
+    return total.hexdigest()
+
+
+def _on_every_process(leaf: Any) -> Any:
+    """The array on every process, if it is split over several."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return leaf
+    return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))  # type: ignore[attr-defined]
+
+
+def layout(tree: Any) -> dict[str, str]:
+    """Returns name -> dtype and shape of every leaf, such as `params/conv1/kernel` -> `float32[5,5,1,32]`."""
+    layout = {}
+    for name, leaf in named_leaves(tree):
+        if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+            raise ValueError(f"{name} of the state is {leaf!r}; expected an array.")
+        layout[name] = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    return layout
+
+
+def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yields every leaf with its path, such as `params/conv1/kernel`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
 def difference(
@@ -108,82 +166,21 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def digest(tree: Any) -> str:
-    """Returns the hex sha256 over name, dtype, shape and bytes of every leaf, by name; a key counts by its data."""
-    total = hashlib.sha256(json.dumps(layout(tree), sort_keys=True).encode())
-    for _, leaf in sorted(named_leaves(tree), key=lambda named: named[0]):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        total.update(np.ascontiguousarray(_whole(jax.random.key_data(leaf) if is_key else leaf)).tobytes())
-    return total.hexdigest()
-
-
-def _whole(leaf: Any) -> Any:
-    """The array on every process, if it is split over several."""
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
-        return leaf
-    return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))  # type: ignore[attr-defined]
-
-
-def layout(tree: Any) -> dict[str, str]:
-    """Returns name -> dtype and shape of every leaf, such as `params/conv1/kernel` -> `float32[5,5,1,32]`."""
-    layout = {}
-    for name, leaf in named_leaves(tree):
-        if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
-            raise ValueError(f"{name} of the state is {leaf!r}; expected an array.")
-        layout[name] = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-    return layout
-
-
-def seal(record: dict[str, Any]) -> str:
-    """Returns the hex sha256 of what JSON can hold."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yields every leaf with its path, such as `params/conv1/kernel`."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file that is either the old one or the whole new one, whenever the process dies."""
-    # Several machines may write the same report at the same time.
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
-    try:
-        with naming_the_file(path):
-            with temporary.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def naming_the_file(path: Path) -> Iterator[None]:
-    """Errors of the disk name the file, which those of a write do not by themselves."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}; what was saved before is whole", str(path)) from error
-
-
-_AROUND = (MemoryError, ImportError, jax.errors.JaxRuntimeError)
-# How libraries without an error of their own for it say that they may not, or cannot, read.
+_EXTERNAL = (MemoryError, ImportError, jax.errors.JaxRuntimeError)
+# Libraries without an exception of their own for missing permissions or space have these words in the message.
 _WORDS = ("PERMISSION_DENIED", "Permission denied", "RESOURCE_EXHAUSTED", "No space left on device")
 # zipfile seeks to places before the start of a file that was cut short.
 _OF_CONTENT = (None, errno.EINVAL)
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether the content of the file is at fault, as far as an error that reading it has raised can tell."""
-    around = isinstance(error, _AROUND) or any(word in str(error) for word in _WORDS)
-    return not around and not (isinstance(error, OSError) and error.errno not in _OF_CONTENT)
+    """Whether an error in reading a file means that its content is damaged, as far as the error tells."""
+    is_external = isinstance(error, _EXTERNAL) or any(word in str(error) for word in _WORDS)
+    return not is_external and not (isinstance(error, OSError) and error.errno not in _OF_CONTENT)
 
 
 def unreadable(path: str | os.PathLike[str], error: Exception, remedy: str) -> ValueError:
-    """The error for a file that cannot be read, with the `remedy` for a damaged one only where it is damaged."""
+    """The error for a file that cannot be read; it has the `remedy` if the file is damaged."""
     if is_damage(error):
         return ValueError(f"{path} is damaged ({error!r}); {remedy}.")
     return ValueError(f"{path} cannot be read here ({error!r}). The file may be good, so keep it; mend that instead.")

@@ -10,14 +10,11 @@ from rap_jax._runtime.processes import largest
 
 
 class Interrupted(Exception):  # noqa: N818  not an error: the run goes on with the next call
-    """The run stopped because it was asked to; its state is saved.
-
-    Attributes: signal_number, where: a few words on what was reached.
-    """
+    """The run stopped because it was asked to; its state is saved."""
 
     def __init__(self, signal_number: int, where: str):
         self.signal_number = signal_number
-        self.where = where
+        self.where = where  # the step or stage that was reached, in a few words
         super().__init__(f"stopped by {signal.Signals(signal_number).name} {where}")
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import chex
 import numpy as np
 
-from rap_jax.compaction.plan import Plan, compaction_plan
+from rap_jax.compaction.plan import CompactionPlan, compaction_plan
 from rap_jax.compaction.resize import shrink
 from rap_jax.models import Model
 from rap_jax.models.model import Weights
@@ -35,7 +35,7 @@ class CompactNetwork(NamedTuple):
 def compact(
     model: Model, params: chex.ArrayTree, batch_stats: chex.ArrayTree, masks: chex.ArrayTree | None = None
 ) -> CompactNetwork:
-    """Removes the outputs that cannot affect the logits in evaluation mode, see `plan`.
+    """Removes the channels that cannot affect the logits in evaluation mode, see `plan`.
 
     Args:
       model: of `create_model`.
@@ -43,7 +43,7 @@ def compact(
       masks: False where a weight is held at zero; the result has the masks of the smaller network, for a retrain.
 
     Returns:
-      The smaller network; where there is nothing to remove, the same one.
+      The smaller network; the same one if nothing is removable.
 
     Raises:
       ValueError: a layer would vanish; it is named. The model is not of `create_model`. Weights are NaN or infinite. A
@@ -55,19 +55,19 @@ def compact(
     small = shrink(plan, params)
     return CompactNetwork(
         model=model.replace(features={**model.features, **plan.features}),
-        params=_with_carried(plan, small),
+        params=_corrected(plan, small),
         batch_stats=shrink(plan, batch_stats),
         masks=None if masks is None else shrink(plan, masks),
     )
 
 
-def _with_carried(plan: Plan, small: Any) -> Any:
-    """The weights with the constants of removed channels in the biases of their readers."""
-    for reader, constant in plan.carried.items():
+def _corrected(plan: CompactionPlan, small: Any) -> Any:
+    """The weights with the constants of removed channels added to the biases of their readers."""
+    for reader, correction in plan.bias_corrections.items():
         layer = small
         for name in reader.split("/"):
             layer = layer[name]
-        kept = constant[plan.kept[reader]] if reader in plan.kept else constant
+        kept = correction[plan.kept[reader]] if reader in plan.kept else correction
         layer["bias"] = (layer["bias"] + kept).astype(layer["bias"].dtype)
     return small
 

@@ -1,13 +1,12 @@
-"""What a network costs in each of its forms: counted where it can be counted, else measured.
+"""The cost of a network, dense, pruned and compacted: parameters, multiply-adds, bytes, memory and time.
 
     cost = measure_cost(model, weights, device=jax.devices()[0])
     cost["forms"]["compacted"]["multiply_adds"]
     print(cost_table(cost))
 
-Three forms: `dense` has the shapes of the network as it was trained, with random numbers of the size of their
-neighbours in place of zeros; `pruned` has the zeros; `compacted` has only the channels that affect the logits. Dense
-and pruned are one program with other numbers in it, so their memory is the same by construction, and their times
-differ by chance alone.
+`dense` has the original shapes, with random numbers of the size of the other weights in place of zeros; `pruned` has
+the zeros; `compacted` has only the channels that affect the logits. Dense and pruned are one program with other numbers
+in it, so their memory is the same, and their times differ by chance alone.
 """
 
 import gzip
@@ -29,24 +28,31 @@ from rap_jax.models import Model, num_params
 from rap_jax.models.model import Weights
 
 FORMS = ("dense", "pruned", "compacted")
+BATCH_SIZES = (1, 64)
+# Each round runs every form once. At most `_MAX_ROUNDS`, and no new one after `_SECONDS` and `_MIN_ROUNDS`.
+_MAX_ROUNDS = 50
+_MIN_ROUNDS = 3
+_SECONDS = 2.0
+
+_Forward = Callable[[], Any]
 
 
-class Form(NamedTuple):
-    """A network. Attributes: model: as pure functions; weights: of that model, numpy arrays."""
+class NetworkForm(NamedTuple):
+    """A network in one of the three forms."""
 
     model: Model
-    weights: Weights
+    weights: Weights  # of that model, numpy arrays
 
 
 class FileSize(NamedTuple):
-    """Bytes of a file. Attributes: plain; gzipped."""
+    """Bytes of a file."""
 
     plain: int
     gzipped: int
 
 
-def forms_of(model: Model, weights: Weights) -> tuple[dict[str, Form], str]:
-    """The forms by name, and why there is no compacted one ('' where there is).
+def forms_of(model: Model, weights: Weights) -> tuple[dict[str, NetworkForm], str]:
+    """The forms by name, and why there is no compacted one, '' if there is one.
 
     Args:
       model: of `create_model`.
@@ -54,12 +60,12 @@ def forms_of(model: Model, weights: Weights) -> tuple[dict[str, Form], str]:
     """
     weights = jax.tree.map(np.asarray, weights)
     # Both are one model, so that their program is compiled once.
-    forms = {"dense": Form(model, _without_zeros(weights)), "pruned": Form(model, weights)}
+    forms = {"dense": NetworkForm(model, _without_zeros(weights)), "pruned": NetworkForm(model, weights)}
     try:
         small = compact(model, *weights)
     except ValueError as error:  # nothing would be left of a layer
         return forms, str(error)
-    return forms | {"compacted": Form(small.model, Weights(small.params, small.batch_stats))}, ""
+    return forms | {"compacted": NetworkForm(small.model, Weights(small.params, small.batch_stats))}, ""
 
 
 def file_size(weights: Weights) -> FileSize:
@@ -81,15 +87,6 @@ def _without_zeros(weights: Weights) -> Weights:
         return np.where(leaf == 0, drawn, leaf).astype(leaf.dtype)
 
     return weights._replace(params=jax.tree.map(fill, weights.params))
-
-
-BATCH_SIZES = (1, 64)
-# All forms take their turn in each round; so many rounds, or fewer if they last longer than this.
-_MAX_ROUNDS = 50
-_MIN_ROUNDS = 3
-_SECONDS = 2.0
-
-_Run = Callable[[], Any]
 
 
 def measure_cost(
@@ -119,7 +116,7 @@ def measure_cost(
     found = {}
     for name, form in forms.items():
         between()
-        found[name] = _counted(form)
+        found[name] = _count(form)
     for batch_size in batch_sizes:
         between()
         runs, peaks = _programs(forms, batch_size, device, between)
@@ -138,13 +135,13 @@ def _in_words(device: jax.Device) -> str:
     return f"{device.device_kind} ({device.platform}), {where}{cores}"
 
 
-def multiply_adds_of(form: Form) -> MultiplyAdds:
+def multiply_adds_of(form: NetworkForm) -> MultiplyAdds:
     """Of one image."""
     model = form.model if form.model.remake is None else form.model.replace(implementation="xla")
     return count_multiply_adds(model.logits, form.weights, (1, *model.input_shape))
 
 
-def _counted(form: Form) -> dict[str, Any]:
+def _count(form: NetworkForm) -> dict[str, Any]:
     multiply_adds, size = multiply_adds_of(form), file_size(form.weights)
     return {
         "parameters": num_params(form.weights.params),
@@ -159,11 +156,11 @@ def _counted(form: Form) -> dict[str, Any]:
 
 
 def _programs(
-    forms: Mapping[str, Form], batch_size: int, device: jax.Device, between: Callable[[], None]
-) -> tuple[dict[str, _Run], dict[str, int | None]]:
+    forms: Mapping[str, NetworkForm], batch_size: int, device: jax.Device, between: Callable[[], None]
+) -> tuple[dict[str, _Forward], dict[str, int | None]]:
     """The forms ready to run on random images, and the memory that each needs, in bytes."""
     compiled: dict[int, Any] = {}
-    runs: dict[str, _Run] = {}
+    runs: dict[str, _Forward] = {}
     for name, form in forms.items():
         shape = (batch_size, *form.model.input_shape)
         images = jax.device_put(np.random.default_rng(0).random(shape, np.float32), device)
@@ -188,7 +185,7 @@ def _peak_bytes(program: Any) -> int | None:
     return int(sum(parts)) - int(memory.alias_size_in_bytes)
 
 
-def _median_seconds(runs: Mapping[str, _Run], between: Callable[[], None]) -> dict[str, float]:
+def _median_seconds(runs: Mapping[str, _Forward], between: Callable[[], None]) -> dict[str, float]:
     for run in runs.values():
         jax.block_until_ready(run())
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -213,7 +210,7 @@ _COUNTS = {
 _SIZES = {"file_bytes": "File, kB", "gzipped_bytes": "gzipped, kB"}
 _NOTES = (
     "Dense: the shapes of training, without a zero. Pruned: the same shapes, with the zeros. Compacted: without the "
-    "filters and neurons that count for nothing, the same function.",
+    "filters and neurons that cannot affect the logits, the same function.",
     "Counted for one image: convolutions and matrix products, taps in the padding too. File: the weights as float32 "
     "arrays (.npz).",
     "Memory: arguments, temporaries and outputs of the compiled program. Dense and pruned are one program, which "

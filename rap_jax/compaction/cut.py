@@ -1,12 +1,12 @@
-"""The cut: removes from a network what pruning takes out, at once and for good.
+"""The cut: sets the weights outside their sparsity sets to zero.
 
     masks = masks_of_cut(specs, model, weights.params)
     weights = cut(specs, model, weights)
 
-Everything that belongs to a removed filter goes with it: its bias, scale and shift. Behind a sum a BatchNorm belongs
-to no single filter: where all filters of a channel are gone it would go on sending the constant relu(shift), which the
-zeros around an image keep out of any bias. Masked with the filters, it sends nothing, the retrain makes up for it, and
-compaction can remove the channel.
+The bias, scale and shift of a removed filter are removed with it. A BatchNorm behind a sum belongs to no single filter.
+Where all filters of a channel are removed it is unwritten: it would still send the constant relu(shift), which no bias
+can replace because of the zeros around an image. Masked with the filters it sends 0, the retrain makes up for the
+constant, and compaction can remove the channel.
 """
 
 import chex
@@ -21,8 +21,8 @@ from rap_jax.pruning.masks import apply_masks
 from rap_jax.pruning.specs import Specs, masks_of
 
 
-def hold_orphans(wiring: Wiring, params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree:
-    """The masks, False also at scale and shift of a lone BatchNorm where no filter is left to write its channel.
+def mask_unwritten_batch_norms(wiring: Wiring, params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree:
+    """The masks, False also at scale and shift of a BatchNorm behind a sum whose channel no filter writes any more.
 
     Args:
       wiring: see `Model.wiring`.
@@ -51,9 +51,9 @@ def masks_of_cut(specs: Specs, model: Model, params: chex.ArrayTree) -> chex.Arr
     Raises:
       ValueError: see `specs.masks_of`.
     """
-    return hold_orphans(model.wiring, params, masks_of(specs, params))
+    return mask_unwritten_batch_norms(model.wiring, params, masks_of(specs, params))
 
 
 def cut(specs: Specs, model: Model, weights: Weights) -> Weights:
-    """Zeros for what the sparsity sets do not hold; raises as `masks_of_cut` does."""
+    """The weights, projected on their sparsity sets; raises as `masks_of_cut` does."""
     return weights._replace(params=apply_masks(masks_of_cut(specs, model, weights.params), weights.params))

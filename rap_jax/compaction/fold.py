@@ -11,7 +11,7 @@ import chex
 import numpy as np
 
 from rap_jax.compaction.compact import CompactNetwork
-from rap_jax.compaction.plan import evaluation_norm
+from rap_jax.compaction.plan import inference_norm
 from rap_jax.models import Model
 from rap_jax.pruning.layers import leaves_by_name
 
@@ -33,7 +33,7 @@ def fold_batch_norm(
     leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_name(params).items()}
     statistics = {name: np.asarray(leaf) for name, leaf in leaves_by_name(batch_stats).items()}
     for layer in dict.fromkeys(name.rpartition("/")[0] for name in statistics):
-        factor, offset = evaluation_norm(layer, leaves, statistics)
+        factor, offset = inference_norm(layer, leaves, statistics)
         found = _folded(layer, leaves, factor, offset)
         for name in ("scale", "shift"):
             del leaves[f"{layer}/{name}"]

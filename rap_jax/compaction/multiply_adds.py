@@ -27,10 +27,10 @@ _Value = Any
 
 
 class MultiplyAdds(NamedTuple):
-    """Attributes: all; effective: those with a weight other than zero."""
+    """Numbers of multiply-adds."""
 
     all: int
-    effective: int
+    effective: int  # those with a weight other than zero
 
     def __add__(self, other: Any) -> "MultiplyAdds":
         return MultiplyAdds(self.all + other.all, self.effective + other.effective)

@@ -1,9 +1,9 @@
-"""The smaller network's trees, and the whole ones again.
+"""The trees of the compacted network, and the original shapes again.
 
-    small = shrink(plan, params)                        params, batch_stats or masks of the smaller network
-    params = expand(plan, small, params)                the whole network again
+    small = shrink(plan, params)            params, batch_stats or masks of the compacted network
+    params = expand(plan, small, params)    in the original shapes
 
-The trees that come back hold numpy arrays."""
+The returned trees hold numpy arrays."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,12 @@ import chex
 import jax
 import numpy as np
 
-from rap_jax.compaction.plan import Plan, kept_inputs
+from rap_jax.compaction.plan import CompactionPlan, kept_inputs
 from rap_jax.pruning.layers import path_name
 
 
-def shrink(plan: Plan, tree: chex.ArrayTree) -> chex.ArrayTree:
-    """The tree without what is removed: params, batch_stats, masks, or another tree with one leaf for each of those.
+def shrink(plan: CompactionPlan, tree: chex.ArrayTree) -> chex.ArrayTree:
+    """The tree without the removed channels: params, batch_stats, masks, or another tree with a leaf for each of them.
 
     Raises:
       ValueError: a leaf has not the shape of the network that the plan was made for.
@@ -25,26 +25,26 @@ def shrink(plan: Plan, tree: chex.ArrayTree) -> chex.ArrayTree:
     return _map(plan, lambda leaf, index: np.asarray(leaf)[index], tree)
 
 
-def expand(plan: Plan, small: chex.ArrayTree, start: chex.ArrayTree) -> chex.ArrayTree:
-    """The whole tree again: what `small` has is from there, what was removed is as in `start`.
+def expand(plan: CompactionPlan, small: chex.ArrayTree, original: chex.ArrayTree) -> chex.ArrayTree:
+    """The tree in its original shapes: the channels of `small` from there, the removed ones from `original`.
 
     Args:
-      small: a tree as `shrink` gives it.
-      start: the whole tree that `small` comes from; what was removed of an output that sends nothing is zero there.
+      small: a tree as `shrink` returns it.
+      original: the tree that `small` was made from; the weights of a removed constant channel are zero there.
 
     Raises:
-      ValueError: a leaf of `start` has not the shape of the network that the plan was made for.
+      ValueError: a leaf of `original` has not the shape of the network that the plan was made for.
     """
 
     def put(leaf: Any, index: Any, small_leaf: Any) -> np.ndarray:
-        whole = np.array(leaf)
-        whole[index] = np.asarray(small_leaf)
-        return whole
+        full = np.array(leaf)
+        full[index] = np.asarray(small_leaf)
+        return full
 
-    return _map(plan, put, start, small)
+    return _map(plan, put, original, small)
 
 
-def _map(plan: Plan, change: Callable[..., np.ndarray], tree: chex.ArrayTree, *others: chex.ArrayTree) -> Any:
+def _map(plan: CompactionPlan, change: Callable[..., np.ndarray], tree: chex.ArrayTree, *others: chex.ArrayTree) -> Any:
     """`change(leaf, index, *others)` of each leaf, with the index of what stays of it."""
 
     def one(path: tuple[object, ...], leaf: Any, *other: Any) -> np.ndarray:
@@ -53,7 +53,7 @@ def _map(plan: Plan, change: Callable[..., np.ndarray], tree: chex.ArrayTree, *o
     return jax.tree_util.tree_map_with_path(one, tree, *others)
 
 
-def _index(plan: Plan, name: str, shape: tuple[int, ...]) -> Any:
+def _index(plan: CompactionPlan, name: str, shape: tuple[int, ...]) -> Any:
     """What stays of a leaf, as an index of its last two axes, or of its last one."""
     layer, _, leaf = name.rpartition("/")
     outputs = plan.kept.get(layer, np.ones(shape[-1:], bool))

@@ -229,8 +229,8 @@ class OutputConfig:
     log_every_steps: int = setting(20, "Steps between lines of metrics.jsonl.")
     checkpoint_every_seconds: float = setting(30.0, "Seconds between checkpoints.")
     # See `rap_jax.compaction`.
-    measure_cost: bool = setting(True, "Count and measure at the end what the network costs, dense, pruned and without "
-        "what counts for nothing: a table in report.md.")  # fmt: skip
+    measure_cost: bool = setting(True, "Count and measure at the end what the network costs, dense, pruned and "
+        "compacted: a table in report.md.")  # fmt: skip
 
     def __post_init__(self) -> None:
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "1 or more steps")

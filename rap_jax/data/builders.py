@@ -28,37 +28,29 @@ from etils import epath
 from rap_jax.config import require
 from rap_jax.data.dataset import Split, content_hash, make_split
 from rap_jax.data.raw_files import (
-    CLASS_NAMES,
-    FILES,
-    FOLDER,
+    CIFAR10_CLASS_NAMES,
+    CIFAR10_FILES,
+    CIFAR10_FOLDER,
     RawFile,
     find_files,
-    parse_batches,
-    parse_splits,
+    parse_cifar10_files,
+    parse_idx_files,
     read_verified,
     unpack,
 )
-from rap_jax.data.unprepared import find_batches
+from rap_jax.data.unprepared import find_cifar10_files
 
 _STORED_HASH = "content_sha256"
 
 
 class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
-    """Prepares two splits, `train` and `test`, of `image` (uint8, [H, W, C]) and `label`, in the order of the files.
+    """Prepares two splits, `train` and `test`, of `image` (uint8, [H, W, C]) and `label`, in the order of the files."""
 
-    Attributes:
-      VERSION: version of the prepared form.
-      SHAPE: height, width and channels.
-      CLASS_NAMES: name of each label, from label 0 on.
-      FILES: the official files.
-      CONTENT_SHA256: `content_hash` of the official data; None if it is not known in advance. It is then taken from the
-        verified files when the copy is prepared, and stored with it.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-    SHAPE: ClassVar[tuple[int, int, int]]
-    CLASS_NAMES: ClassVar[tuple[str, ...]]
-    FILES: ClassVar[tuple[RawFile, ...]]
+    VERSION = tfds.core.Version("1.0.0")  # of the prepared form
+    SHAPE: ClassVar[tuple[int, int, int]]  # height, width and channels
+    CLASS_NAMES: ClassVar[tuple[str, ...]]  # of each label, from label 0 on
+    FILES: ClassVar[tuple[RawFile, ...]]  # the official files
+    # `content_hash` of the official data. If it is None, that of the verified files is stored with the prepared copy.
     CONTENT_SHA256: ClassVar[str | None] = None
     pkg_dir_path = epath.Path(__file__).parent  # TFDS looks for metadata in a folder per data set; we have none.
 
@@ -108,46 +100,27 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": image, "label": int(label)}
 
 
-_ARCHIVE = RawFile(
-    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-)
+_MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+_MNIST_SHA256 = {
+    "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
 
 
-class RapCifar10(ArrayBuilder):
-    """50,000 training and 10,000 test images of ten kinds of things, 32x32x3. Registered with TFDS as `rap_cifar10`."""
+class RapMnist(ArrayBuilder):
+    """60,000 training and 10,000 test images of digits, 28x28x1. Registered with TFDS as `rap_mnist`."""
 
-    SHAPE = (32, 32, 3)
-    CLASS_NAMES = CLASS_NAMES
-    FILES = (_ARCHIVE,)
-
-    @classmethod
-    def find_raw(cls, folder: str | Path) -> Mapping[str, str | Path]:
-        """Returns the path of the archive, or raises a ValueError that says what else can be done with the folder."""
-        try:
-            return super().find_raw(folder)
-        except ValueError as error:
-            if find_batches(folder) is None:
-                raise
-            hint = "Its unpacked files cannot be checked; --dataset=cifar10_unverified reads them as they are."
-            raise ValueError(f"{error}. {hint}") from None
+    SHAPE = (28, 28, 1)
+    CLASS_NAMES = tuple("0123456789")
+    FILES = tuple(RawFile(_MNIST_URL + name, sha256, digest_of_unpacked=True) for name, sha256 in _MNIST_SHA256.items())
+    CONTENT_SHA256 = "ceda791d3e53beaf95f8e213c414aa4d975006504eff93f785d685ecea3e892c"
 
     @staticmethod
     def parse(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
-        """Returns the training data, the five batches in turn, and the test data."""
-        # Unpacked as a whole, since a search in a compressed archive would unpack it once per file.
-        with tarfile.open(fileobj=io.BytesIO(unpack(contents[_ARCHIVE.name])), mode="r:") as archive:
-            return parse_batches({name: _member(archive, f"{FOLDER}/{name}") for name in FILES})
-
-
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    try:
-        file = archive.extractfile(name)
-    except KeyError:
-        file = None
-    if file is None:
-        raise ValueError(f"{_ARCHIVE.name} lacks the file {name}; expected the archive of {_ARCHIVE.url}")
-    return file.read()
+        """Returns the training and test data."""
+        return parse_idx_files(contents)
 
 
 _FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -172,30 +145,51 @@ class RapFashionMnist(ArrayBuilder):
     @staticmethod
     def parse(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
         """Returns the training and test data."""
-        return parse_splits(contents)
+        return parse_idx_files(contents)
 
 
-_MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
-_MNIST_SHA256 = {
-    "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
+_CIFAR10_ARCHIVE = RawFile(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+)
 
 
-class RapMnist(ArrayBuilder):
-    """60,000 training and 10,000 test images of digits, 28x28x1. Registered with TFDS as `rap_mnist`."""
+class RapCifar10(ArrayBuilder):
+    """50,000 training and 10,000 test images of ten kinds of things, 32x32x3. Registered with TFDS as `rap_cifar10`."""
 
-    SHAPE = (28, 28, 1)
-    CLASS_NAMES = tuple("0123456789")
-    FILES = tuple(RawFile(_MNIST_URL + name, sha256, digest_of_unpacked=True) for name, sha256 in _MNIST_SHA256.items())
-    CONTENT_SHA256 = "ceda791d3e53beaf95f8e213c414aa4d975006504eff93f785d685ecea3e892c"
+    SHAPE = (32, 32, 3)
+    CLASS_NAMES = CIFAR10_CLASS_NAMES
+    FILES = (_CIFAR10_ARCHIVE,)
+
+    @classmethod
+    def find_raw(cls, folder: str | Path) -> Mapping[str, str | Path]:
+        """Returns the path of the archive, or raises a ValueError that says what else can be done with the folder."""
+        try:
+            return super().find_raw(folder)
+        except ValueError as error:
+            if find_cifar10_files(folder) is None:
+                raise
+            hint = "Its unpacked files cannot be checked; --dataset=cifar10_unverified reads them as they are."
+            raise ValueError(f"{error}. {hint}") from None
 
     @staticmethod
     def parse(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
-        """Returns the training and test data."""
-        return parse_splits(contents)
+        """Returns the training data, the five batches in turn, and the test data."""
+        # Unpacked as a whole, since a search in a compressed archive would unpack it once per file.
+        with tarfile.open(fileobj=io.BytesIO(unpack(contents[_CIFAR10_ARCHIVE.name])), mode="r:") as archive:
+            return parse_cifar10_files({name: _member(archive, f"{CIFAR10_FOLDER}/{name}") for name in CIFAR10_FILES})
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    try:
+        file = archive.extractfile(name)
+    except KeyError:
+        file = None
+    if file is None:
+        raise ValueError(
+            f"{_CIFAR10_ARCHIVE.name} lacks the file {name}; expected the archive of {_CIFAR10_ARCHIVE.url}"
+        )
+    return file.read()
 
 
 _SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"

@@ -1,4 +1,4 @@
-"""What a data set is once it is in memory, and how its validation split is taken."""
+"""A data set in memory, its content hash, and its stratified validation split."""
 
 import dataclasses
 import hashlib
@@ -12,59 +12,36 @@ from rap_jax.data.streamed import StreamedImages
 
 
 class Split(NamedTuple):
-    """Images with their labels, on the host.
+    """Images with their labels, on the host."""
 
-    Attributes:
-      images: uint8 in 0..255, [N, H, W, C]; `StreamedImages` stands in for training images that stay on disk.
-      labels: int32 in 0..num_classes-1, [N].
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray  # uint8 in 0..255, [N, H, W, C]; `StreamedImages` for training images that stay on disk
+    labels: np.ndarray  # int32 in 0..num_classes-1, [N]
 
 
 class TrainTest(NamedTuple):
-    """A data set as it comes, before validation is held out.
-
-    Attributes:
-      train: all the training data.
-      test: the test data.
-      class_names: name of each label, from label 0 on.
-    """
+    """A data set before validation is held out."""
 
     train: Split
     test: Split
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # of each label, from label 0 on
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Three disjoint splits. Train and validation share the official training images; test is the official one.
+    """Three disjoint splits. Train and validation share the official training images; test is the official one."""
 
-    Attributes:
-      name: label of the data that is really here, such as `mnist`, or `mnist_5k` after a fallback.
-      train: examples to learn from.
-      validation: examples that choose the checkpoint.
-      test: examples that are read once, for the reported numbers.
-      num_classes: number of labels.
-      sha256: `content_hash` of training and test data, taken before validation was split off.
-      class_names: name of each label, from label 0 on; None if unknown.
-      validation_fraction: share of the training data that was held out; None if it came apart.
-      validation_seed: of that choice.
-    """
-
-    name: str
+    name: str  # of the data that was loaded, such as `mnist`, or `mnist_5k` after a fallback
     train: Split
-    validation: Split
-    test: Split
+    validation: Split  # selects the checkpoint
+    test: Split  # read once, for the reported numbers
     num_classes: int
-    sha256: str
-    class_names: tuple[str, ...] | None = None
-    validation_fraction: float | None = None
-    validation_seed: int | None = None
+    sha256: str  # `content_hash` of training and test data, before validation was held out
+    class_names: tuple[str, ...] | None = None  # of each label, from label 0 on; None if unknown
+    validation_fraction: float | None = None  # held-out share of the training data; None if it was a split of its own
+    validation_seed: int | None = None  # of that choice
 
     def describe(self) -> dict[str, Any]:
-        """Returns what a reader of results must know of the data, in types that JSON has."""
+        """Name, hash, shapes and sizes for results.json, in types that JSON has."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             "name": self.name,

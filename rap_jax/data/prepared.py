@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rap_jax._runtime.integrity import is_damage
+from rap_jax._runtime.integrity import unreadable
 from rap_jax.data.builders import ArrayBuilder
 from rap_jax.data.dataset import Split, TrainTest, add_to_hash, make_split
 from rap_jax.data.streamed import CHUNK, StreamedImages
@@ -103,7 +103,7 @@ def read_prepared(
       ValueError: the copy is damaged; the message says what to delete.
     """
     path = prepared_path(builder_class, data_dir)
-    advice = f"Delete the folder {path} and run again, so that it is prepared anew."
+    remedy = f"delete the folder {path} and run again, so that it is prepared anew"
     try:
         builder = builder_class(data_dir=data_dir)
         found = hashlib.sha256()
@@ -111,15 +111,11 @@ def read_prepared(
         test = _read_split(builder, "test", found)
         expected = builder.expected_hash
     except Exception as error:  # A damaged copy raises RuntimeError, KeyError, ParseError and more.
-        if not is_damage(error):
-            raise ValueError(
-                f"The prepared data in {path} cannot be read here ({error!r}). Keep it; mend that."
-            ) from error
-        raise ValueError(f"The prepared data in {path} cannot be read ({error}). {advice}") from error
+        raise unreadable(f"The prepared data in {path}", error, remedy) from error
     digest = found.hexdigest()
     if digest != expected:
         wanted = f"expected SHA-256 {expected or 'stored with it, which is gone'}, got {digest}"
-        raise ValueError(f"The prepared data in {path} is damaged: {wanted}. {advice}")
+        raise ValueError(f"The prepared data in {path} is damaged: {wanted}; {remedy}.")
     return TrainTest(train, test, builder_class.CLASS_NAMES), digest
 
 

@@ -1,4 +1,4 @@
-"""The official raw files of data sets: where they are, whether they are intact, how they are read.
+"""The official raw files of data sets: found, compared with their digests, and parsed.
 
 IDX is the format of MNIST and Fashion-MNIST (LeCun et al., 1998, http://yann.lecun.com/exdb/mnist/). The binary version
 of CIFAR-10 has records of one label and one image (Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
@@ -17,69 +17,24 @@ from rap_jax._runtime.integrity import unreadable
 from rap_jax.config import require
 from rap_jax.data.dataset import Split, make_split
 
-CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FOLDER = "cifar-10-batches-bin"
-TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-TEST_FILE = "test_batch.bin"
-FILES = (*TRAIN_FILES, TEST_FILE)
+CIFAR10_CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_FOLDER = "cifar-10-batches-bin"
+CIFAR10_TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+CIFAR10_TEST_FILE = "test_batch.bin"
+CIFAR10_FILES = (*CIFAR10_TRAIN_FILES, CIFAR10_TEST_FILE)
 
-_RECORD_BYTES = 1 + 3 * 32 * 32
-
-
-def parse_batches(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
-    """Parses the six files.
-
-    Args:
-      contents: the bytes of each file, by the names in `FILES`.
-
-    Returns:
-      The training data, the five batches in turn, and the test data, each [N, 32, 32, 3] with labels [N].
-
-    Raises:
-      ValueError: a file holds no whole number of records, or a label above 9; the message names it.
-    """
-    batches = [parse_records(contents[name], name) for name in TRAIN_FILES]
-    train = Split(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
-    return train, parse_records(contents[TEST_FILE], TEST_FILE)
-
-
-def parse_records(data: bytes, name: str) -> Split:
-    """Parses one file.
-
-    Args:
-      data: 3073 bytes per example: the label, then the red, the green and the blue plane, each row by row.
-      name: what to call the data in an error.
-
-    Returns:
-      Images, uint8 [N, 32, 32, 3], and labels, int32 in 0..9, [N].
-
-    Raises:
-      ValueError: there is no whole number of records, or none, or a label is above 9.
-    """
-    whole = len(data) > 0 and len(data) % _RECORD_BYTES == 0
-    require(whole, f"number of bytes in {name}", len(data), f"a multiple of {_RECORD_BYTES}, and not 0")
-    records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD_BYTES)
-    labels = records[:, 0]
-    require(bool(labels.max() < 10), f"largest label in {name}", int(labels.max()), "labels from 0 to 9")
-    return make_split(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
-
-
+_CIFAR10_RECORD_BYTES = 1 + 3 * 32 * 32
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclasses.dataclass(frozen=True)
 class RawFile:
-    """An official file.
+    """An official file."""
 
-    Attributes:
-      url: where it is; the last part is its name.
-      sha256: its digest, in hex.
-      digest_of_unpacked: the digest is of what is in the gzip file. A copy that somebody unpacked, or packed again,
-        then counts as the official one; otherwise only the very bytes of the download do.
-    """
-
-    url: str
-    sha256: str
+    url: str  # its last part is the name
+    sha256: str  # in hex
+    # The digest is of the content of the gzip file. A copy that was unpacked, or packed again, then counts as the
+    # official one; otherwise only the bytes of the download do.
     digest_of_unpacked: bool = False
 
     @property
@@ -167,7 +122,7 @@ def _listing(files: Sequence[RawFile]) -> str:
     return ", ".join(file.name for file in files)
 
 
-def parse_splits(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
+def parse_idx_files(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
     """Parses the four files of a data set.
 
     Args:
@@ -209,3 +164,41 @@ def parse_idx(data: bytes, name: str) -> np.ndarray:
 def _join(arrays: Mapping[str, np.ndarray], split: str) -> Split:
     images, labels = arrays[f"{split}-images-idx3-ubyte.gz"], arrays[f"{split}-labels-idx1-ubyte.gz"]
     return make_split(images[..., None], labels)
+
+
+def parse_cifar10_files(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
+    """Parses the six files.
+
+    Args:
+      contents: the bytes of each file, by the names in `CIFAR10_FILES`.
+
+    Returns:
+      The training data, the five batches in turn, and the test data, each [N, 32, 32, 3] with labels [N].
+
+    Raises:
+      ValueError: a file holds no whole number of records, or a label above 9; the message names it.
+    """
+    batches = [parse_cifar10_records(contents[name], name) for name in CIFAR10_TRAIN_FILES]
+    train = Split(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+    return train, parse_cifar10_records(contents[CIFAR10_TEST_FILE], CIFAR10_TEST_FILE)
+
+
+def parse_cifar10_records(data: bytes, name: str) -> Split:
+    """Parses one file.
+
+    Args:
+      data: 3073 bytes per example: the label, then the red, the green and the blue plane, each row by row.
+      name: what to call the data in an error.
+
+    Returns:
+      Images, uint8 [N, 32, 32, 3], and labels, int32 in 0..9, [N].
+
+    Raises:
+      ValueError: there is no whole number of records, or none, or a label is above 9.
+    """
+    whole = len(data) > 0 and len(data) % _CIFAR10_RECORD_BYTES == 0
+    require(whole, f"number of bytes in {name}", len(data), f"a multiple of {_CIFAR10_RECORD_BYTES}, and not 0")
+    records = np.frombuffer(data, np.uint8).reshape(-1, _CIFAR10_RECORD_BYTES)
+    labels = records[:, 0]
+    require(bool(labels.max() < 10), f"largest label in {name}", int(labels.max()), "labels from 0 to 9")
+    return make_split(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)

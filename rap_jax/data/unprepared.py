@@ -14,16 +14,16 @@ import numpy as np
 from absl import logging
 
 from rap_jax.data.dataset import TrainTest, hold_out, make_split
-from rap_jax.data.raw_files import CLASS_NAMES, FILES, FOLDER, parse_batches
+from rap_jax.data.raw_files import CIFAR10_CLASS_NAMES, CIFAR10_FILES, CIFAR10_FOLDER, parse_cifar10_files
 
 _WARNING = "cifar10_unverified: the files in %s are not checked, so results on them are not those of CIFAR-10."
 
 
-def find_batches(folder: str | Path) -> Path | None:
+def find_cifar10_files(folder: str | Path) -> Path | None:
     """Returns `folder`, or its sub-folder `cifar-10-batches-bin`, whichever holds all six files; None if neither."""
     folder = Path(folder).expanduser()
-    places = (folder, folder / FOLDER)
-    return next((place for place in places if all((place / name).is_file() for name in FILES)), None)
+    places = (folder, folder / CIFAR10_FOLDER)
+    return next((place for place in places if all((place / name).is_file() for name in CIFAR10_FILES)), None)
 
 
 def load_cifar10_unverified(folder: str | None) -> TrainTest:
@@ -38,18 +38,18 @@ def load_cifar10_unverified(folder: str | None) -> TrainTest:
     Raises:
       ValueError: no folder is given, files are missing, or one is not in the layout; the message says which.
     """
-    needed = f"--raw_data_dir=FOLDER with {', '.join(FILES)} in it or in its sub-folder {FOLDER}"
+    needed = f"--raw_data_dir=FOLDER with {', '.join(CIFAR10_FILES)} in it or in its sub-folder {CIFAR10_FOLDER}"
     if folder is None:
         raise ValueError(f"cifar10_unverified is not downloaded: it needs {needed}")
-    place = find_batches(folder)
+    place = find_cifar10_files(folder)
     if place is None:
         raise ValueError(f"raw_data_dir {folder} does not hold all files: cifar10_unverified needs {needed}")
     logging.warning(_WARNING, place)
     try:
-        train, test = parse_batches({name: (place / name).read_bytes() for name in FILES})
+        train, test = parse_cifar10_files({name: (place / name).read_bytes() for name in CIFAR10_FILES})
     except (OSError, ValueError) as error:
         raise ValueError(f"The files in {place} cannot be read as CIFAR-10: {error}") from error
-    return TrainTest(train, test, CLASS_NAMES)
+    return TrainTest(train, test, CIFAR10_CLASS_NAMES)
 
 
 _TEST_FRACTION = 0.2

@@ -44,7 +44,7 @@ FILE_SHA256 = "file_sha256"
 _FLOAT = np.dtype(np.float32)
 
 
-class ExportedNetwork(NamedTuple):
+class ExportedFunction(NamedTuple):
     """What the file holds."""
 
     # Images [N, H, W, C] -> logits [N, K], for any N.
@@ -57,7 +57,7 @@ class ExportedNetwork(NamedTuple):
     batch_size: int
 
 
-def read_exported(path: Path) -> ExportedNetwork:
+def read_exported(path: Path) -> ExportedFunction:
     """Reads a file of `jax.export`.
 
     Raises:
@@ -83,7 +83,7 @@ def read_exported(path: Path) -> ExportedNetwork:
     batch_size = 0 if export.is_symbolic_dim(batch) else int(batch)
     is_open = any(export.is_symbolic_dim(side) for side in shape)
     height, width, channels = shape
-    return ExportedNetwork(
+    return ExportedFunction(
         logits_fn=in_batches(_differentiable(exported), batch_size) if batch_size else _differentiable(exported),
         input_shape=None if is_open else (int(height), int(width), int(channels)),
         num_classes=int(exported.out_avals[0].shape[1]),
@@ -303,7 +303,7 @@ def _from_run(folder: Path, implementation: Implementation) -> AttackedNetwork:
 
 
 def _smallest(model: Model, weights: Weights) -> tuple[Model, Weights]:
-    """The same function without what counts for nothing, which is quicker to attack; whole if a layer would vanish."""
+    """The compacted network: the same function, quicker to attack. The network itself if a layer would vanish."""
     try:
         small = compact(model, *jax.tree.map(np.asarray, weights))
     except ValueError:

@@ -1,15 +1,14 @@
 """The network that is exported, and the metadata of its file.
 
-exported = open_subject("runs/lenet_mnist_mnist_seed0")
-logits = exported.logits_fn(images)
+    exported = open_exported_network("runs/lenet_mnist_mnist_seed0")
+    logits = exported.logits_fn(images)
 
-It is that of a finished run, made as small as possible without changing its function. The metadata say what goes in and
-comes out, how robust it is and how it was made: the same nested dict in every format, ready for JSON, all of it
-written by the run, or counted.
+It is the network of a finished run, compacted and with BatchNorm folded. The metadata describe its input and output,
+its accuracies and its training: the same nested dict in every format, ready for JSON, taken from the results of the
+run.
 """
 
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -25,31 +24,26 @@ from rap_jax.models.model import Weights
 from rap_jax.pruning.masks import count_sparsity
 from rap_jax.runs.network import load_network
 
+SCHEMA = 1
+_MEASURED_ON = (
+    "the network of the run, before outputs that cannot affect the logits were removed and BatchNorm was folded; that "
+    "changes logits by rounding alone"
+)
+_ATTACKS = ("pgd", "auto_attack", "transfer", "combined")
 
-class Subject(NamedTuple):
-    """A network in the form in which it is exported.
 
-    Attributes:
-      name: of the run's folder.
-      config: what it is.
-      model: as pure functions, in the form that every device computes.
-      weights: of that model, numpy arrays.
-      features: layer -> number of outputs, of the layers that have lost some.
-      folded: whether BatchNorm is part of its neighbours.
-      whole: weights of the run's network, with the zeros.
-      results: what results.json of the run holds.
-      folder: of the run.
-    """
+class ExportedNetwork(NamedTuple):
+    """A network in the form in which it is exported."""
 
-    name: str
-    config: ModelConfig
-    model: Model
-    weights: Weights
-    features: Mapping[str, int]
-    folded: bool
-    whole: Weights
-    results: dict[str, Any]
-    folder: Path
+    name: str  # of the run's folder
+    config: ModelConfig  # architecture, width and initializer
+    model: Model  # as pure functions, in the form that every device computes
+    weights: Weights  # of that model, numpy arrays
+    features: Mapping[str, int]  # layer -> number of outputs, of the layers that have lost some
+    folded: bool  # whether BatchNorm is part of the convolutions
+    run_weights: Weights  # of the run's network, with the zeros
+    results: dict[str, Any]  # content of the run's results.json
+    folder: Path  # of the run
 
     @property
     def logits_fn(self) -> Callable[[jax.Array], jax.Array]:
@@ -57,30 +51,29 @@ class Subject(NamedTuple):
         return lambda images: self.model.apply(*self.weights, images, False)[0]
 
 
-def open_subject(run_dir: str | Path, *, compact: bool = True, fold: bool = True) -> Subject:
+def open_exported_network(run_dir: str | Path, *, compact: bool = True, fold: bool = True) -> ExportedNetwork:
     """Reads the network of a finished run.
 
     Args:
       run_dir: the run's folder.
-      compact: without the outputs that count for nothing.
-      fold: BatchNorm as part of its neighbours.
+      compact: without the outputs that cannot affect the logits.
+      fold: BatchNorm as part of the convolutions.
 
     Raises:
       ValueError: the run has not finished, or its files are missing or damaged.
     """
     folder = Path(run_dir).expanduser()
     saved = load_network(folder)
-    config = ModelConfig(*(saved.results["model"][name] for name in ModelConfig.__dataclass_fields__))
     weights: Weights = jax.device_get(saved.weights)
     small, features, folded = _smaller(saved.model, weights, compact=compact, fold=fold)
-    return Subject(
+    return ExportedNetwork(
         name=folder.resolve().name,
-        config=config,
-        model=rebuild(config, saved.model.input_shape, saved.model.num_classes, features, folded=folded),
+        config=saved.config,
+        model=rebuild(saved.config, saved.model.input_shape, saved.model.num_classes, features, folded=folded),
         weights=small,
         features=features,
         folded=folded,
-        whole=weights,
+        run_weights=weights,
         results=saved.results,
         folder=folder,
     )
@@ -94,7 +87,7 @@ def rebuild(
     *,
     folded: bool = False,
 ) -> Model:
-    """The model of a subject, computed by XLA's own operations: right for every device.
+    """The model of an exported network, computed by XLA's own operations, for every device.
 
     Raises:
       ValueError: a network that cannot be, see `create_model`.
@@ -110,7 +103,7 @@ def rebuild(
 
 
 def _smaller(model: Model, weights: Weights, *, compact: bool, fold: bool) -> tuple[Weights, Mapping[str, int], bool]:
-    """The weights of the smaller network, its features, whether it is folded. The only place that makes it smaller."""
+    """The weights of the compacted and folded network, its features, and whether it is folded."""
     params, batch_stats = weights
     if compact:
         model, params, batch_stats, _ = compaction.compact(model, params, batch_stats)
@@ -119,82 +112,66 @@ def _smaller(model: Model, weights: Weights, *, compact: bool, fold: bool) -> tu
     return Weights(params, batch_stats), model.features, model.folded
 
 
-SCHEMA = 1
-_MEASURED_ON = (
-    "the network of the run, before outputs that count for nothing were removed and BatchNorm was folded; that "
-    "changes logits by rounding alone"
-)
-_ATTACKS = ("pgd", "auto_attack", "transfer", "combined")
-
-
-def describe(subject: Subject, file_format: str, command: str = "") -> dict[str, Any]:
+def describe(exported: ExportedNetwork, file_format: str, command: str = "") -> dict[str, Any]:
     """The metadata of a file.
 
     Args:
-      subject: the network in it.
+      exported: the network in it.
       file_format: one of `files.FORMATS`.
       command: that wrote it.
     """
     return {
         "schema": SCHEMA,
         "format": file_format,
-        "name": subject.name,
-        "network": network_of(subject),
+        "name": exported.name,
+        "network": network_of(exported),
         "input": {
             "name": "images",
             "dtype": "float32",
             "layout": "NHWC",
-            "shape": ["batch", *subject.model.input_shape],
+            "shape": ["batch", *exported.model.input_shape],
             "range": [0.0, 1.0],
             "normalisation": "none before the network: pixel / 255",
         },
-        "output": {"name": "logits", "shape": ["batch", subject.model.num_classes], "classes": class_names(subject)},
+        "output": {"name": "logits", "shape": ["batch", exported.model.num_classes], "classes": class_names(exported)},
         "sparsity": {
-            "of_the_run": count_sparsity(subject.whole.params)["overall"],
-            "of_this_file": count_sparsity(subject.weights.params)["overall"],
+            "of_the_run": count_sparsity(exported.run_weights.params)["overall"],
+            "of_this_file": count_sparsity(exported.weights.params)["overall"],
         },
-        "accuracy": _accuracy(subject),
+        "accuracy": _accuracy(exported),
         "training": {
-            key: subject.results.get(key)
+            key: exported.results.get(key)
             for key in ("config", "command", "versions", "device", "data", "seed", "start", "seconds")
         },
-        "exported": {"rap_jax": metadata_version(), "versions": versions(), "command": command},
+        "exported": {"rap_jax": versions()["rap-jax"], "versions": versions(), "command": command},
     }
 
 
-def network_of(subject: Subject) -> dict[str, Any]:
-    """What `create_model` has to know to make it again, its size, and the digest of its weights."""
+def network_of(exported: ExportedNetwork) -> dict[str, Any]:
+    """The arguments of `create_model` that make it again, its size, and the digest of its weights."""
     return {
-        "name": subject.config.name,
-        "width": subject.config.width,
-        "initializer": subject.config.initializer,
-        "input_shape": list(subject.model.input_shape),
-        "num_classes": subject.model.num_classes,
-        "features": dict(subject.features),
-        "folded": subject.folded,
-        "num_params": num_params(subject.weights.params),
-        "num_params_of_the_run": num_params(subject.whole.params),
-        "sha256": digest(subject.weights),
+        "name": exported.config.name,
+        "width": exported.config.width,
+        "initializer": exported.config.initializer,
+        "input_shape": list(exported.model.input_shape),
+        "num_classes": exported.model.num_classes,
+        "features": dict(exported.features),
+        "folded": exported.folded,
+        "num_params": num_params(exported.weights.params),
+        "num_params_of_the_run": num_params(exported.run_weights.params),
+        "sha256": digest(exported.weights),
     }
 
 
-def class_names(subject: Subject) -> list[str]:
+def class_names(exported: ExportedNetwork) -> list[str]:
     """One for each logit; their numbers where the data have no names."""
-    names = subject.results["data"].get("class_names") or range(subject.model.num_classes)
+    names = exported.results["data"].get("class_names") or range(exported.model.num_classes)
     return [str(name) for name in names]
 
 
-def metadata_version() -> str:
-    """The version of rap_jax."""
-    try:
-        return metadata.version("rap-jax")
-    except metadata.PackageNotFoundError:  # run from its sources without being installed
-        return "not installed"
-
-
-def _accuracy(subject: Subject) -> dict[str, Any]:
-    """The test of the run, and what launch.evaluate has found of it since."""
-    test: Mapping[str, Any] = subject.results.get("test") or {}
+def _accuracy(exported: ExportedNetwork) -> dict[str, Any]:
+    """The test result of the run, and the evaluation by `launch.evaluate`, if there is one."""
+    test: Mapping[str, Any] = exported.results.get("test") or {}
     return {
         "measured_on": _MEASURED_ON,
         "clean": test.get("natural_accuracy"),
@@ -204,15 +181,15 @@ def _accuracy(subject: Subject) -> dict[str, Any]:
         "attack": test.get("attack"),
         "split": "test" if test else None,
         "num_images": test.get("num_examples"),
-        "evaluation": _evaluation(subject),
+        "evaluation": _evaluation(exported),
     }
 
 
-def _evaluation(subject: Subject) -> dict[str, Any] | None:
-    """In short what RUN/evaluation/results.json holds, if it is there and of this network."""
+def _evaluation(exported: ExportedNetwork) -> dict[str, Any] | None:
+    """The main numbers of RUN/evaluation/results.json, if it is there and of this network."""
     try:
-        found = read_checked((subject.folder / "evaluation" / "results.json").read_text())
-        same = found["network"].get("sha256") in (None, digest(subject.whole))
+        found = read_checked((exported.folder / "evaluation" / "results.json").read_text())
+        same = found["network"].get("sha256") in (None, digest(exported.run_weights))
         kept = {key: found.get(key) for key in ("clean", *_ATTACKS)}
         about = {"attack": found["config"], "findings": found["findings"], "versions": found.get("versions")}
     except FileNotFoundError:

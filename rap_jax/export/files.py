@@ -1,29 +1,38 @@
-"""The formats, and the file that a network is written to: whole or not at all, never over another one.
+"""The file formats: a network is written to a new file, complete or not at all, and read back.
 
-path = write_file(subject, "onnx", Path("network.onnx"))
-network = open_file(path)                  any of the formats, for a look at it; see `launch.predict`
+path = write_file(exported, "onnx", Path("network.onnx"))
+network = open_file(path)    any of the formats but safetensors; see `launch.predict`
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from rap_jax._runtime.environment import is_installed
 from rap_jax._runtime.integrity import write_atomically
+from rap_jax._runtime.text import as_attack, as_interval
 from rap_jax.config import FORMATS, SUFFIXES, require
 from rap_jax.evaluation.network import FILE_SHA256, read_exported
-from rap_jax.export.exported_network import Subject, describe
+from rap_jax.export.exported_network import ExportedNetwork, describe, network_of
 from rap_jax.export.npz import npz_bytes, read_npz
-from rap_jax.export.onnx.file import onnx_model, open_reference, open_session, seal
+from rap_jax.export.onnx.file import onnx_model, open_reference, open_session, with_checksum
 from rap_jax.export.open_file import OpenFile
-from rap_jax.export.optional import is_installed
 from rap_jax.export.safetensors import safetensors_bytes
 from rap_jax.export.stablehlo import metadata_path, read_metadata, stablehlo_bytes, write_metadata
 
+_TITLES = {"stablehlo": "StableHLO", "onnx": "ONNX", "npz": "npz", "safetensors": "safetensors"}
+_HINTS = {
+    "stablehlo": "Load it with jax.export.deserialize; attack it with python -m launch.evaluate --checkpoint={path}",
+    "onnx": "Load it with onnxruntime alone: images float32 [batch, H, W, C] in [0, 1] -> logits.",
+    "npz": "The arrays are compressed: zeros make the file small, but the network runs no faster by that.",
+    "safetensors": "Load it into the PyTorch network with load_state_dict; its images are [batch, C, H, W].",
+}
 # Two programs for the same network differ by rounding, relative to the largest logit; a wrong one by more.
 _SAME = 1e-3
 _NUM_CHECKED = 16
@@ -48,16 +57,18 @@ def check_path(path: Path) -> Path:
     return path
 
 
-def write_file(subject: Subject, file_format: str, path: Path, command: str = "") -> Path:
+def write_file(exported: ExportedNetwork, file_format: str, path: Path, command: str = "") -> Path:
     """`write_and_compare` without the difference."""
-    return write_and_compare(subject, file_format, path, command)[0]
+    return write_and_compare(exported, file_format, path, command)[0]
 
 
-def write_and_compare(subject: Subject, file_format: str, path: Path, command: str = "") -> tuple[Path, float | None]:
+def write_and_compare(
+    exported: ExportedNetwork, file_format: str, path: Path, command: str = ""
+) -> tuple[Path, float | None]:
     """Writes the network, and beside a StableHLO file its metadata; reads it back and compares the logits.
 
     Args:
-      subject: the network.
+      exported: the network.
       file_format: one of FORMATS.
       path: the file; its folder is made.
       command: that asks for it, for the metadata.
@@ -74,15 +85,15 @@ def write_and_compare(subject: Subject, file_format: str, path: Path, command: s
     suffix = SUFFIXES[file_format]
     require(path.suffix == suffix, "the file", str(path), f"a name that ends in {suffix} for {file_format}")
     path = check_path(path)
-    metadata = json.loads(json.dumps(describe(subject, file_format, command)))
-    content = _content(subject, file_format, metadata)
+    metadata = json.loads(json.dumps(describe(exported, file_format, command)))
+    content = _content(exported, file_format, metadata)
     try:
         if file_format == "stablehlo":
             write_metadata(path, metadata | {FILE_SHA256: hashlib.sha256(content).hexdigest()})
         write_atomically(path, content)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
-    return path, _compare(subject, path)
+    return path, _compare(exported, path)
 
 
 def open_file(path: str | Path) -> OpenFile:
@@ -104,14 +115,14 @@ def open_file(path: str | Path) -> OpenFile:
     return openers[path.suffix](path)
 
 
-def _compare(subject: Subject, path: Path) -> float | None:
+def _compare(exported: ExportedNetwork, path: Path) -> float | None:
     """The largest difference of the logits; a file of others is deleted."""
     if path.suffix == SUFFIXES["safetensors"]:
         return None
     is_onnx = path.suffix == SUFFIXES["onnx"]
     try:
         return _largest_difference(
-            subject, open_reference(path) if is_onnx and not is_installed("onnxruntime") else open_file(path)
+            exported, open_reference(path) if is_onnx and not is_installed("onnxruntime") else open_file(path)
         )
     except ValueError:
         for written in (path, metadata_path(path)):
@@ -119,9 +130,9 @@ def _compare(subject: Subject, path: Path) -> float | None:
         raise
 
 
-def _largest_difference(subject: Subject, network: OpenFile) -> float:
+def _largest_difference(exported: ExportedNetwork, network: OpenFile) -> float:
     images = np.random.default_rng(0).random((_NUM_CHECKED, *network.input_shape), np.float32)
-    expected = np.asarray(jax.jit(subject.logits_fn)(images))
+    expected = np.asarray(jax.jit(exported.logits_fn)(images))
     difference = float(np.abs(network.logits_fn(images) - expected).max())
     if not difference <= _SAME * max(1.0, float(np.abs(expected).max())):
         raise ValueError(
@@ -131,19 +142,19 @@ def _largest_difference(subject: Subject, network: OpenFile) -> float:
     return difference
 
 
-def _content(subject: Subject, file_format: str, metadata: dict[str, Any]) -> bytes:
-    model = subject.model
+def _content(exported: ExportedNetwork, file_format: str, metadata: dict[str, Any]) -> bytes:
+    model = exported.model
     if file_format == "stablehlo":
-        return stablehlo_bytes(subject.logits_fn, model.input_shape)
+        return stablehlo_bytes(exported.logits_fn, model.input_shape)
     if file_format == "npz":
-        return npz_bytes(subject.weights, metadata)
+        return npz_bytes(exported.weights, metadata)
     if file_format == "safetensors":
-        require(not subject.folded, "fold", True, "--nofold: the PyTorch network has its BatchNorm")
-        return safetensors_bytes(subject.config.name, subject.weights, metadata)
+        require(not exported.folded, "fold", True, "--nofold: the PyTorch network has its BatchNorm")
+        return safetensors_bytes(exported.config.name, exported.weights, metadata)
     onnx = onnx_model(
-        subject.logits_fn, input_shape=model.input_shape, num_classes=model.num_classes, metadata=metadata
+        exported.logits_fn, input_shape=model.input_shape, num_classes=model.num_classes, metadata=metadata
     )
-    return seal(onnx.SerializeToString())
+    return with_checksum(onnx.SerializeToString())
 
 
 def _open_stablehlo(path: Path) -> OpenFile:
@@ -159,3 +170,38 @@ def _open_npz(path: Path) -> OpenFile:
     model, weights, metadata = read_npz(path)
     run = jax.jit(lambda images: model.apply(*weights, images, False)[0])
     return OpenFile(lambda images: np.asarray(run(images)), model.input_shape, model.num_classes, metadata)
+
+
+def about_network(exported: ExportedNetwork, file_format: str, path: Path, difference: float | None) -> Iterator[str]:
+    """Lines for the terminal: the size of the file, the accuracy of its network, and how to load it.
+
+    Args:
+      exported: the network.
+      file_format: of the file.
+      path: the file.
+      difference: of its logits from those of the network; None if they were not compared.
+    """
+    yield f"{path}: {_TITLES[file_format]}, {path.stat().st_size:,} bytes"
+    yield f"  {_size(exported)}"
+    test = exported.results.get("test")
+    yield f"  {_accuracy(test) if test else 'The run has no accuracy on the test set.'}"
+    if difference is None:
+        yield "  Not compared with the network: nothing here can run the file."
+    else:
+        yield f"  Read back, its logits on random images are within {difference:.1e} of the network's."
+    yield f"  {_HINTS[file_format].format(path=path)}"
+
+
+def _size(exported: ExportedNetwork) -> str:
+    network = network_of(exported)
+    num_left, num_before = network["num_params"], network["num_params_of_the_run"]
+    removed = ", ".join(f"{layer} {number}" for layer, number in network["features"].items())
+    words = f"{network['name']} of width {network['width']}, {num_left:,} of {num_before:,} parameters"
+    return f"{words} (outputs left: {removed})" if removed else words
+
+
+def _accuracy(test: dict[str, Any]) -> str:
+    return (
+        f"Test accuracy of the run: {as_interval(test, 'natural')} clean, {as_interval(test, 'robust')} under PGD "
+        f"({as_attack(test['attack'])})"
+    )

@@ -5,9 +5,8 @@
     batch_stats/conv1/mean, batch_stats/conv1/var   [out]
     metadata                                        one string, JSON
 
-A kernel with many zeros lies in the parts of its form (`sparse_arrays`), `fc1/kernel:values` and `fc1/kernel:mask` for
-instance; `metadata["arrays"]` says which form each array has, and its shape. That makes the file small. It does not
-make the network run faster by itself: read back, it is the same dense network with its zeros.
+The arrays are compressed, so zeros make the file small. They do not make the network run faster: read back, it is the
+same dense network with its zeros.
 
 network = read_npz("network.npz")
 logits, _ = network.model.apply(*network.weights, images, False)"""
@@ -26,36 +25,24 @@ import numpy as np
 from rap_jax._runtime.integrity import named_leaves
 from rap_jax.config import ModelConfig
 from rap_jax.export.exported_network import rebuild
-from rap_jax.export.sparse_arrays import pack, unpack
 from rap_jax.models import Model
 from rap_jax.models.model import Weights
 
+_METADATA = "metadata"
 _DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class NpzNetwork(NamedTuple):
-    """What the file holds.
+    """The content of a file."""
 
-    Attributes:
-      model: as pure functions.
-      weights: of that model, numpy arrays.
-      metadata: as `metadata.describe` made them.
-    """
-
-    model: Model
-    weights: Weights
-    metadata: dict[str, Any]
+    model: Model  # as pure functions
+    weights: Weights  # of that model, numpy arrays
+    metadata: dict[str, Any]  # see `exported_network.describe`
 
 
 def npz_bytes(weights: Weights, metadata: Mapping[str, Any]) -> bytes:
     """The file."""
-    members: dict[str, Any] = {}
-    arrays: dict[str, Any] = {}
-    for name, array in _by_name(weights).items():
-        form, parts = pack(np.asarray(array))
-        arrays[name] = {"form": form, "shape": list(np.shape(array))}
-        members |= {f"{name}:{part}" if part else name: content for part, content in parts.items()}
-    members["metadata"] = np.array(json.dumps({**metadata, "arrays": arrays}))
+    members: dict[str, Any] = {**_by_name(weights), _METADATA: np.array(json.dumps(metadata))}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **members)
     return buffer.getvalue()
@@ -69,8 +56,8 @@ def read_npz(path: str | Path) -> NpzNetwork:
     """
     try:
         with Path(path).expanduser().open("rb") as file, np.load(file, allow_pickle=False) as members:
-            metadata: dict[str, Any] = json.loads(str(members["metadata"]))
-            arrays = {name: _read(members, name, about) for name, about in metadata["arrays"].items()}
+            metadata: dict[str, Any] = json.loads(str(members[_METADATA]))
+            arrays = {name: members[name] for name in members if name != _METADATA}
         model = _model(metadata["network"])
     except _DAMAGES as error:
         raise ValueError(
@@ -80,24 +67,8 @@ def read_npz(path: str | Path) -> NpzNetwork:
 
 
 def _by_name(weights: Weights) -> dict[str, np.ndarray]:
-    return {_name(path): leaf for path, leaf in named_leaves(weights)}
-
-
-def _name(path: str) -> str:
-    """params/conv1/kernel -> conv1/kernel; statistics keep their first word, as their layers have the same names."""
-    return path.removeprefix("params/")
-
-
-def _read(members: Mapping[str, np.ndarray], name: str, about: Mapping[str, Any]) -> np.ndarray:
-    found = {member.removeprefix(name).removeprefix(":"): member for member in members if _is_of(member, name)}
-    try:
-        return unpack(about["form"], {part: members[member] for part, member in found.items()}, about["shape"])
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _is_of(member: str, name: str) -> bool:
-    return member == name or member.startswith(f"{name}:")
+    """Names as conv1/kernel; statistics keep their first word, batch_stats, as their layers have the same names."""
+    return {path.removeprefix("params/"): leaf for path, leaf in named_leaves(weights)}
 
 
 def _model(network: Mapping[str, Any]) -> Model:
@@ -122,6 +93,5 @@ def _in_place(path: str | Path, model: Model, arrays: Mapping[str, np.ndarray]) 
             f"{path} does not hold the weights of its network: {wrong[0]} is missing, surplus or of another shape; "
             f"export the run again."
         )
-    by_path = lambda key_path, leaf: arrays[_name(jax.tree_util.keystr(key_path, simple=True, separator="/"))]
-    weights: Weights = jax.tree_util.tree_map_with_path(by_path, expected)
+    weights: Weights = jax.tree.unflatten(jax.tree.structure(expected), [arrays[name] for name in shapes])
     return weights

@@ -12,15 +12,10 @@ from rap_jax.data.image_folder import to_bytes_per_channel
 
 
 class ReadImage(NamedTuple):
-    """An image of the right size and channels.
+    """An image of the size and channels of the network."""
 
-    Attributes:
-      pixels: float32 [H, W, C] in [0, 1].
-      changes: what was done to it, in words; empty if nothing was.
-    """
-
-    pixels: np.ndarray
-    changes: str
+    pixels: np.ndarray  # float32 [H, W, C] in [0, 1]
+    changes: str  # conversions, in words; empty if there were none
 
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> ReadImage:
@@ -50,16 +45,9 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> ReadImage:
 
 
 class OpenFile(NamedTuple):
-    """A network from a file.
+    """A network from a file."""
 
-    Attributes:
-      logits_fn: images float32 [N, H, W, C] in [0, 1] -> logits [N, K], numpy arrays.
-      input_shape: (H, W, C).
-      num_classes: K.
-      metadata: as `metadata.describe` made them; {} in a file from elsewhere.
-    """
-
-    logits_fn: Callable[[np.ndarray], np.ndarray]
-    input_shape: tuple[int, int, int]
-    num_classes: int
-    metadata: dict[str, Any]
+    logits_fn: Callable[[np.ndarray], np.ndarray]  # images float32 [N, H, W, C] in [0, 1] -> logits [N, K]
+    input_shape: tuple[int, int, int]  # (H, W, C)
+    num_classes: int  # K
+    metadata: dict[str, Any]  # see `exported_network.describe`; {} in a file from elsewhere

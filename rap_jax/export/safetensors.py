@@ -15,28 +15,27 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from rap_jax.export.optional import optional_module
+from rap_jax._runtime.environment import optional_module
+from rap_jax._runtime.integrity import named_leaves
 from rap_jax.models.model import Weights
 
+METADATA_KEY = "rap_jax"
+# Dense layers that read a flattened image, and the layer that makes it.
+_FLATTENED = {"lenet_mnist": {"fc1": "conv2"}, "lenet_cifar": {"fc1": "conv2"}}
+_VECTORS = {"scale": "weight", "shift": "bias", "mean": "running_mean", "var": "running_var"}
 _VGG_GROUPS = (2, 2, 3, 3, 3)  # convolutions between two poolings
 
 
-class Names(NamedTuple):
-    """Of the modules that a layer is made of.
+class ModuleNames(NamedTuple):
+    """ModuleNames of the PyTorch modules of a layer."""
 
-    Attributes:
-      kernel: of the convolution or dense layer, None for a BatchNorm that stands alone.
-      norm: of the BatchNorm, None where there is none.
-    """
-
-    kernel: str | None
-    norm: str | None = None
+    kernel: str | None  # of the convolution or dense layer, None for a BatchNorm that stands alone
+    norm: str | None = None  # of the BatchNorm, None where there is none
 
 
-def pytorch_names(network: str, layer: str) -> Names:
+def pytorch_names(network: str, layer: str) -> ModuleNames:
     """The names of a layer, such as `group1_block0/conv1`, of a network of `create_model`.
 
     Raises:
@@ -47,54 +46,48 @@ def pytorch_names(network: str, layer: str) -> Names:
     return _NAMES[network](layer)
 
 
-def _lenet(layer: str) -> Names:
-    return Names(layer)
+def _lenet(layer: str) -> ModuleNames:
+    return ModuleNames(layer)
 
 
-def _vgg(layer: str) -> Names:
+def _vgg(layer: str) -> ModuleNames:
     if layer == "fc":
-        return Names("classifier")
+        return ModuleNames("classifier")
     number = int(layer.removeprefix("conv")) - 1
     ends = [sum(_VGG_GROUPS[: group + 1]) for group in range(len(_VGG_GROUPS))]
     num_pools = sum(number >= end for end in ends)
     place = 3 * number + num_pools  # convolution, BatchNorm, ReLU; one pooling after each group
-    return Names(f"features.{place}", f"features.{place + 1}")
+    return ModuleNames(f"features.{place}", f"features.{place + 1}")
 
 
-def _resnet(layer: str) -> Names:
+def _resnet(layer: str) -> ModuleNames:
     block, _, inner = layer.rpartition("/")
     prefix = f"layer{block[5]}.{block[-1]}." if block else ""
-    by_layer = {"conv1": Names("conv1", "bn1"), "conv2": Names("conv2", "bn2"),
-                "shortcut": Names("shortcut.0", "shortcut.1"), "fc": Names("linear")}  # fmt: skip
+    by_layer = {"conv1": ModuleNames("conv1", "bn1"), "conv2": ModuleNames("conv2", "bn2"),
+                "shortcut": ModuleNames("shortcut.0", "shortcut.1"), "fc": ModuleNames("linear")}  # fmt: skip
     return _within(prefix, by_layer[inner])
 
 
-def _wide_resnet(layer: str) -> Names:
+def _wide_resnet(layer: str) -> ModuleNames:
     block, _, inner = layer.rpartition("/")
     if not block:
-        return {"conv1": Names("conv1"), "norm": Names(None, "bn1"), "fc": Names("fc")}[inner]
-    by_layer = {"norm1": Names(None, "bn1"), "conv1": Names("conv1", "bn2"), "conv2": Names("conv2"),
-                "shortcut": Names("convShortcut")}  # fmt: skip
+        return {"conv1": ModuleNames("conv1"), "norm": ModuleNames(None, "bn1"), "fc": ModuleNames("fc")}[inner]
+    by_layer = {"norm1": ModuleNames(None, "bn1"), "conv1": ModuleNames("conv1", "bn2"), "conv2": ModuleNames("conv2"),
+                "shortcut": ModuleNames("convShortcut")}  # fmt: skip
     return _within(f"block{block[5]}.layer.{block[-1]}.", by_layer[inner])
 
 
-def _within(prefix: str, names: Names) -> Names:
-    return Names(*(None if name is None else prefix + name for name in names))
+def _within(prefix: str, names: ModuleNames) -> ModuleNames:
+    return ModuleNames(*(None if name is None else prefix + name for name in names))
 
 
-_NAMES: Mapping[str, Callable[[str], Names]] = {
+_NAMES: Mapping[str, Callable[[str], ModuleNames]] = {
     "lenet_mnist": _lenet,
     "lenet_cifar": _lenet,
     "vgg16": _vgg,
     "resnet18": _resnet,
     "wide_resnet28": _wide_resnet,
 }
-
-
-METADATA_KEY = "rap_jax"
-# Dense layers that read a flattened image, and the layer that makes it.
-_FLATTENED = {"lenet_mnist": {"fc1": "conv2"}, "lenet_cifar": {"fc1": "conv2"}}
-_VECTORS = {"scale": "weight", "shift": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 def state_dict(network: str, weights: Weights) -> dict[str, np.ndarray]:
@@ -133,8 +126,8 @@ def _layers(weights: Weights) -> dict[str, dict[str, np.ndarray]]:
     """Path of a layer -> name -> array, parameters and statistics together."""
     layers: dict[str, dict[str, np.ndarray]] = {}
     for tree in weights:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            layer, _, name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")
+        for path, leaf in named_leaves(tree):
+            layer, _, name = path.rpartition("/")
             layers.setdefault(layer, {})[name] = np.asarray(leaf)
     return layers
 

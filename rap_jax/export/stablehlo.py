@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax import export
 
-from rap_jax._runtime.integrity import write_atomically
+from rap_jax._runtime.integrity import read_object, write_atomically
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -42,11 +42,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """
     beside = metadata_path(path)
     try:
-        found = json.loads(beside.read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds {found!r:.40} and no object")
+        return read_object(beside.read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise ValueError(f"{beside} is damaged ({error}); delete it or export the network again.") from error
-    return found

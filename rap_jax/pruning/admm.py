@@ -35,27 +35,16 @@ ProjectFn = Callable[[chex.ArrayTree], chex.ArrayTree]
 
 
 class AdmmState(NamedTuple):
-    """State of `add_admm_penalty`; trees have the structure of the params that are pruned.
+    """State of `add_admm_penalty`; trees have the structure of the params that are pruned."""
 
-    Attributes:
-      z: the sparse copy of the weights, same shapes.
-      u: scaled dual variable, same shapes.
-      rho: penalty in force per weight array, tree of scalars.
-      gradient_square: running mean of the squared norm of the incoming gradient, tree of scalars.
-      dual_residual: ||z - z before|| of the last dual step, tree of scalars (times rho it is Boyd's s, section 3.3).
-      num_steps: updates so far, int32.
-      num_dual_steps: dual steps so far, int32.
-      dual_interval: updates from one dual step to the next, int32; None if the keyword `dual_step` tells.
-    """
-
-    z: chex.ArrayTree
-    u: chex.ArrayTree
-    rho: chex.ArrayTree
-    gradient_square: chex.ArrayTree
-    dual_residual: chex.ArrayTree
-    num_steps: jax.Array
-    num_dual_steps: jax.Array
-    dual_interval: jax.Array | None = None
+    z: chex.ArrayTree  # sparse copy of the weights, same shapes
+    u: chex.ArrayTree  # scaled dual variable, same shapes
+    rho: chex.ArrayTree  # penalty of each weight array, tree of scalars
+    gradient_square: chex.ArrayTree  # running mean of the squared norm of the incoming gradient, tree of scalars
+    dual_residual: chex.ArrayTree  # ||z - previous z|| of the last dual step, scalars; times rho Boyd's s, section 3.3
+    num_steps: jax.Array  # updates so far, int32
+    num_dual_steps: jax.Array  # dual steps so far, int32
+    dual_interval: jax.Array | None = None  # updates between dual steps, int32; None with the keyword `dual_step`
 
 
 def add_admm_penalty(
@@ -70,31 +59,28 @@ def add_admm_penalty(
     """Adds the gradient of the augmented Lagrangian, rho (w - z + u), to the updates.
 
     `update(updates, state, params, *, dual_step)` needs the params and, without `dual_interval`, the keyword
-    `dual_step`, a bool that may be traced: where it is True z and u (and rho) step first, then the penalty is taken
-    with the new ones. Must come before anything that rescales gradients. Wrap it in `optax.masked` to prune some leaves
-    only.
+    `dual_step`, a bool that may be traced. Where it is True, z and u (and rho) are updated before the penalty is
+    computed. The transformation must come before any that rescales gradients. Wrap it in `optax.masked` to prune some
+    leaves only.
 
-    z and u have the dtype of their weights, and an update keeps its own. What is computed of them is computed in
-    float32, or wider where they are.
+    z and u have the dtype of their weights, and an update keeps its own. All sums are computed in float32 or wider.
 
     Args:
-      rho: penalty, one number above 0 that may be traced, or a schedule of it over the number of dual steps so far. Of
-        a schedule the first number is looked at in `init`, outside of `jit`; that the later ones stay above 0 is up to
-        it.
-      project_fn: projects a tree like the params on the sparsity sets, `project_tree` and not `masks_of`. What it
-        returns is cast to the dtype of the weights.
+      rho: penalty, one number above 0 that may be traced, or a schedule of it over the number of dual steps. The first
+        number of a schedule is checked in `init`, outside of `jit`; the later ones must stay above 0 too.
+      project_fn: projects a tree like the params on the sparsity sets: `project_tree`, not `masks_of`. The result is
+        cast to the dtype of the weights.
       rho_rule: `uniform` is the paper's one rho for all layers. `gradient` takes rho_l = rho ||g_l|| / ||w_l||, with
-        ||g_l|| the running root mean square of the loss gradient's norm, measured anew at each dual step: then rho is
-        a pure number, the pull on a layer relative to what its loss gradient can pull back. A penalty in units of
-        loss / weight^2 must scale so (the ratio is the one by which LARS normalises a layer's step, You et al., 2017,
-        https://arxiv.org/abs/1708.03888); one rho for all starves layers with large gradients and few weights.
+        ||g_l|| the running root mean square of the loss gradient's norm, measured anew at each dual step. `rho` becomes
+        dimensionless, and one value suits all layers, as in LARS (You et al., 2017,
+        https://arxiv.org/abs/1708.03888); a uniform rho starves layers with large gradients and few weights.
       rescale_dual: keep rho u, not u, when rho changes.
-      dual_keeps_graph: the penalty that the authors' results really had. They never detach w in u = u + w - z, so that
-        du/dw grows by 1 with each dual step, and the gradient is (1 + num_dual_steps) rho (w - z + u). The `rho` of
-        the state stays without that factor. For their numbers take `rescale_dual=False` with it.
-      dual_interval: a dual step at every so many updates that this transformation sees, but for the first: the flag
-        `step % dual_interval == 0 and step > 0` of a loop that calls it at every step. Inside a wrapper that leaves
-        updates out, such as `optax.MultiSteps`, only this counts right: a flag is lost with its update.
+      dual_keeps_graph: the penalty of the authors' results. They never detach w in u = u + w - z, so du/dw grows by 1
+        with each dual step, and the gradient is (1 + num_dual_steps) rho (w - z + u). The `rho` of the state is without
+        that factor. For their numbers set `rescale_dual=False` as well.
+      dual_interval: updates from one dual step to the next; the first update is none. It equals the flag
+        `step % dual_interval == 0 and step > 0` of a loop. Inside a wrapper that skips updates, such as
+        `optax.MultiSteps`, it is required: a flag is lost with its update.
 
     Raises:
       ValueError: at once if rho is not above 0, the interval no whole number, 1 or more, `project_fn` no function, or
@@ -117,13 +103,7 @@ def add_admm_penalty(
             _check_number("rho of the schedule at 0", schedule(jnp.zeros((), jnp.int32)), "one finite number above 0")
         projected = project_fn(params)
         _check_projected(projected, params)
-        # Arrays of their own: a state of which one lies in two places, or is a weight, cannot be donated.
-        scalars = lambda: jax.tree.map(lambda w: jnp.zeros((), at_least_float32(w).dtype), params)
-        z = jax.tree.map(lambda z, w: jnp.array(z, w.dtype, copy=True), projected, params)
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        count = lambda: jnp.zeros((), jnp.int32)
-        interval = None if dual_interval is None else jnp.array(dual_interval, jnp.int32)
-        return AdmmState(z, zeros, scalars(), scalars(), scalars(), count(), count(), interval)
+        return _initial_state(projected, params, dual_interval)
 
     def update_fn(
         updates: optax.Updates,
@@ -146,6 +126,16 @@ def add_admm_penalty(
         return jax.tree.map(_penalised, updates, params, state.z, state.u, pull), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _initial_state(projected: chex.ArrayTree, params: chex.ArrayTree, dual_interval: int | None) -> AdmmState:
+    """Every array is a new one: a state that holds an array twice, or a weight, cannot be donated."""
+    scalars = lambda: jax.tree.map(lambda w: jnp.zeros((), at_least_float32(w).dtype), params)
+    z = jax.tree.map(lambda z, w: jnp.array(z, w.dtype, copy=True), projected, params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    count = lambda: jnp.zeros((), jnp.int32)
+    interval = None if dual_interval is None else jnp.array(dual_interval, jnp.int32)
+    return AdmmState(z, zeros, scalars(), scalars(), scalars(), count(), count(), interval)
 
 
 def _check_settings(project_fn: ProjectFn, rho_rule: str, dual_interval: int | None) -> None:
@@ -276,19 +266,12 @@ def _set_rho(state: AdmmState, params: chex.ArrayTree, base: chex.Numeric, rule:
 
 
 class Residuals(NamedTuple):
-    """How far ADMM is from agreement, one scalar per weight array, all relative to ||w||.
+    """Residuals of ADMM, one scalar per weight array; the first three are relative to ||w||."""
 
-    Attributes:
-      primal: ||w - z||.
-      dual: ||z - z before|| at the last dual step (without the factor rho, which Adam takes out anyway).
-      distance: ||w - P(w)||, the distance to the sparse set: what the cut at the end will take away.
-      rho: the penalty in force, not relative.
-    """
-
-    primal: chex.ArrayTree
-    dual: chex.ArrayTree
-    distance: chex.ArrayTree
-    rho: chex.ArrayTree
+    primal: chex.ArrayTree  # ||w - z||
+    dual: chex.ArrayTree  # ||z - previous z|| at the last dual step, without the factor rho, which Adam cancels
+    distance: chex.ArrayTree  # ||w - P(w)||, the distance to the sparsity set, which the cut removes
+    rho: chex.ArrayTree  # the penalty, not relative
 
 
 def residuals(state: AdmmState, params: chex.ArrayTree, project_fn: ProjectFn) -> Residuals:

@@ -81,13 +81,13 @@ def is_kernel(name: str) -> bool:
     return name.rsplit("/", 1)[-1] == "kernel"
 
 
-def beside(name: str, leaf: str) -> str:
-    """The name of another leaf of the same layer: `beside("conv1/scale", "kernel")` is `conv1/kernel`."""
+def sibling(name: str, leaf: str) -> str:
+    """The name of another leaf of the same layer: `sibling("conv1/scale", "kernel")` is `conv1/kernel`."""
     layer, slash, _ = name.rpartition("/")
     return f"{layer}{slash}{leaf}"
 
 
-def neighbours(name: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
+def siblings(name: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The other leaves of the same layer, by name."""
     layer = name.rpartition("/")[0]
     return {other: leaf for other, leaf in leaves.items() if other != name and other.rpartition("/")[0] == layer}
@@ -98,7 +98,7 @@ def is_weight(name: str, leaf: Any) -> bool:
     return is_kernel(name) or math.prod(leaf.shape) > math.prod(leaf.shape[-1:])
 
 
-def per_output(leaf: Any, outputs: tuple[int, ...]) -> bool:
+def is_per_output(leaf: Any, outputs: tuple[int, ...]) -> bool:
     """Whether a leaf has one number per output, [*stack, outputs], with axes of length 1 in between or without.
 
     Args:
@@ -109,7 +109,7 @@ def per_output(leaf: Any, outputs: tuple[int, ...]) -> bool:
     return ends == outputs and math.prod(leaf.shape[stack:-1]) == 1
 
 
-def belongings(owner: str, leaves: Mapping[str, Any], stack_axes: int = 0) -> list[str]:
+def leaves_of_outputs(owner: str, leaves: Mapping[str, Any], stack_axes: int = 0) -> list[str]:
     """Names of the other leaves of a layer that hold one number per output of `owner`.
 
     Args:
@@ -119,10 +119,10 @@ def belongings(owner: str, leaves: Mapping[str, Any], stack_axes: int = 0) -> li
       leaves: all leaves by name, see `leaves_by_name`; arrays or anything with a shape.
       stack_axes: so many leading axes count layers.
     """
-    last, layer, shape = owner.rsplit("/", 1)[-1], neighbours(owner, leaves), leaves[owner].shape
+    last, layer, shape = owner.rsplit("/", 1)[-1], siblings(owner, leaves), leaves[owner].shape
     is_scale = len(shape) - stack_axes == 1
     others = sum(is_weight(name, leaf) for name, leaf in layer.items())
     if last not in ("kernel", "scale") and (others > is_scale or (last == "weight" and not is_scale)):
         return []
     outputs = shape[:stack_axes] + shape[-1:]
-    return [name for name, leaf in layer.items() if not is_kernel(name) and per_output(leaf, outputs)]
+    return [name for name, leaf in layer.items() if not is_kernel(name) and is_per_output(leaf, outputs)]

@@ -17,14 +17,22 @@ import numpy as np
 import optax
 
 from rap_jax.pruning.layers import arrays_by_name, is_kernel, is_weight, leaves_by_name, names_left_out, tree_by_name
-from rap_jax.pruning.ownership import Specs, check_stack, checked, has_clear_outputs, outputs_of, owned, owners
+from rap_jax.pruning.ownership import (
+    Specs,
+    check_stack,
+    has_clear_outputs,
+    outputs_of,
+    owned,
+    resolve_specs,
+    specs_of_owners,
+)
 from rap_jax.pruning.projections import check_finite, zeroed
 
 
 class MaskState(NamedTuple):
-    """Attributes: masks: bool, the tree of the params; True where a weight may be other than zero."""
+    """State of `keep_masked`."""
 
-    masks: chex.ArrayTree
+    masks: chex.ArrayTree  # bool, the tree of the params; True where a weight may be other than zero
 
 
 def keep_masked(masks: chex.ArrayTree) -> optax.GradientTransformationExtraArgs:
@@ -112,7 +120,7 @@ def both(masks: chex.ArrayTree, other: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(jnp.logical_and, masks, _masks_like(masks, other))
 
 
-def count_sparsity(params: chex.ArrayTree, specs: Specs | None = None) -> dict[str, Any]:
+def count_sparsity(params: chex.ArrayTree, *, specs: Specs | None = None) -> dict[str, Any]:
     """Zeros per kernel and overall, ready for JSON.
 
     Args:
@@ -131,21 +139,19 @@ def count_sparsity(params: chex.ArrayTree, specs: Specs | None = None) -> dict[s
       ValueError: a weight is NaN or infinite, or may be a stack of layers; weights have inputs and outputs, but none of
         them is named `kernel` or by a spec.
     """
-    named, leaves = checked({} if specs is None else specs, params)
-    everything = owners(named, leaves)
-    weights = [
-        name for name, leaf in leaves.items() if is_kernel(name) or (name in everything and is_weight(name, leaf))
-    ]
+    named, leaves = resolve_specs({} if specs is None else specs, params)
+    by_owner = specs_of_owners(named, leaves)
+    weights = [name for name, leaf in leaves.items() if is_kernel(name) or (name in by_owner and is_weight(name, leaf))]
     _refuse_other_names(weights, leaves)
     layers = {}
     for name in weights:
-        spec = everything.get(name)
+        spec = by_owner.get(name)
         if specs is None:
             check_stack(name, spec, leaves)
         for counted in (name, *owned(name, spec, leaves)):
             check_finite(counted, leaves[counted])
-        beside = [np.asarray(leaves[belonging]) for belonging in owned(name, spec, leaves)]
-        layers[name] = _count(np.asarray(leaves[name]), beside, len(outputs_of(name, spec, leaves)) - 1)
+        others = [np.asarray(leaves[other]) for other in owned(name, spec, leaves)]
+        layers[name] = _count(np.asarray(leaves[name]), others, len(outputs_of(name, spec, leaves)) - 1)
         if not has_clear_outputs(name, spec, leaves):
             layers[name] |= dict.fromkeys(("filters", "filters_kept", "columns", "columns_kept"))
     size, zeros, leftovers = (sum(layer[key] for layer in layers.values()) for key in ("size", "zeros", "leftovers"))
@@ -158,7 +164,7 @@ def _refuse_other_names(weights: list[str], leaves: dict[str, Any]) -> None:
     if others and not weights:
         raise ValueError(
             f"No weights are named kernel, but {', '.join(others)} have inputs and outputs; expected "
-            f"count_sparsity(params, specs) with the specs of those that count."
+            f"count_sparsity(params, specs=specs) with the specs of those that count."
         )
 
 
@@ -166,11 +172,11 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _count(kernel: np.ndarray, beside: list[np.ndarray], stack_axes: int) -> dict[str, Any]:
+def _count(kernel: np.ndarray, owned_leaves: list[np.ndarray], stack_axes: int) -> dict[str, Any]:
     layers = (kernel != 0).reshape(*kernel.shape[:stack_axes], -1, kernel.shape[-1])
     filters = layers.any(-2)
     zeros = int(layers.size - layers.sum())
-    per_output = [values.reshape(*filters.shape[:-1], -1, filters.shape[-1]) for values in beside]
+    per_output = [values.reshape(*filters.shape[:-1], -1, filters.shape[-1]) for values in owned_leaves]
     return {
         "size": int(layers.size),
         "zeros": zeros,

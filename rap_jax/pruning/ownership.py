@@ -1,10 +1,11 @@
-"""What a sparsity set takes along when an output goes, and which sets are refused because nobody can tell.
+"""Which leaves are removed together with an output, and which sparsity sets are refused as ambiguous.
 
-    specs, leaves = checked(specs, params)
+    specs, leaves = resolve_specs(specs, params)
     names = owned("conv1/kernel", Filter(0.5), leaves)
 
-To the outputs of a weight belong the leaves that `layers.belongings` finds beside it, and those that its spec names.
-A filter of which a part stays would go on sending a constant, so a spec is refused where a part may lie elsewhere."""
+To the outputs of a weight belong the leaves that `layers.leaves_of_outputs` finds beside it, and those that its spec
+names. A filter of which a part stays would go on sending a constant, so a spec is refused where a part may lie
+elsewhere."""
 
 import dataclasses
 import math
@@ -15,15 +16,15 @@ import chex
 
 from rap_jax.pruning.layers import (
     arrays_by_name,
-    belongings,
-    beside,
     is_kernel,
+    is_per_output,
     is_weight,
+    leaves_of_outputs,
     names_left_out,
-    neighbours,
-    per_output,
+    sibling,
+    siblings,
 )
-from rap_jax.pruning.projections import Column, Filter, Irregular, ScaleFilter, Spec
+from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Irregular, Spec
 
 Specs = Mapping[str, Spec]
 Leaves = Mapping[str, Any]
@@ -35,33 +36,36 @@ def owned(name: str, spec: Spec | None, leaves: Leaves) -> list[str]:
     Leaves that `optax.masked` hides are left out. Without a spec these are the leaves beside.
     """
     if spec is None:
-        return belongings(name, leaves)
-    found = {*belongings(name, leaves, spec.stack_axes or 0), *(spec.belongs or ())}
+        return leaves_of_outputs(name, leaves)
+    found = {*leaves_of_outputs(name, leaves, spec.stack_axes or 0), *(spec.belongs or ())}
     return [leaf for leaf in leaves if leaf in found]
 
 
 def has_inputs(name: str, leaf: Any, outputs: tuple[int, ...]) -> bool:
     """Whether a leaf has inputs and outputs; of a stack [L, out], one number per output and layer, has none."""
-    return is_weight(name, leaf) and (is_kernel(name) or not per_output(leaf, outputs))
+    return is_weight(name, leaf) and (is_kernel(name) or not is_per_output(leaf, outputs))
 
 
 def kernels_of(scale: str, spec: Spec, leaves: Leaves) -> list[str]:
-    """The weights whose outputs a scale decides about: the kernel beside it, and those that its spec names."""
-    layer, outputs = neighbours(scale, leaves), outputs_of(scale, spec, leaves)
-    kernel, weights = beside(scale, "kernel"), [name for name, leaf in layer.items() if has_inputs(name, leaf, outputs)]
+    """The weights whose outputs a scale selects: the kernel beside it, and those that its spec names."""
+    layer, outputs = siblings(scale, leaves), outputs_of(scale, spec, leaves)
+    kernel, weights = (
+        sibling(scale, "kernel"),
+        [name for name, leaf in layer.items() if has_inputs(name, leaf, outputs)],
+    )
     own = [kernel] if kernel in layer else weights if len(weights) == 1 else []
     own = [name for name in own if _ends(leaves[name].shape, outputs) == outputs]
     return own + [name for name in spec.belongs or () if name in leaves and is_weight(name, leaves[name])]
 
 
-def owners(specs: Specs, leaves: Leaves) -> dict[str, Spec]:
-    """The specs, and for the weights that a scale decides about what goes with them."""
+def specs_of_owners(specs: Specs, leaves: Leaves) -> dict[str, Spec]:
+    """The specs, and one for each kernel whose outputs a `BatchNormFilter` selects."""
     found = dict(specs)
     for name, spec in specs.items():
-        if isinstance(spec, ScaleFilter):
-            all_of_it = {name, *owned(name, spec, leaves)}
+        if isinstance(spec, BatchNormFilter):
+            members = {name, *owned(name, spec, leaves)}
             found |= {
-                kernel: dataclasses.replace(spec, belongs=all_of_it - {kernel})
+                kernel: dataclasses.replace(spec, belongs=members - {kernel})
                 for kernel in kernels_of(name, spec, leaves)
             }
     return found
@@ -79,7 +83,7 @@ def _ends(shape: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:stack] + shape[stack:][-1:]
 
 
-def with_names_of(specs: Specs, names: Collection[str]) -> dict[str, Spec]:
+def _with_names_of(specs: Specs, names: Collection[str]) -> dict[str, Spec]:
     """The specs by the names of the tree: `conv1/kernel/value` of an `nnx.State` is `conv1/kernel`."""
     of_tree = lambda name: name if name in names else name.removesuffix("/value")
 
@@ -89,21 +93,21 @@ def with_names_of(specs: Specs, names: Collection[str]) -> dict[str, Spec]:
     return {of_tree(name): renamed(spec) for name, spec in specs.items()}
 
 
-def checked(specs: Specs, params: chex.ArrayTree) -> tuple[dict[str, Spec], dict[str, Any]]:
+def resolve_specs(specs: Specs, params: chex.ArrayTree) -> tuple[dict[str, Spec], dict[str, Any]]:
     """The specs by the names of the tree, and its leaves.
 
     Raises:
-      ValueError: see `check`; the specs are no mapping of names to sparsity sets, or a leaf is no array.
+      ValueError: see `check_specs`; the specs are no mapping of names to sparsity sets, or a leaf is no array.
     """
     _check_types(specs)
     leaves, left_out = arrays_by_name(params), names_left_out(params)
-    specs = with_names_of(specs, leaves.keys() | left_out)
-    check(specs, leaves, left_out)
+    specs = _with_names_of(specs, leaves.keys() | left_out)
+    check_specs(specs, leaves, left_out)
     return specs, leaves
 
 
 def _check_types(specs: Any) -> None:
-    expected = "expected {'conv1/kernel': Filter(0.5), ...}: a set Irregular, Filter, Column or ScaleFilter by name"
+    expected = "expected {'conv1/kernel': Filter(0.5), ...}: a set Irregular, Filter, Column or BatchNormFilter by name"
     if not isinstance(specs, Mapping):
         raise ValueError(f"specs are {specs!r:.60}; {expected}.")
     for name, spec in specs.items():
@@ -111,7 +115,7 @@ def _check_types(specs: Any) -> None:
             raise ValueError(f"specs hold {name!r}: {spec!r:.60}; {expected}. The specs are not the params.")
 
 
-def check(specs: Specs, leaves: Leaves, left_out: Collection[str] = ()) -> None:
+def check_specs(specs: Specs, leaves: Leaves, left_out: Collection[str] = ()) -> None:
     """Refuses specs that mean no weights, or of which it is open what they mean.
 
     Args:
@@ -126,12 +130,14 @@ def check(specs: Specs, leaves: Leaves, left_out: Collection[str] = ()) -> None:
         raise ValueError(
             f"Specs name {', '.join(unknown)}, but the weights are {', '.join(leaves)}; expected their paths as keys."
         )
-    twice = [name for name, spec in specs.items() if isinstance(spec, ScaleFilter) and beside(name, "kernel") in specs]
+    twice = [
+        name for name, spec in specs.items() if isinstance(spec, BatchNormFilter) and sibling(name, "kernel") in specs
+    ]
     if twice:
         raise ValueError(f"Specs name {', '.join(twice)} and the kernel beside; expected one spec to a layer.")
-    rivals = {name: spec for name, spec in specs.items() if spec.budget == "global"}
-    if len({dataclasses.replace(spec, belongs=None) for spec in rivals.values()}) > 1:
-        raise ValueError(f"Specs with the budget 'global' are {rivals}; expected one set with one sparsity for all.")
+    sharing = {name: spec for name, spec in specs.items() if spec.budget == "global"}
+    if len({dataclasses.replace(spec, belongs=None) for spec in sharing.values()}) > 1:
+        raise ValueError(f"Specs with the budget 'global' are {sharing}; expected one set with one sparsity for all.")
     for name, spec in specs.items():
         _check_named(name, spec, leaves, left_out)
         _check_outputs_last(name, spec, leaves)
@@ -159,7 +165,7 @@ def _check_outputs_last(name: str, spec: Spec, leaves: Leaves) -> None:
     shape, last = leaves[name].shape, name.rsplit("/", 1)[-1]
     if not isinstance(spec, Filter | Column) or len(shape) < 2:
         return
-    bias = leaves.get(beside(name, "bias"))
+    bias = leaves.get(sibling(name, "bias"))
     if last == "kernel":
         if bias is not None and not _fits(bias, name, spec, leaves):
             raise ValueError(
@@ -168,7 +174,7 @@ def _check_outputs_last(name: str, spec: Spec, leaves: Leaves) -> None:
                 f"with jnp.moveaxis(kernel, outputs, -1), or take Irregular, which has no outputs."
             )
         return
-    layer = neighbours(name, leaves).values()
+    layer = siblings(name, leaves).values()
     first = any(leaf.shape and leaf.size == leaf.shape[0] == shape[0] != shape[-1] for leaf in layer)
     if last == "weight" or (first and not owned(name, spec, leaves)):
         raise ValueError(
@@ -181,7 +187,7 @@ def _check_outputs_last(name: str, spec: Spec, leaves: Leaves) -> None:
 def _fits(bias: Any, name: str, spec: Spec, leaves: Leaves) -> bool:
     """Whether a bias has one number per output, is one number for all, or tells of other axes, see `check_stack`."""
     is_one = math.prod(bias.shape) == 1
-    return is_one or per_output(bias, outputs_of(name, spec, leaves)) or _is_part(bias.shape, leaves[name].shape)
+    return is_one or is_per_output(bias, outputs_of(name, spec, leaves)) or _is_part(bias.shape, leaves[name].shape)
 
 
 def check_stack(name: str, spec: Spec | None, leaves: Leaves) -> None:
@@ -199,8 +205,8 @@ def _parts(name: str, spec: Spec | None, leaves: Leaves) -> dict[str, tuple[int,
     shape, outputs = leaves[name].shape, outputs_of(name, spec, leaves)
     return {
         other: leaf.shape
-        for other, leaf in neighbours(name, leaves).items()
-        if 1 < len(leaf.shape) < len(shape) and not per_output(leaf, outputs) and _is_part(leaf.shape, shape)
+        for other, leaf in siblings(name, leaves).items()
+        if 1 < len(leaf.shape) < len(shape) and not is_per_output(leaf, outputs) and _is_part(leaf.shape, shape)
     }
 
 
@@ -213,7 +219,7 @@ def _check_first_axes(name: str, spec: Spec, leaves: Leaves, left_out: Collectio
     """A kernel of 3 axes, and of more than 4, is one layer if something beside it has one number per output."""
     axes = len(leaves[name].shape)
     beside_it = bool(owned(name, spec, leaves) or _parts(name, spec, leaves))
-    decided = spec.stack_axes is not None or beside_it or _hides_neighbours(name, left_out)
+    decided = spec.stack_axes is not None or beside_it or _hides_siblings(name, left_out)
     if (axes == 3 or axes > 4) and not decided:
         raise _unclear_axes(name, leaves, "nothing beside it tells which")
 
@@ -239,7 +245,9 @@ def _is_of_stack(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
 def _check_elsewhere(name: str, spec: Spec, leaves: Leaves, left_out: Collection[str]) -> None:
     if isinstance(spec, Filter):
         found, hint = [*_could_belong(name, spec, leaves), *_wider(name, spec, leaves)], ""
-    elif isinstance(spec, ScaleFilter) and not kernels_of(name, spec, leaves) and not _hides_neighbours(name, left_out):
+    elif (
+        isinstance(spec, BatchNormFilter) and not kernels_of(name, spec, leaves) and not _hides_siblings(name, left_out)
+    ):
         outputs = outputs_of(name, spec, leaves)
         weights = [other for other, leaf in leaves.items() if has_inputs(other, leaf, outputs)]
         found = [other for other in weights if leaves[other].shape[-1:] == outputs[-1:]]
@@ -274,13 +282,13 @@ def _could_belong(name: str, spec: Spec, leaves: Leaves) -> list[str]:
         other
         for layer in lone
         for other, leaf in layer.items()
-        if other != name and other not in beside_it and not is_kernel(other) and per_output(leaf, outputs)
+        if other != name and other not in beside_it and not is_kernel(other) and is_per_output(leaf, outputs)
     ]
 
 
 def _is_ours(layer: Leaves, outputs: tuple[int, ...]) -> bool:
     """This package has no stacks of layers."""
-    return len(outputs) == 1 and beside(next(iter(layer)), "shift") in layer
+    return len(outputs) == 1 and sibling(next(iter(layer)), "shift") in layer
 
 
 def _wider(name: str, spec: Spec, leaves: Leaves) -> list[str]:
@@ -291,11 +299,11 @@ def _wider(name: str, spec: Spec, leaves: Leaves) -> list[str]:
     below = {other: leaf for other, leaf in leaves.items() if layer and other.startswith(f"{layer}/")}
     return [
         other
-        for other, leaf in {**below, **neighbours(name, leaves)}.items()
+        for other, leaf in {**below, **siblings(name, leaves)}.items()
         if has_inputs(other, leaf, outputs) and not is_kernel(other) and _ends(leaf.shape, outputs) == outputs
     ]
 
 
-def _hides_neighbours(name: str, left_out: Collection[str]) -> bool:
+def _hides_siblings(name: str, left_out: Collection[str]) -> bool:
     """Inside `optax.masked` leaves of the same layer are hidden, and the whole tree was looked at before."""
     return any(other.rpartition("/")[0] == name.rpartition("/")[0] for other in left_out)

@@ -3,16 +3,16 @@
 A weight has its outputs on the last axis, as Flax stores it: [H, W, Cin, Cout] or [in, out]. A set holds the weights
 with at most `num_kept` non-zero structures:
 
-    Irregular     single weights                                           score |w|
-    Filter        all weights of one output, w[..., n]                     score the sum of their squares
-    Column        one place of all filters, w[h, w, c, :] (dense: one input)   score the sum of their squares
-    ScaleFilter   one output, by its BatchNorm scale, [Cout]               score |scale|
+    Irregular         single weights                                               score |w|
+    Filter            all weights of one output, w[..., n]                         score the sum of their squares
+    Column            one place of all filters, w[h, w, c, :] (dense: one input)   score the sum of their squares
+    BatchNormFilter   one output, by its BatchNorm scale, [Cout]                   score |scale|
 
 The Euclidean projection keeps the structures of highest score and zeroes the others. Weights with the budget `global`
 share one count, see `masks_together`. Squares are summed in float32 or wider, whatever the dtype of the weights.
 
-Weights that are NaN or infinite are refused. Inside `jit`, where nobody can look at them, they have the highest score,
-and NaN stays NaN wherever it is, so that the loss goes on to show it.
+Weights that are NaN or infinite are refused. Inside `jit`, where values cannot be checked, they have the highest score,
+and NaN stays NaN, so that it shows in the loss.
 
 Differs from the authors' code: (1) exactly `num_kept` structures survive, a tie goes to the lower index; theirs
 compares with a percentile, and a tie there leaves weights that are neither zeroed nor kept by the mask. (2) The global
@@ -34,21 +34,16 @@ from rap_jax._runtime.arrays import at_least_float32, is_number
 
 @dataclasses.dataclass(frozen=True)
 class _Spec:
-    """A sparsity set.
+    """A sparsity set."""
 
-    Attributes:
-      sparsity: the share of structures to remove, in [0, 1).
-      budget: a `global` one is shared with other weights.
-      belongs: names of leaves elsewhere in the tree that go with an output, such as those of a BatchNorm behind it,
-        beside those that `layers.belongings` finds; kept as a sorted tuple. None says nothing about them, `()` that
-        there are none.
-      stack_axes: so many leading axes count layers, as in a stack of `nn.scan`, and each layer makes its own choice.
-        None means 0, and a kernel of which that is doubtful is refused.
-    """
-
-    sparsity: float
-    budget: Literal["layer", "global"] = "layer"
+    sparsity: float  # share of structures to remove, in [0, 1)
+    budget: Literal["layer", "global"] = "layer"  # a `global` one is shared with other weights
+    # Names of leaves elsewhere in the tree that are removed with an output, such as those of a BatchNorm behind it, in
+    # addition to those that `layers.leaves_of_outputs` finds; kept as a sorted tuple. `()` means that there are none,
+    # None that nothing is known of them.
     belongs: Iterable[str] | None = None
+    # So many leading axes count layers, as in a stack of `nn.scan`, and each layer is pruned by itself. None means 0,
+    # and a kernel that could be a stack is refused.
     stack_axes: int | None = None
 
     def __post_init__(self) -> None:
@@ -78,11 +73,11 @@ class Column(_Spec):
     """Whole inputs go: the same place in every filter of a layer."""
 
 
-class ScaleFilter(_Spec):
+class BatchNormFilter(_Spec):
     """Whole outputs go, those of the smallest BatchNorm scale: a set of scales [outputs], not of kernels."""
 
 
-Spec = Irregular | Filter | Column | ScaleFilter
+Spec = Irregular | Filter | Column | BatchNormFilter
 
 
 def num_kept(spec: Spec, num_structures: int) -> int:
@@ -93,7 +88,7 @@ def num_kept(spec: Spec, num_structures: int) -> int:
 
 def scores(spec: Spec, weights: jax.Array) -> jax.Array:
     """One score per structure, flat: [weights.size], [outputs] or [inputs]."""
-    if isinstance(spec, Irregular | ScaleFilter):
+    if isinstance(spec, Irregular | BatchNormFilter):
         return jnp.abs(weights).ravel()
     weights = at_least_float32(weights)
     squares = (weights * weights).reshape(-1, weights.shape[-1])
@@ -123,7 +118,7 @@ def mask(spec: Spec, weights: jax.Array) -> jax.Array:
         one_layer = dataclasses.replace(spec, stack_axes=spec.stack_axes - 1)
         return jax.vmap(functools.partial(mask, one_layer))(weights)
     values = scores(spec, weights)
-    return _spread(spec, keep_largest(values, num_kept(spec, values.size)), weights)
+    return _broadcast(spec, keep_largest(values, num_kept(spec, values.size)), weights)
 
 
 def masks_together(spec: Spec, weights: Sequence[jax.Array]) -> list[jax.Array]:
@@ -157,7 +152,7 @@ def masks_together(spec: Spec, weights: Sequence[jax.Array]) -> list[jax.Array]:
     fits = jnp.cumsum(size_of[order]) <= room
     kept = best | jnp.zeros_like(best).at[order].set(fits)
     ends = list(itertools.accumulate(value.size for value in values))
-    return [_spread(spec, part, array) for part, array in zip(jnp.split(kept, ends[:-1]), weights, strict=True)]
+    return [_broadcast(spec, part, array) for part, array in zip(jnp.split(kept, ends[:-1]), weights, strict=True)]
 
 
 def project(spec: Spec, weights: jax.Array) -> jax.Array:
@@ -179,12 +174,12 @@ def check_weights(spec: Spec, weights: jax.Array, name: str = "weights") -> None
         that overflow.
     """
     axes, stack = weights.ndim - (spec.stack_axes or 0), "stack, " if spec.stack_axes else ""
-    if isinstance(spec, ScaleFilter) and axes != 1:
+    if isinstance(spec, BatchNormFilter) and axes != 1:
         raise ValueError(
             f"{name}: scales have shape {weights.shape}; expected [{stack}outputs], the scale of a BatchNorm. "
             f"stack_axes says how many leading axes count layers."
         )
-    if not isinstance(spec, ScaleFilter) and axes < 2:
+    if not isinstance(spec, BatchNormFilter) and axes < 2:
         raise ValueError(
             f"{name} have shape {weights.shape}; expected [{stack}..., inputs, outputs] with 2 or more axes."
         )
@@ -217,9 +212,9 @@ def _of_one_dtype(values: list[jax.Array]) -> list[jax.Array]:
     return [value.astype(widest) for value in values]
 
 
-def _spread(spec: Spec, kept: jax.Array, weights: jax.Array) -> jax.Array:
+def _broadcast(spec: Spec, kept: jax.Array, weights: jax.Array) -> jax.Array:
     """One bool per structure, flat, on all weights of the structure."""
-    if isinstance(spec, Irregular | ScaleFilter):
+    if isinstance(spec, Irregular | BatchNormFilter):
         return kept.reshape(weights.shape)
     if isinstance(spec, Filter):
         return jnp.broadcast_to(kept, weights.shape)

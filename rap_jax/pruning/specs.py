@@ -1,87 +1,110 @@
 """From layer-name patterns to one sparsity set per weight: `{"conv1/kernel": Filter(0.5), ...}`.
 
 A spec is static, so the mapping is a plain dict beside the params, keyed by a weight's path; functions that work on
-a whole tree of params take it as an argument. `ScaleFilter` is keyed by the scale that it chooses by, `conv1/scale`.
+a whole tree of params take it as an argument. A `BatchNormFilter` is keyed by its scale, `conv1/scale`.
 
-What belongs to an output (see `rap_jax.pruning.layers`) goes with it. Under `Filter` ADMM pulls all of it to zero with
-the kernel: a removed filter that kept its bias or shift would go on sending a constant, and BatchNorm divides a
-vanishing filter by its own vanishing deviation, so that without the scale nothing would vanish from the output before
-the cut. Under `ScaleFilter` ADMM pulls the scale, shift and bias, and the kernel goes at the cut only. The kernel alone
-decides which outputs a `Filter` keeps, the scale alone which a `ScaleFilter` keeps.
+The leaves that belong to an output (see `rap_jax.pruning.layers`) are removed with it. Under `Filter` ADMM pulls all of
+them to zero with the kernel: a removed filter that kept its bias or shift would still send a constant, and BatchNorm
+divides a vanishing filter by its own vanishing deviation, so that without the scale nothing would vanish from the
+output before the cut. Under `BatchNormFilter` ADMM pulls scale, shift and bias, and the kernel is removed at the cut
+only. The kernel alone decides which outputs a `Filter` keeps, the scale alone which a `BatchNormFilter` keeps.
 
 A filter may have more leaves elsewhere, as with a BatchNorm of Flax: `Filter(0.5, belongs={"BatchNorm_0/scale",
 "BatchNorm_0/bias"})`, see `ownership`.
 
 Differs from the authors' code: (1) bias, scale and shift of a filter belong to it; theirs pulls and cuts the kernel
-alone, or under `bn_filter` the scale alone, and a "removed" filter goes on sending relu of its bias or shift."""
+alone, or under `bn_filter` the scale alone, and a "removed" filter still sends relu of its bias or shift."""
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from rap_jax.config import PruneConfig
 from rap_jax.pruning import projections
 from rap_jax.pruning.layers import (
-    belongings,
-    beside,
     is_box,
     is_kernel,
+    is_per_output,
     is_weight,
     kernels,
     leaves_by_name,
-    per_output,
+    leaves_of_outputs,
+    sibling,
     tree_by_name,
 )
 from rap_jax.pruning.masks import apply_masks
-from rap_jax.pruning.ownership import Specs, check_stack, checked, kernels_of, outputs_of, owned, owners
-from rap_jax.pruning.projections import Column, Filter, Irregular, ScaleFilter, Spec, check_finite
+from rap_jax.pruning.ownership import (
+    Specs,
+    check_stack,
+    kernels_of,
+    outputs_of,
+    owned,
+    resolve_specs,
+    specs_of_owners,
+)
+from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Irregular, Spec, check_finite
 
-_STRUCTURES: dict[str, type[Spec]] = {
+Structure = Literal["irregular", "filter", "column", "bn_filter"]
+_STRUCTURES: dict[Structure, type[Spec]] = {
     "irregular": Irregular,
     "filter": Filter,
     "column": Column,
-    "bn_filter": ScaleFilter,
+    "bn_filter": BatchNormFilter,
 }
 
 
-def specs_from_config(params: chex.ArrayTree, config: PruneConfig, *, output_layer: str) -> dict[str, Spec]:
-    """The sparsity set of every layer that a pattern of `config.sparsity` matches.
+def specs_from_patterns(
+    patterns: Sequence[tuple[str, float]],
+    params: chex.ArrayTree,
+    *,
+    structure: Structure,
+    output_layer: str,
+    budget: Literal["layer", "global"] = "layer",
+) -> dict[str, Spec]:
+    """The sparsity set of every layer that a pattern matches.
 
     A pattern is compared with a layer's whole path, such as `group1_block0/conv1`. The pattern `*` alone means every
     layer that can be pruned: under `filter` and `bn_filter` the output layer is left out, since removing one of its
     outputs would remove a class, and under `bn_filter` the layers without BatchNorm.
 
+    Args:
+      patterns: (shell-style wildcard, share of zeros) pairs; the first that matches a layer decides.
+      params: weights, or their shapes, in layers as in `rap_jax.pruning.layers`.
+      structure: which of the four sets.
+      output_layer: path of the layer that makes the logits.
+      budget: see `rap_jax.pruning.projections`.
+
     Raises:
       ValueError: a pattern matches no layer, names the output layer for filter pruning, or under `bn_filter` names
         a layer without BatchNorm; `bn_filter` where there is no BatchNorm at all.
     """
-    layers = _weights_that_decide(params, config.structure)
+    layers = _spec_keys(params, structure)
     specs: dict[str, Spec] = {}
-    for pattern, ratio in config.sparsity:
-        for layer in _matching(pattern, ratio, layers, config.structure, output_layer):
+    for pattern, ratio in patterns:
+        for layer in _matching(pattern, ratio, layers, structure, output_layer):
             weights = layers[layer]
             if weights is not None:  # `*`, or a ratio of 0, may mean layers without BatchNorm too
-                specs.setdefault(weights, _STRUCTURES[config.structure](ratio, config.budget))
+                specs.setdefault(weights, _STRUCTURES[structure](ratio, budget))
     return {name: spec for name, spec in specs.items() if spec.sparsity > 0}
 
 
-def _weights_that_decide(params: chex.ArrayTree, structure: str) -> dict[str, str | None]:
-    """For each layer the weights that a spec of it is keyed by: its kernel, or the scale of its BatchNorm if any."""
+def _spec_keys(params: chex.ArrayTree, structure: Structure) -> dict[str, str | None]:
+    """For each layer the name that a spec of it is keyed by: its kernel, or the scale of its BatchNorm if any."""
     leaves = leaves_by_name(params)
     found: dict[str, str | None] = {}
     for kernel, _ in kernels(params):
-        scale = beside(kernel, "scale")
-        has_scale = scale in belongings(kernel, leaves)
+        scale = sibling(kernel, "scale")
+        has_scale = scale in leaves_of_outputs(kernel, leaves)
         found[kernel.removesuffix("/kernel")] = kernel if structure != "bn_filter" else scale if has_scale else None
     return found
 
 
 def _matching(
-    pattern: str, ratio: float, layers: Mapping[str, str | None], structure: str, output_layer: str
+    pattern: str, ratio: float, layers: Mapping[str, str | None], structure: Structure, output_layer: str
 ) -> list[str]:
     """The layers that a pattern means; refuses those that cannot be pruned, where a ratio above 0 asks for it."""
     matched = [layer for layer in layers if fnmatch.fnmatchcase(layer, pattern)]
@@ -109,33 +132,33 @@ def _matching(
     return matched
 
 
-def selected(params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
+def selected(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
     """A tree of bool like `params`: True for the leaves that the sets constrain (a mask for `optax.masked`).
 
     A box such as `nnx.Param` counts as a leaf. `nnx.Optimizer` shows its transformations two kinds of tree: it takes
-    `optax.masked(penalty, lambda params: selected(params, specs))`, which suits any tree.
+    `optax.masked(penalty, lambda params: selected(specs, params))`, which suits any tree.
 
     These are the weights with a spec and, of layers that lose whole outputs, all that belongs to the outputs: it has
-    to go to zero with them, in ADMM already and not only at the cut. Under `ScaleFilter` the kernel stays free.
+    to go to zero with them, in ADMM already and not only at the cut. Under `BatchNormFilter` the kernel stays free.
 
     Raises:
       ValueError: see `masks_of`.
     """
-    specs, leaves = checked(specs, params)
+    specs, leaves = resolve_specs(specs, params)
     chosen = set(specs)
     for name, spec in specs.items():
         if isinstance(spec, Filter):
             chosen.update(owned(name, spec, leaves))
-        if isinstance(spec, ScaleFilter):
+        if isinstance(spec, BatchNormFilter):
             outputs = outputs_of(name, spec, leaves)
-            chosen.update(other for other in owned(name, spec, leaves) if per_output(leaves[other], outputs))
+            chosen.update(other for other in owned(name, spec, leaves) if is_per_output(leaves[other], outputs))
     treedef = jax.tree.structure(params, is_leaf=is_box)
     return jax.tree.unflatten(treedef, [name in chosen for name in leaves])
 
 
-def only_selected(params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
+def only_selected(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
     """The params with `optax.MaskedNode` for leaves that are free: the tree that `optax.masked` shows inside."""
-    return jax.tree.map(lambda chosen, leaf: leaf if chosen else optax.MaskedNode(), selected(params, specs), params)
+    return jax.tree.map(lambda chosen, leaf: leaf if chosen else optax.MaskedNode(), selected(specs, params), params)
 
 
 def project_tree(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
@@ -158,23 +181,23 @@ def masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
     Raises:
       ValueError: a spec's key is no leaf of the params, or its weights have the wrong number of axes; a layer has two
         specs, for kernel and scale; specs with the budget `global` differ; it is open what belongs to an output, see
-        `ownership.check`; weights are NaN or infinite.
+        `ownership.check_specs`; weights are NaN or infinite.
     """
-    specs, leaves = checked(specs, params)
+    specs, leaves = resolve_specs(specs, params)
     for name, spec in specs.items():
         projections.check_weights(spec, leaves[name], name)
     masks = {name: projections.mask(specs[name], leaves[name]) for name in leaves if _has_budget(specs, name, "layer")}
-    rivals = [name for name in leaves if _has_budget(specs, name, "global")]
-    if rivals:
-        together = projections.masks_together(specs[rivals[0]], [leaves[name] for name in rivals])
-        masks.update(zip(rivals, together, strict=True))
-    for name in [name for name in masks if isinstance(specs[name], ScaleFilter)]:
+    sharing = [name for name in leaves if _has_budget(specs, name, "global")]
+    if sharing:
+        together = projections.masks_together(specs[sharing[0]], [leaves[name] for name in sharing])
+        masks.update(zip(sharing, together, strict=True))
+    for name in [name for name in masks if isinstance(specs[name], BatchNormFilter)]:
         for kernel in kernels_of(name, specs[name], leaves):  # ADMM does not see it, the cut does
             masks[kernel] = _on_outputs(masks[name], leaves[kernel].shape)
-    return _on_whole_tree(masks, params, owners(specs, leaves))
+    return _full_tree(masks, params, specs_of_owners(specs, leaves))
 
 
-def masks_of_zeros(params: chex.ArrayTree, specs: Specs | None = None) -> chex.ArrayTree:
+def masks_of_zeros(params: chex.ArrayTree, *, specs: Specs | None = None) -> chex.ArrayTree:
     """True where a weight was not pruned before, bool tree like `params`: for zeros that are to stay zero.
 
     False at the zeros of every kernel and at what belongs to outputs whose kernel is all zero. Other zeros are not
@@ -185,17 +208,17 @@ def masks_of_zeros(params: chex.ArrayTree, specs: Specs | None = None) -> chex.A
         them elsewhere in the tree. They name every stack of layers that lost outputs.
 
     Raises:
-      ValueError: see `ownership.check`; weights are NaN or infinite.
+      ValueError: see `ownership.check_specs`; weights are NaN or infinite.
     """
-    named, leaves = checked({} if specs is None else specs, params)
+    named, leaves = resolve_specs({} if specs is None else specs, params)
     weights = [name for name, leaf in leaves.items() if is_kernel(name) or (name in named and is_weight(name, leaf))]
-    everything = owners(named, leaves)
+    by_owner = specs_of_owners(named, leaves)
     for name in weights if specs is None else ():
         check_stack(name, None, leaves)
-    return _on_whole_tree({name: leaves[name] != 0 for name in weights}, params, everything)
+    return _full_tree({name: leaves[name] != 0 for name in weights}, params, by_owner)
 
 
-def _on_whole_tree(masks: Mapping[str, jax.Array], params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
+def _full_tree(masks: Mapping[str, jax.Array], params: chex.ArrayTree, specs: Specs) -> chex.ArrayTree:
     """Masks of some leaves as a tree like `params`: outputs that are gone take along what belongs to them."""
     leaves = leaves_by_name(params)
     found = {name: jnp.ones(leaf.shape, bool) for name, leaf in leaves.items()} | dict(masks)

@@ -1,7 +1,7 @@
 """Checkpoints that are checked when they are read: Orbax, with a digest of every array beside it.
 
 Orbax writes a step into a temporary folder and renames it, so a killed process loses at most the step it was
-writing. What it does not notice is a flipped bit (it has no checksum of the data) or a template of another dtype (it
+writing. Orbax notices neither a flipped bit (it has no checksum of the data) nor a template of another dtype (it
 casts). So each step carries the sha256 of its arrays with their shapes and dtypes, and one of each of its files
 (`sha256sum -c files.sha256` works by hand too); restoring compares all of them:
 
@@ -12,10 +12,10 @@ casts). So each step carries the sha256 of its arrays with their shapes and dtyp
     save(manager, step, state, {"stage": "admm"})
 
 A damaged step is moved to `damaged/` beside the good ones and the step before it is used. A template that does not
-fit is the caller's mistake and never counts as damage. Nor does what stands around a file: whose checksums hold is not
-damaged, whatever another version of a library makes of it. The state is a pytree of arrays, whole or in pieces, on the
-devices of one process or of several that save and restore together; it may be saved on 8 devices and restored on 1, and
-the reverse."""
+fit is the caller's mistake and never counts as damage. Neither does an error of a library on files whose checksums
+hold. The state is a pytree of arrays, replicated or sharded, on the devices of one process or of several that save and
+restore together; it may be saved on 8 devices and restored on 1, and the reverse.
+"""
 
 import json
 import logging as python_logging
@@ -30,7 +30,15 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from rap_jax._runtime.environment import versions
-from rap_jax._runtime.integrity import compare_checksums, digest, is_damage, layout, named_leaves, seal, write_checksums
+from rap_jax._runtime.integrity import (
+    checksum,
+    compare_checksums,
+    digest,
+    is_damage,
+    layout,
+    named_leaves,
+    write_checksums,
+)
 from rap_jax._runtime.processes import from_first, largest
 
 DAMAGED = "damaged"
@@ -118,7 +126,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
         record["versions"] = versions()
     except TypeError as error:
         raise ValueError(f"meta of checkpoint {step} is {meta!r}; expected what JSON can hold ({error}).") from error
-    meta_args = ocp.args.JsonSave({**record, "seal": seal(record)})
+    meta_args = ocp.args.JsonSave({**record, "seal": checksum(record)})
     try:
         manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=meta_args), force=True)
         manager.wait_until_finished()
@@ -182,7 +190,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[
     if record is None:
         _refuse_if_whole(whole, folder, reason, None)
         return f"its meta cannot be read: {reason}", None
-    if not isinstance(record, dict) or record.pop("seal", None) != seal(record):
+    if not isinstance(record, dict) or record.pop("seal", None) != checksum(record):
         return "the checksum of its meta differs", None
     # From here on the meta is known to be what was saved, so a difference is the template's and not the disk's.
     _check_layout(folder, saved=record["layout"], expected=layout(template))

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies in it, and that nothing in it is half written or mixed with another run.
+"""The folder of a run: its files, each written completely or not at all, and the config that they belong to.
 
 run.flags        the flags, can be given back as --flagfile (written by the command)
 config.json      what decides the numbers; a run with another config is refused
@@ -143,7 +143,7 @@ def _open(path: Path, config: Mapping[str, Any]) -> RunFolder:
         ) from error
     folder = RunFolder(path, lock)
     try:
-        _claim(folder, json.loads(json.dumps(config)))
+        _check_config(folder, json.loads(json.dumps(config)))
     except BaseException:
         lock.close()
         raise
@@ -168,13 +168,14 @@ def is_in_use(path: Path) -> bool:
     return False
 
 
-def _claim(folder: RunFolder, config: dict[str, Any]) -> None:
+def _check_config(folder: RunFolder, config: dict[str, Any]) -> None:
+    """Writes config.json into a new folder; refuses a folder of another run, or of something else."""
     before = _read_json(folder.path, _CONFIG)  # by the one process that opens the folder
     if before is None:
-        strangers = [p.name for p in folder.path.iterdir() if not p.name.startswith(".") and p.name != "run.flags"]
-        if strangers:
+        others = [p.name for p in folder.path.iterdir() if not p.name.startswith(".") and p.name != "run.flags"]
+        if others:
             raise ValueError(
-                f"Run folder {folder.path} holds {', '.join(sorted(strangers)[:3])} but no config.json, so it is not "
+                f"Run folder {folder.path} holds {', '.join(sorted(others)[:3])} but no config.json, so it is not "
                 f"a run of this program; choose an empty or new folder with --out_dir."
             )
         folder.write(_CONFIG, json.dumps(config, indent=2) + "\n")

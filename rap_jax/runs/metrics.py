@@ -1,7 +1,8 @@
 """metrics.jsonl: one JSON object per line, each with a checksum of its own, appended while training.
 
-A number that was changed on disk is passed over, not drawn. A file of an earlier version, in which no line has a
-checksum, is believed where its lines hold what a line of their kind holds."""
+Lines that were changed on disk are skipped. A file of an earlier version has no checksums; its lines are accepted if
+they have the fields of their kind.
+"""
 
 import json
 import zlib
@@ -11,6 +12,7 @@ from typing import Any
 
 from absl import logging
 
+from rap_jax._runtime.integrity import sorted_json
 from rap_jax.config import STAGES
 
 Line = dict[str, Any]
@@ -31,14 +33,14 @@ def as_text(line: Mapping[str, Any]) -> str:
 def read_lines(path: Path) -> Iterator[Line]:
     """The lines of a file as they were written, in its order and without their checksums.
 
-    What a kill cut short or a disk changed is passed over with a warning.
+    Lines that are cut short or changed are skipped with a warning.
     """
     skipped = 0
     texts = path.read_text(errors="replace").splitlines()
-    checked = any(f'"{_CHECKSUM}": ' in text for text in texts)
+    has_checksums = any(f'"{_CHECKSUM}": ' in text for text in texts)
     for text in texts:
         try:
-            yield _read_line(text, checked)
+            yield _read_line(text, has_checksums)
         except ValueError:
             skipped += 1
     if skipped:
@@ -51,9 +53,9 @@ def read_metrics(path: Path) -> list[Line]:
     return sorted(lines.values(), key=lambda line: line["step"])
 
 
-def _read_line(text: str, checked: bool) -> Line:
+def _read_line(text: str, has_checksums: bool) -> Line:
     line = json.loads(text)
-    if not isinstance(line, dict) or line.pop(_CHECKSUM, None) != (_checksum(line) if checked else None):
+    if not isinstance(line, dict) or line.pop(_CHECKSUM, None) != (_checksum(line) if has_checksums else None):
         raise ValueError("no object, or not as it was written")
     kind, stage, layer = (line.get(name) for name in ("kind", "stage", "layer"))
     if kind not in tuple(_NUMBERS) or stage not in STAGES or (kind == "admm" and not isinstance(layer, str)):
@@ -65,4 +67,4 @@ def _read_line(text: str, checked: bool) -> Line:
 
 
 def _checksum(line: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(line, sort_keys=True).encode()):08x}"
+    return f"{zlib.crc32(sorted_json(line)):08x}"

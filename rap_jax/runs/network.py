@@ -1,4 +1,4 @@
-"""The network that a run ended with, kept in its folder: saved once, read back by any later run or program.
+"""The network of a finished run: saved once in the folder of the run, read back by later runs and programs.
 
 saved = load_network("runs/lenet_mnist_mnist_seed0")
 logits = saved.model.logits(saved.weights, images)"""
@@ -22,19 +22,14 @@ _REMEDY = "to have it made again, move it and results.json away and call the com
 
 
 class SavedNetwork(NamedTuple):
-    """A network with its weights.
+    """The network of a finished run."""
 
-    Attributes:
-      model: as pure functions.
-      weights: those that the run ended with.
-      initial: those that it, or the run that it went on from, was initialised with; other runs may inherit them.
-      results: what results.json of the run holds.
-    """
-
-    model: Model
-    weights: Weights
+    config: ModelConfig  # architecture, width and initializer
+    model: Model  # as pure functions
+    weights: Weights  # at the end of the run
+    # At the initialisation of the run, or of the run that it went on from; other runs may inherit them.
     initial: Weights
-    results: dict[str, Any]
+    results: dict[str, Any]  # content of results.json
 
 
 class _Saved(NamedTuple):
@@ -94,7 +89,7 @@ def load_network(
         manager.close()
     assert restored is not None  # the folder of step 0 is there, and a damaged one has raised
     require_finite(restored.state, f"the network in {folder}")
-    return SavedNetwork(model, restored.state.final, restored.state.initial, results)
+    return SavedNetwork(config, model, restored.state.final, restored.state.initial, results)
 
 
 def require_finite(weights: Any, what: str) -> None:
@@ -104,10 +99,10 @@ def require_finite(weights: Any, what: str) -> None:
       ValueError: one of them is NaN or infinite; names it.
     """
     for name, leaf in named_leaves(weights):
-        unsound = int((~np.isfinite(np.asarray(leaf))).sum())
-        if unsound:
+        num_bad = int((~np.isfinite(np.asarray(leaf))).sum())
+        if num_bad:
             raise ValueError(
-                f"{name} of {what} is NaN or infinite at {unsound} of {leaf.size} places; expected finite numbers. "
+                f"{name} of {what} is NaN or infinite at {num_bad} of {leaf.size} places; expected finite numbers. "
                 f"Take the network of another run."
             )
 

@@ -21,9 +21,8 @@ from rap_jax.data import Dataset
 from rap_jax.data.batches import BatchInputs
 from rap_jax.models import Model, create_model, num_params
 from rap_jax.models.model import Weights
-from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.specs import Specs
-from rap_jax.training.optimizer import StagePlan, plan_stages, stage_optimizer
+from rap_jax.training.optimizer import StagePlan, plan_stages, specs_from_config, stage_optimizer
 from rap_jax.training.sharded_step import batch_mesh, step_as_program, step_functions
 from rap_jax.training.state import StageState, TrainState, stage_init, step_keys
 from rap_jax.training.step import StepFunctions
@@ -62,7 +61,7 @@ def forecast(config: RunConfig, dataset: Dataset, mesh: Mesh, compute: ComputeCo
         implementation=compute.implementation,
     )
     weights: Weights = jax.eval_shape(model.init, jax.random.key(0))
-    specs = specs_lib.specs_from_config(weights.params, config.prune, output_layer=model.output_layer)
+    specs = specs_from_config(config.prune, weights.params, output_layer=model.output_layer)
     splits = (dataset.validation, dataset.test, *(() if compute.stream_data else (dataset.train,)))
     data = sum(_bytes(array.shape, array.dtype) for split in splits for array in split)
     num_examples = len(dataset.train.labels)

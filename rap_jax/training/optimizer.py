@@ -28,6 +28,7 @@ from rap_jax.config import STAGES, OptimizerConfig, PruneConfig, RunConfig, Stag
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.admm import add_admm_penalty
 from rap_jax.pruning.masks import keep_masked
+from rap_jax.pruning.projections import Spec
 from rap_jax.pruning.specs import Specs
 
 _MANY_STEPS = 2**40  # beyond any run, and below what rounding a float can break
@@ -169,6 +170,13 @@ def make_optimizer(
     return optax.with_extra_args_support(optax.chain(*links))
 
 
+def specs_from_config(config: PruneConfig, params: chex.ArrayTree, *, output_layer: str) -> dict[str, Spec]:
+    """The sparsity set of every layer that the config prunes; raises as `specs_from_patterns` does."""
+    return specs_lib.specs_from_patterns(
+        config.sparsity, params, structure=config.structure, output_layer=output_layer, budget=config.budget
+    )
+
+
 def make_penalty(
     params: chex.ArrayTree,
     config: PruneConfig,
@@ -188,7 +196,7 @@ def make_penalty(
         rescale_dual=config.rescale_dual,
         dual_keeps_graph=config.dual_keeps_graph,
     )
-    return optax.masked(penalty, specs_lib.selected(params, specs))
+    return optax.masked(penalty, specs_lib.selected(specs, params))
 
 
 def stage_optimizer(

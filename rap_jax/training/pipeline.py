@@ -39,7 +39,7 @@ from rap_jax.pruning.specs import Specs
 from rap_jax.runs.folder import open_run_folder
 from rap_jax.runs.network import save_network
 from rap_jax.training.input import make_input
-from rap_jax.training.optimizer import StagePlan, plan_stages
+from rap_jax.training.optimizer import StagePlan, plan_stages, specs_from_config
 from rap_jax.training.provenance import describe, identity, settings_of
 from rap_jax.training.report import write_report
 from rap_jax.training.stage import StageContext, StageResult, run_compact_stage, run_stage
@@ -87,7 +87,7 @@ def run(
         implementation=compute.implementation,
     )
     start = make_start(config, dataset, model, mesh)
-    specs = specs_lib.specs_from_config(start.weights.params, config.prune, output_layer=model.output_layer)
+    specs = specs_from_config(config.prune, start.weights.params, output_layer=model.output_layer)
     plans = plan_stages(config, len(dataset.train.labels))
     _check_penalty(config, specs)
     _check_crop(config, model.input_shape)

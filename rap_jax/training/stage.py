@@ -31,7 +31,7 @@ from rap_jax._runtime.mesh import (
 )
 from rap_jax._runtime.processes import largest
 from rap_jax._runtime.progress import Progress
-from rap_jax.compaction import Plan, compaction_plan, expand, shrink
+from rap_jax.compaction import CompactionPlan, compaction_plan, expand, shrink
 from rap_jax.config import OutputConfig, RunConfig
 from rap_jax.data.batches import BatchInputs
 from rap_jax.evaluation.accuracy import Evaluator, make_evaluator
@@ -197,7 +197,7 @@ class _ResidualsLog:
 
     def __call__(self, number: int, state: TrainState) -> None:
         specs = self._context.specs
-        found = self._residuals(find_admm_state(state.opt_state), specs_lib.only_selected(state.params, specs))
+        found = self._residuals(find_admm_state(state.opt_state), specs_lib.only_selected(specs, state.params))
         names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(found.rho)]
         columns = [[float(x) for x in jax.tree.leaves(tree)] for tree in found]
         for layer, primal, dual, distance, rho in zip(names, *columns, strict=True):
@@ -305,7 +305,7 @@ def run_compact_stage(
     return result._replace(weights=jax.device_put(weights, first_device_sharding(context.mesh)))
 
 
-def _compact_masks(removal: Plan, masks: chex.ArrayTree | None) -> chex.ArrayTree | None:
+def _compact_masks(removal: CompactionPlan, masks: chex.ArrayTree | None) -> chex.ArrayTree | None:
     """None where all that was masked is removed."""
     small = shrink(removal, masks) if masks is not None else None
     return small if any(not np.all(keep) for keep in jax.tree.leaves(small)) else None

@@ -13,7 +13,7 @@ from numpy_networks import random_weights
 from tiers import large_later, nightly_but
 
 from rap_jax.attacks import ThreatModel, pgd
-from rap_jax.compaction import CompactNetwork, compact, compaction_plan, fold_batch_norm, hold_orphans
+from rap_jax.compaction import CompactNetwork, compact, compaction_plan, fold_batch_norm, mask_unwritten_batch_norms
 from rap_jax.config import ModelConfig
 from rap_jax.models import NETWORKS, Model, create_model
 from rap_jax.models.layers.convolution import Implementation
@@ -247,7 +247,7 @@ def test_a_norm_behind_a_sum_goes_with_the_last_filter_that_writes_its_channel()
         at(masks, layer)["kernel"][..., 3] = False
     at(masks, writers[0])["kernel"][..., 4] = False  # the other writers are left
     at(masks, writers[-1])["kernel"][..., 5] = False
-    held = hold_orphans(model.wiring, params, masks)
+    held = mask_unwritten_batch_norms(model.wiring, params, masks)
     assert np.flatnonzero(~at(held, "group1_block1/norm1")["shift"]).tolist() == [3]
     assert np.flatnonzero(~at(held, "group1_block1/norm1")["scale"]).tolist() == [3]
     assert at(held, "norm")["shift"].all() and at(held, "group1_block1/conv1")["shift"].all()

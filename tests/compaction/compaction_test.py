@@ -1,4 +1,4 @@
-"""Networks without what counts for nothing: found, cut out, the same function, and the whole network again."""
+"""Networks without removable channels: the same function, and the original shapes again."""
 
 import functools
 from typing import Any

@@ -20,7 +20,7 @@ from rap_jax._runtime.devices import usable_cores
 from rap_jax._runtime.integrity import read_checked, write_checked
 from rap_jax._runtime.interrupt import Interrupted
 from rap_jax.compaction import cost as measure_lib
-from rap_jax.compaction.cost import Form, cost_table, file_size, forms_of, measure_cost, multiply_adds_of
+from rap_jax.compaction.cost import NetworkForm, cost_table, file_size, forms_of, measure_cost, multiply_adds_of
 from rap_jax.compaction.multiply_adds import MultiplyAdds, count_multiply_adds
 from rap_jax.config import ModelConfig, OutputConfig
 from rap_jax.models import Model, create_model
@@ -39,7 +39,7 @@ def network(name: str, width: int, shape: tuple[int, int, int]) -> tuple[Model, 
 
 
 def multiply_adds(model: Model, weights: Weights) -> MultiplyAdds:
-    return multiply_adds_of(Form(model, weights))
+    return multiply_adds_of(NetworkForm(model, weights))
 
 
 def remove_filter(weights: Weights, layer: str, filters: Any) -> None:

@@ -17,7 +17,7 @@ from rap_jax.models import create_model
 from rap_jax.models.model import Weights
 from rap_jax.pruning.layers import path_name
 from rap_jax.pruning.masks import apply_masks, both
-from rap_jax.pruning.projections import Column, Filter, Irregular, ScaleFilter, masks_together
+from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Irregular, masks_together
 from rap_jax.pruning.specs import Specs, masks_of, masks_of_zeros, only_selected, project_tree
 
 
@@ -33,7 +33,7 @@ def smallest(scores: jax.Array, count: int) -> np.ndarray:
     return alive
 
 
-@pytest.mark.parametrize("key,kind", [("conv1/kernel", Filter), ("conv1/scale", ScaleFilter)])
+@pytest.mark.parametrize("key,kind", [("conv1/kernel", Filter), ("conv1/scale", BatchNormFilter)])
 def test_the_cut_takes_the_whole_filter(key: str, kind: type) -> None:
     name = f"group1_block0/{key}"
     params = NORMED["group1_block0"]["conv1"]
@@ -44,18 +44,18 @@ def test_the_cut_takes_the_whole_filter(key: str, kind: type) -> None:
     assert all(mask.all() for mask in jax.tree.leaves((found["conv1"], found["group1_block0"]["shortcut"])))
 
 
-@pytest.mark.parametrize("key,kind", [("conv1/kernel", Filter), ("conv1/scale", ScaleFilter)])
+@pytest.mark.parametrize("key,kind", [("conv1/kernel", Filter), ("conv1/scale", BatchNormFilter)])
 def test_the_projection_of_what_admm_sees_is_that_of_the_whole(key: str, kind: type) -> None:
     chosen = {key: kind(0.5)}
-    seen = only_selected(NORMED, chosen)
+    seen = only_selected(chosen, NORMED)
     found, whole = project_tree(chosen, seen), project_tree(chosen, NORMED)
-    assert isinstance(found["conv1"]["kernel"], optax.MaskedNode) == (kind is ScaleFilter)
-    chex.assert_trees_all_equal(found, only_selected(whole, chosen))
+    assert isinstance(found["conv1"]["kernel"], optax.MaskedNode) == (kind is BatchNormFilter)
+    chex.assert_trees_all_equal(found, only_selected(chosen, whole))
 
 
-@pytest.mark.parametrize("kind", [Irregular, Filter, Column, ScaleFilter])
+@pytest.mark.parametrize("kind", [Irregular, Filter, Column, BatchNormFilter])
 def test_one_budget_is_shared_in_the_order_of_the_tree(kind: type) -> None:
-    leaf = "scale" if kind is ScaleFilter else "kernel"
+    leaf = "scale" if kind is BatchNormFilter else "kernel"
     names = [f"{name}/{leaf}" for name in reversed(NORMED_LAYERS)]
     equal = jax.tree.map(jnp.ones_like, NORMED)
     for params in (NORMED, equal):
@@ -78,15 +78,15 @@ def test_a_global_budget_beside_others() -> None:
 def test_a_scale_of_something_else_leaves_the_kernel_alone() -> None:
     """A BatchNorm before its convolution has one number per input."""
     params = {"conv1": {"kernel": jnp.ones((3, 2, 4)), "scale": jnp.array([1.0, 2.0]), "shift": jnp.ones(2)}}
-    masks = masks_of({"conv1/scale": ScaleFilter(0.5)}, params)["conv1"]
+    masks = masks_of({"conv1/scale": BatchNormFilter(0.5)}, params)["conv1"]
     np.testing.assert_array_equal(masks["shift"], [False, True])
     assert masks["kernel"].all()
 
 
 def test_scales_that_start_at_zero_are_not_gone() -> None:
     params = NORMED | {"conv1": NORMED["conv1"] | {"scale": jnp.zeros(4)}}
-    chosen = {"conv1/scale": ScaleFilter(0.5)}
-    for tree in (params, only_selected(params, chosen)):
+    chosen = {"conv1/scale": BatchNormFilter(0.5)}
+    for tree in (params, only_selected(chosen, params)):
         np.testing.assert_array_equal(masks_of(chosen, tree)["conv1"]["shift"], [True, True, False, False])
 
 
@@ -101,11 +101,11 @@ def test_masks_of_zeros() -> None:
     assert all(mask.all() for mask in jax.tree.leaves(found["group1_block0"]))
 
 
-@pytest.mark.parametrize("kind", [Irregular, Filter, Column, ScaleFilter])
+@pytest.mark.parametrize("kind", [Irregular, Filter, Column, BatchNormFilter])
 @pytest.mark.parametrize("budget", ["layer", "global"])
 def test_pruning_again_counts_what_is_gone_already(kind: type, budget: str) -> None:
     """0.75 after 0.5 is 0.75 in all and keeps no weight that was gone; 0.25 after 0.5 brings none back."""
-    leaf = "scale" if kind is ScaleFilter else "kernel"
+    leaf = "scale" if kind is BatchNormFilter else "kernel"
     specs_at = lambda ratio: {f"group1_block0/{name}/{leaf}": kind(ratio, budget) for name in ("conv1", "shortcut")}
     gone = apply_masks(compiled_masks_of(specs_at(0.5), NORMED), NORMED)
     more = compiled_masks_of(specs_at(0.75), gone)

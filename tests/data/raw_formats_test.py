@@ -10,7 +10,14 @@ from raw_data import cifar10_records, idx_bytes, random_images, svhn_mat
 from repository import OFFICIAL_MNIST
 
 from rap_jax.data.builders import RapMnist, parse_mat
-from rap_jax.data.raw_files import FILES, parse_batches, parse_idx, parse_records, parse_splits, read_verified
+from rap_jax.data.raw_files import (
+    CIFAR10_FILES,
+    parse_cifar10_files,
+    parse_cifar10_records,
+    parse_idx,
+    parse_idx_files,
+    read_verified,
+)
 
 
 def test_parse_idx_reads_the_header() -> None:
@@ -39,7 +46,7 @@ def test_idx_images_and_labels_must_be_as_many() -> None:
     files = {f"{s}-images-idx3-ubyte.gz": idx_bytes(np.zeros((3, 2, 2))) for s in ("train", "t10k")}
     labels = {f"{s}-labels-idx1-ubyte.gz": idx_bytes(np.zeros(n)) for s, n in (("train", 3), ("t10k", 2))}
     with pytest.raises(ValueError, match=r"shape of labels is \(2,\)"):
-        parse_splits(files | labels)
+        parse_idx_files(files | labels)
 
 
 def test_a_cifar10_record_is_a_label_and_three_planes_row_by_row() -> None:
@@ -47,7 +54,7 @@ def test_a_cifar10_record_is_a_label_and_three_planes_row_by_row() -> None:
     record[0] = 7
     red, green, blue = (1 + plane * 1024 + 5 * 32 + 9 for plane in range(3))  # row 5, column 9
     record[[red, green, blue]] = [11, 22, 33]
-    images, labels = parse_records(record.tobytes() * 2, "x")
+    images, labels = parse_cifar10_records(record.tobytes() * 2, "x")
     assert labels.tolist() == [7, 7]
     assert images.shape == (2, 32, 32, 3)
     assert images[1, 5, 9].tolist() == [11, 22, 33]
@@ -55,11 +62,11 @@ def test_a_cifar10_record_is_a_label_and_three_planes_row_by_row() -> None:
 
 
 def test_cifar10_batches_come_in_turn_and_the_test_batch_apart() -> None:
-    batches = {name: random_images(count, (32, 32, 3), seed=count) for count, name in enumerate(FILES, start=1)}
+    batches = {name: random_images(count, (32, 32, 3), seed=count) for count, name in enumerate(CIFAR10_FILES, start=1)}
     # Given in another order, since a folder or an archive has its own.
-    train, test = parse_batches({name: cifar10_records(*batches[name]) for name in reversed(FILES)})
-    np.testing.assert_array_equal(train.images, np.concatenate([batches[name][0] for name in FILES[:5]]))
-    np.testing.assert_array_equal(train.labels, np.concatenate([batches[name][1] for name in FILES[:5]]))
+    train, test = parse_cifar10_files({name: cifar10_records(*batches[name]) for name in reversed(CIFAR10_FILES)})
+    np.testing.assert_array_equal(train.images, np.concatenate([batches[name][0] for name in CIFAR10_FILES[:5]]))
+    np.testing.assert_array_equal(train.labels, np.concatenate([batches[name][1] for name in CIFAR10_FILES[:5]]))
     np.testing.assert_array_equal(test.images, batches["test_batch.bin"][0])
     assert (train.images.dtype, train.labels.dtype) == (np.uint8, np.int32)
 
@@ -67,15 +74,15 @@ def test_cifar10_batches_come_in_turn_and_the_test_batch_apart() -> None:
 @pytest.mark.parametrize("num_bytes", [0, 3072, 3074, 3072 * 2])
 def test_cifar10_refuses_what_are_no_whole_records(num_bytes: int) -> None:
     with pytest.raises(ValueError, match=f"bytes in x is {num_bytes}; expected a multiple of 3073"):
-        parse_records(bytes(num_bytes), "x")
+        parse_cifar10_records(bytes(num_bytes), "x")
 
 
 def test_cifar10_refuses_a_label_above_9() -> None:
     images, labels = random_images(3, (32, 32, 3))
-    assert parse_records(cifar10_records(images, labels * 0 + 9), "x").labels.tolist() == [9, 9, 9]
+    assert parse_cifar10_records(cifar10_records(images, labels * 0 + 9), "x").labels.tolist() == [9, 9, 9]
     labels[1] = 10
     with pytest.raises(ValueError, match="label in x is 10; expected labels from 0 to 9"):
-        parse_records(cifar10_records(images, labels), "x")
+        parse_cifar10_records(cifar10_records(images, labels), "x")
 
 
 def test_svhn_has_its_examples_last_and_writes_0_as_10() -> None:

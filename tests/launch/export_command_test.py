@@ -19,9 +19,10 @@ from tiny_run import make_run
 
 from launch import export, export_flags, predict
 from rap_jax import data
+from rap_jax._runtime import environment
 from rap_jax._runtime.integrity import write_checked
 from rap_jax.evaluation.network import open_network
-from rap_jax.export import files, optional
+from rap_jax.export import files
 from rap_jax.export.onnx.file import METADATA_KEY, open_session
 from rap_jax.export.onnx.int8 import set_props
 
@@ -103,7 +104,7 @@ def test_each_format_and_what_it_says_of_itself(
     assert found["network"]["features"] == ({"conv2": 2} if is_compact else {})
     assert found["sparsity"]["of_this_file"]["zeros"] == (0 if is_compact else whole["zeros"])
     assert found["network"]["num_params"] < found["network"]["num_params_of_the_run"] or not is_compact
-    assert "packed: the file is small, but the network runs no faster" in text or file_format != "npz"
+    assert "zeros make the file small, but the network runs no faster" in text or file_format != "npz"
 
 
 def test_what_an_evaluation_has_found_is_in_the_file(run: Path, tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_a_file_that_computes_something_else_does_not_stay(
 
 
 def test_without_the_packages_of_an_export(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optional.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("none")))
+    monkeypatch.setattr(environment.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("none")))
     for file_format, package in (("onnx", "onnx"), ("safetensors", "safetensors")):
         text = refused(written, run, tmp_path, file_format)
         assert f"{package} cannot be imported" in text and "pip install 'rap_jax[export]'" in text

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rap_jax.pruning.admm import add_admm_penalty, find_admm_state
 from rap_jax.pruning.masks import count_sparsity, keep_masked
-from rap_jax.pruning.projections import Column, Filter, Irregular, ScaleFilter
+from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Irregular
 from rap_jax.pruning.specs import masks_of, masks_of_zeros, only_selected, project_tree, selected
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -39,7 +39,7 @@ def flax_params(norm: str = "BatchNorm_0") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("norm", ["BatchNorm_0", "GroupNorm_0"])
-@pytest.mark.parametrize("function", [masks_of, lambda specs, params: selected(params, specs)])
+@pytest.mark.parametrize("function", [masks_of, lambda specs, params: selected(specs, params)])
 def test_a_filter_of_which_a_part_may_lie_elsewhere_is_refused(norm: str, function: Any) -> None:
     with pytest.raises(ValueError, match=rf"Conv_0/kernel with Filter.*{norm}/bias, {norm}/scale could.*belongs=\(\)"):
         function({"Conv_0/kernel": Filter(0.5)}, flax_params(norm))
@@ -62,7 +62,7 @@ def test_what_is_named_goes_with_the_filters_of_a_flax_network() -> None:
     variables = Net().init(jax.random.key(0), images)
     params = jax.tree.map(lambda w: w + 0.3 * normal(*w.shape), variables["params"])
     specs = {"Conv_0/kernel": Filter(0.5, belongs=BELONGS)}
-    assert selected(params, specs)["BatchNorm_0"] == {"scale": True, "bias": True}
+    assert selected(specs, params)["BatchNorm_0"] == {"scale": True, "bias": True}
     cut = project_tree(specs, params)
     tx = optax.chain(optax.adam(0.1), keep_masked(masks_of(specs, params)))
 
@@ -74,17 +74,17 @@ def test_what_is_named_goes_with_the_filters_of_a_flax_network() -> None:
     gone = ~np.asarray(cut["Conv_0"]["kernel"]).any((0, 1, 2))
     for network in (cut, trained):
         assert gone.sum() == 4 and not np.asarray(logits(network)[1]["intermediates"]["sent"][0])[..., gone].any()
-    assert count_sparsity(cut, specs)["overall"]["leftovers"] == 0
+    assert count_sparsity(cut, specs=specs)["overall"]["leftovers"] == 0
     half = {**cut, "BatchNorm_0": params["BatchNorm_0"]}
-    assert count_sparsity(half, specs)["overall"]["leftovers"] == 8
-    zeros = masks_of_zeros(cut, specs)["BatchNorm_0"]
+    assert count_sparsity(half, specs=specs)["overall"]["leftovers"] == 8
+    zeros = masks_of_zeros(cut, specs=specs)["BatchNorm_0"]
     np.testing.assert_array_equal(zeros["bias"], ~gone)
 
 
 def test_admm_pulls_what_is_named_to_zero() -> None:
     params = flax_params()
     specs = {"Conv_0/kernel": Filter(0.5, belongs=BELONGS)}
-    tx = optax.masked(add_admm_penalty(1.0, functools.partial(project_tree, specs)), selected(params, specs))
+    tx = optax.masked(add_admm_penalty(1.0, functools.partial(project_tree, specs)), selected(specs, params))
     updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params, dual_step=True)
     gone = ~np.asarray(masks_of(specs, params)["BatchNorm_0"]["scale"])
     z = find_admm_state(state).z
@@ -105,14 +105,14 @@ def test_belongs_is_hashable_and_checked() -> None:
 def test_a_scale_that_stands_alone_needs_its_kernel() -> None:
     params = flax_params()
     with pytest.raises(ValueError, match="no kernel lies beside the scale; Conv_0/kernel could"):
-        masks_of({"BatchNorm_0/scale": ScaleFilter(0.5)}, params)
-    specs = {"BatchNorm_0/scale": ScaleFilter(0.5, belongs=["Conv_0/kernel"])}
-    assert selected(params, specs)["Conv_0"] == {"kernel": False}
-    assert selected(params, specs)["BatchNorm_0"] == {"scale": True, "bias": True}
-    project_tree(specs, only_selected(params, specs))
+        masks_of({"BatchNorm_0/scale": BatchNormFilter(0.5)}, params)
+    specs = {"BatchNorm_0/scale": BatchNormFilter(0.5, belongs=["Conv_0/kernel"])}
+    assert selected(specs, params)["Conv_0"] == {"kernel": False}
+    assert selected(specs, params)["BatchNorm_0"] == {"scale": True, "bias": True}
+    project_tree(specs, only_selected(specs, params))
     cut = project_tree(specs, params)
     gone = np.asarray(cut["BatchNorm_0"]["scale"]) == 0
-    assert gone.sum() == 4 and count_sparsity(cut, specs)["overall"]["leftovers"] == 0
+    assert gone.sum() == 4 and count_sparsity(cut, specs=specs)["overall"]["leftovers"] == 0
     np.testing.assert_array_equal(~np.asarray(cut["Conv_0"]["kernel"]).any((0, 1, 2)), gone)
     np.testing.assert_array_equal(np.asarray(cut["BatchNorm_0"]["bias"]) == 0, gone)
 
@@ -122,7 +122,7 @@ def test_haiku_names_are_found() -> None:
     cut = project_tree({"net/~/conv/w": Filter(0.5)}, params)
     gone = ~np.asarray(cut["net/~/conv"]["w"]).any((0, 1, 2))
     np.testing.assert_array_equal(np.asarray(cut["net/~/conv"]["b"]) == 0, gone)
-    assert gone.sum() == 2 and count_sparsity(cut, {"net/~/conv/w": Filter(0.5)})["overall"]["zeros"] == 36
+    assert gone.sum() == 2 and count_sparsity(cut, specs={"net/~/conv/w": Filter(0.5)})["overall"]["zeros"] == 36
     with pytest.raises(ValueError, match=r"No weights are named kernel, but net/~/conv/w"):
         count_sparsity(params)
     normed = params | {"net/~/norm": {"scale": jnp.ones((1, 1, 1, 4)), "offset": jnp.ones((1, 1, 1, 4))}}
@@ -137,8 +137,8 @@ def test_two_weights_in_one_layer_need_the_names() -> None:
     with pytest.raises(ValueError, match=r"w1 with Filter.*b1, b2 could belong"):
         project_tree({"w1": Filter(0.5)}, params)
     specs = {"w1": Filter(0.5, belongs=["b1"]), "w2": Filter(0.25, belongs=["b2"])}
-    for show in (lambda params, specs: params, only_selected):
-        cut = project_tree(specs, show(params, specs))
+    for show in (lambda specs, params: params, only_selected):
+        cut = project_tree(specs, show(specs, params))
         assert [(np.asarray(cut[name]) == 0).sum() for name in ("b1", "b2")] == [2, 1]
 
 
@@ -167,7 +167,7 @@ def test_outputs_on_the_first_axis_are_refused(kind: type, shape: tuple[int, ...
 def test_each_layer_of_a_stack_makes_its_own_choice(kind: type, values: list[int], sparsity: float) -> None:
     """As a scan or vmap stacks them; nothing tells a stack from a layer, so the spec has to."""
     stack = {"cell": {"kernel": jnp.asarray(values, jnp.float32).reshape(3, 3, 4), "bias": jnp.ones((3, 4))}}
-    for function in (masks_of, lambda specs, params: selected(params, specs)):
+    for function in (masks_of, lambda specs, params: selected(specs, params)):
         with pytest.raises(ValueError, match="stack of layers.*stack_axes=1"):
             function({"cell/kernel": kind(sparsity)}, stack)
     specs = {"cell/kernel": kind(sparsity, stack_axes=1)}
@@ -176,8 +176,8 @@ def test_each_layer_of_a_stack_makes_its_own_choice(kind: type, values: list[int
         alone = masks_of({"cell/kernel": kind(sparsity)}, jax.tree.map(lambda w, layer=layer: w[layer], stack))
         jax.tree.map(lambda all_of, one, layer=layer: np.testing.assert_array_equal(all_of[layer], one), masks, alone)
     cut = project_tree(specs, stack)
-    assert count_sparsity(cut, specs)["overall"]["leftovers"] == 0
-    zeros = masks_of_zeros(cut, specs)["cell"]
+    assert count_sparsity(cut, specs=specs)["overall"]["leftovers"] == 0
+    zeros = masks_of_zeros(cut, specs=specs)["cell"]
     np.testing.assert_array_equal(zeros["kernel"], np.asarray(cut["cell"]["kernel"]) != 0)
     np.testing.assert_array_equal(zeros["bias"], zeros["kernel"].any(1))
 
@@ -202,14 +202,14 @@ def test_a_bias_tells_a_convolution_of_one_axis_from_a_stack() -> None:
         masks_of({"conv/kernel": Filter(0.5)}, {"conv": {"kernel": kernel}})
     for kind in (Filter, Column, Irregular):  # what `optax.masked` hides has told it
         specs, params = {"conv/kernel": kind(0.5)}, {"conv": {"kernel": kernel, "bias": jnp.ones(4)}}
-        project_tree(specs, only_selected(params, specs))
+        project_tree(specs, only_selected(specs, params))
     masks = masks_of({"conv/kernel": Filter(0.5, stack_axes=0)}, {"conv": {"kernel": kernel}})
     assert masks["conv"]["kernel"].any((0, 1)).sum() == 2
 
 
 def test_a_stack_of_scales() -> None:
     stack = {"cell": {"kernel": normal(3, 2, 4), "scale": normal(3, 4), "shift": jnp.ones((3, 4))}}
-    cut = project_tree({"cell/scale": ScaleFilter(0.5, stack_axes=1)}, stack)["cell"]
+    cut = project_tree({"cell/scale": BatchNormFilter(0.5, stack_axes=1)}, stack)["cell"]
     gone = np.asarray(cut["scale"]) == 0
     np.testing.assert_array_equal(gone.sum(1), [2, 2, 2])
     np.testing.assert_array_equal(np.asarray(cut["shift"]) == 0, gone)
@@ -224,7 +224,7 @@ def test_frozen_and_boxed_trees_have_the_same_names() -> None:
     for tree in (flax.core.freeze(plain), boxed):
         for found, leaf in zip(jax.tree.leaves(project_tree(specs, tree)), expected, strict=True):
             np.testing.assert_array_equal(found, leaf)
-        tx = optax.masked(add_admm_penalty(1.0, functools.partial(project_tree, specs)), selected(tree, specs))
+        tx = optax.masked(add_admm_penalty(1.0, functools.partial(project_tree, specs)), selected(specs, tree))
         tx.update(tree, tx.init(tree), tree, dual_step=True)
 
 
@@ -250,7 +250,7 @@ def test_a_normalisation_of_the_same_stack_is_named_or_refused(norm: dict[str, A
 def test_a_scale_of_a_stack_finds_no_kernel_in_the_bias_beside() -> None:
     params = STACK | {"norm": {"scale": normal(3, 8), "bias": normal(3, 8)}}
     with pytest.raises(ValueError, match="no kernel lies beside the scale; cell/kernel could"):
-        masks_of({"norm/scale": ScaleFilter(0.5, stack_axes=1)}, params)
+        masks_of({"norm/scale": BatchNormFilter(0.5, stack_axes=1)}, params)
 
 
 def test_a_stack_under_another_name_is_refused() -> None:
@@ -265,20 +265,20 @@ HEADS = {"query": {"kernel": normal(8, 2, 4), "bias": normal(2, 4)}, "mlp": {"ke
 def test_single_weights_go_where_outputs_lie_on_several_axes(stack_axes: int | None) -> None:
     specs = {"query/kernel": Irregular(0.5, stack_axes=stack_axes)}
     cut = project_tree(specs, HEADS)
-    found = count_sparsity(cut, specs)
+    found = count_sparsity(cut, specs=specs)
     assert found["layers"]["query/kernel"]["zeros"] == 32 and found["layers"]["query/kernel"]["filters"] is None
     assert found["overall"]["size"] == 8 * 8 + 48
-    np.testing.assert_array_equal(masks_of_zeros(cut, specs)["query"]["kernel"], cut["query"]["kernel"] != 0)
+    np.testing.assert_array_equal(masks_of_zeros(cut, specs=specs)["query"]["kernel"], cut["query"]["kernel"] != 0)
 
 
 @pytest.mark.parametrize("other", [HEADS["query"], STACK["cell"]])
 def test_weights_without_a_spec_are_no_reason_to_refuse(other: dict[str, Any]) -> None:
     params, specs = {"other": other, "mlp": HEADS["mlp"]}, {"mlp/kernel": Filter(0.5)}
     cut = project_tree(specs, params)
-    found = count_sparsity(cut, specs)["layers"]
+    found = count_sparsity(cut, specs=specs)["layers"]
     assert found["mlp/kernel"]["filters_kept"] == 3 and found["mlp/kernel"]["leftovers"] == 0
     assert found["other/kernel"]["zeros"] == 0 and found["other/kernel"]["filters"] is None
-    zeros = masks_of_zeros(cut, specs)
+    zeros = masks_of_zeros(cut, specs=specs)
     assert zeros["other"]["kernel"].all() and zeros["mlp"]["bias"].sum() == 3
 
 
@@ -311,9 +311,9 @@ def test_a_wider_leaf_with_the_same_outputs_is_named_or_refused(nested: bool) ->
     "specs", [None, Filter(0.5), ["mlp/kernel"], {"mlp/kernel": 0.5}, {"mlp/kernel": Filter}, HEADS]
 )
 def test_what_is_no_mapping_of_names_to_sets_is_refused(specs: Any) -> None:
-    functions = [masks_of, project_tree, lambda specs, params: selected(params, specs)]
+    functions = [masks_of, project_tree, lambda specs, params: selected(specs, params)]
     if specs is not None:
-        functions += [lambda specs, params: count_sparsity(params, specs)]
+        functions += [lambda specs, params: count_sparsity(params, specs=specs)]
     for function in functions:
         with pytest.raises(ValueError, match=r"specs (are|hold) .*expected \{'conv1/kernel': Filter\(0.5\)"):
             function(specs, HEADS)
@@ -322,7 +322,7 @@ def test_what_is_no_mapping_of_names_to_sets_is_refused(specs: Any) -> None:
 @pytest.mark.parametrize("leaf", [1.0, True, "relu", jax.nn.relu])
 def test_a_leaf_that_is_no_array_is_refused_by_name(leaf: Any) -> None:
     params, specs = HEADS | {"extra": leaf}, {"mlp/kernel": Filter(0.5)}
-    for function in (masks_of, lambda specs, params: selected(params, specs)):
+    for function in (masks_of, lambda specs, params: selected(specs, params)):
         with pytest.raises(ValueError, match="extra is .*; expected an array"):
             function(specs, params)
     for call in (count_sparsity, keep_masked(HEADS).init, add_admm_penalty(1.0, lambda w: w).init):

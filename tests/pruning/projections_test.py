@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rap_jax.pruning.projections import (
+    BatchNormFilter,
     Column,
     Filter,
     Irregular,
-    ScaleFilter,
     Spec,
     keep_largest,
     mask,
@@ -26,7 +26,7 @@ from rap_jax.pruning.projections import (
 pytestmark = pytest.mark.usefixtures("optimised")
 
 KINDS = [Irregular, Filter, Column]
-CASES = [(kind, shape) for kind in KINDS for shape in [(2, 3), (2, 1, 2, 2), (3, 2)]] + [(ScaleFilter, (5,))]
+CASES = [(kind, shape) for kind in KINDS for shape in [(2, 3), (2, 1, 2, 2), (3, 2)]] + [(BatchNormFilter, (5,))]
 
 
 def structures(spec: Spec, shape: tuple[int, ...]) -> np.ndarray:
@@ -35,7 +35,7 @@ def structures(spec: Spec, shape: tuple[int, ...]) -> np.ndarray:
     for flat, index in enumerate(np.ndindex(*shape)):
         if isinstance(spec, Irregular):
             owner[index] = flat
-        elif isinstance(spec, Filter | ScaleFilter):
+        elif isinstance(spec, Filter | BatchNormFilter):
             owner[index] = index[-1]
         else:
             owner[index] = np.ravel_multi_index(index[:-1], shape[:-1])
@@ -104,7 +104,7 @@ def test_keeps_all_and_keeps_one() -> None:
 
 
 together = jax.jit(masks_together, static_argnums=0)
-SHAPES = {kind: [(2, 2), (1, 3), (3, 1)] for kind in KINDS} | {ScaleFilter: [(3,), (2,), (4,)]}
+SHAPES = {kind: [(2, 2), (1, 3), (3, 1)] for kind in KINDS} | {BatchNormFilter: [(3,), (2,), (4,)]}
 
 
 def listed(spec: Spec, weights: list[np.ndarray]) -> list[tuple[int, int, int, float]]:
@@ -128,7 +128,7 @@ def kept_structures(spec: Spec, weights: list[np.ndarray], masks: list[jax.Array
     return kept
 
 
-@pytest.mark.parametrize("kind", [Irregular, ScaleFilter])
+@pytest.mark.parametrize("kind", [Irregular, BatchNormFilter])
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.6, 0.95])
 @pytest.mark.parametrize("seed", range(2))
 def test_one_budget_is_the_nearest_by_brute_force(kind: type, sparsity: float, seed: int) -> None:
@@ -160,11 +160,11 @@ def greedy(spec: Spec, rows: list[tuple[int, int, int, float]]) -> set[tuple[int
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0]), min_size=60, max_size=60),
-    st.sampled_from([*KINDS, ScaleFilter]),
+    st.sampled_from([*KINDS, BatchNormFilter]),
     st.sampled_from([0.1, 0.4, 0.5, 0.7, 0.97]),
 )
 def test_one_budget_is_the_greedy_choice_also_under_ties(numbers: list[float], kind: type, sparsity: float) -> None:
-    shapes = [(30,), (10,), (20,)] if kind is ScaleFilter else [(5, 6), (2, 5), (2, 1, 2, 5)]
+    shapes = [(30,), (10,), (20,)] if kind is BatchNormFilter else [(5, 6), (2, 5), (2, 1, 2, 5)]
     split = np.split(np.asarray(numbers, np.float32), [30, 40])
     weights = [part.reshape(shape) for part, shape in zip(split, shapes, strict=True)]
     spec = kind(sparsity)
@@ -219,7 +219,7 @@ def test_a_global_budget_of_one_array_is_its_own() -> None:
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, 1.5, float("nan")])
-@pytest.mark.parametrize("kind", [*KINDS, ScaleFilter])
+@pytest.mark.parametrize("kind", [*KINDS, BatchNormFilter])
 def test_refuses_a_sparsity_outside(kind: type, sparsity: float) -> None:
     with pytest.raises(ValueError, match=f"{sparsity}.*\\[0, 1\\)"):
         kind(sparsity)
@@ -235,4 +235,4 @@ def test_refuses_the_wrong_axes(budget: str) -> None:
     with pytest.raises(ValueError, match="\\(4,\\)"):
         mask(Irregular(0.5, budget), jnp.ones(4))
     with pytest.raises(ValueError, match="\\(4, 2\\).*BatchNorm"):
-        mask(ScaleFilter(0.5, budget), jnp.ones((4, 2)))
+        mask(BatchNormFilter(0.5, budget), jnp.ones((4, 2)))

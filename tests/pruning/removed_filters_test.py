@@ -13,7 +13,7 @@ from normed import layer
 
 from rap_jax.pruning.admm import add_admm_penalty
 from rap_jax.pruning.masks import apply_masks, count_sparsity, keep_masked
-from rap_jax.pruning.projections import Filter, ScaleFilter
+from rap_jax.pruning.projections import BatchNormFilter, Filter
 from rap_jax.pruning.specs import Specs, masks_of, project_tree, selected
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("optimised")
 PARAMS = {"conv1": layer(4, 2, 0), "conv2": layer(6, 4, 1)}
 IMAGES = jax.random.normal(jax.random.key(2), (8, 5, 5, 2))
 TARGET = jax.random.normal(jax.random.key(3), (8, 5, 5, 6))
-KINDS = [("kernel", Filter), ("scale", ScaleFilter)]
+KINDS = [("kernel", Filter), ("scale", BatchNormFilter)]
 
 
 class Statistics(NamedTuple):
@@ -74,7 +74,7 @@ def dead_filters(specs: Specs, params: chex.ArrayTree) -> list[np.ndarray]:
 @pytest.mark.parametrize("leaf,kind", KINDS)
 def test_removed_filters_send_exactly_nothing(leaf: str, kind: type) -> None:
     specs = {f"conv{n}/{leaf}": kind(0.5) for n in (1, 2)}
-    penalty = optax.masked(add_admm_penalty(10.0, functools.partial(project_tree, specs)), selected(PARAMS, specs))
+    penalty = optax.masked(add_admm_penalty(10.0, functools.partial(project_tree, specs)), selected(specs, PARAMS))
     pulled = train(optax.chain(penalty, optax.sgd(0.05)), PARAMS, 200, dual=20)
     dead = dead_filters(specs, pulled)
     assert [int(d.sum()) for d in dead] == [2, 3]
@@ -108,12 +108,12 @@ def test_without_the_belongings_they_would_go_on_sending(forgotten: str) -> None
 def test_admm_pulls_what_will_be_removed_and_nothing_else(leaf: str, kind: type) -> None:
     """Without a loss: of removed filters the scale, shift, bias, and under `Filter` the kernel; kept ones stay put."""
     specs = {f"conv1/{leaf}": kind(0.5)}
-    penalty = optax.masked(add_admm_penalty(1.0, functools.partial(project_tree, specs)), selected(PARAMS, specs))
+    penalty = optax.masked(add_admm_penalty(1.0, functools.partial(project_tree, specs)), selected(specs, PARAMS))
     updates, _ = penalty.update(
         jax.tree.map(jnp.zeros_like, PARAMS), penalty.init(PARAMS), PARAMS, dual_step=jnp.asarray(False)
     )
     gone = dead_filters(specs, PARAMS)[0]
     for name, pull in updates["conv1"].items():
         expected = np.where(gone, PARAMS["conv1"][name], 0.0)
-        np.testing.assert_allclose(pull, expected if (name, kind) != ("kernel", ScaleFilter) else 0 * expected)
+        np.testing.assert_allclose(pull, expected if (name, kind) != ("kernel", BatchNormFilter) else 0 * expected)
     chex.assert_trees_all_equal(updates["conv2"], jax.tree.map(jnp.zeros_like, PARAMS["conv2"]))

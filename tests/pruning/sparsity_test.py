@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from rap_jax.pruning.masks import count_sparsity
-from rap_jax.pruning.projections import Column, Filter, Irregular, ScaleFilter
+from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Irregular
 from rap_jax.pruning.specs import project_tree
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -42,6 +42,6 @@ def test_a_cut_leaves_no_leftovers() -> None:
         "conv1": {"kernel": kernel, "bias": jnp.ones(4), "scale": jnp.array([1.0, 9.0, 2.0, 3.0]), "shift": jnp.ones(4)}
     }
     assert count_sparsity(params)["overall"]["leftovers"] == 3  # and its scale would not choose this filter
-    for kind, weights in [(Filter, "kernel"), (Irregular, "kernel"), (Column, "kernel"), (ScaleFilter, "scale")]:
+    for kind, weights in [(Filter, "kernel"), (Irregular, "kernel"), (Column, "kernel"), (BatchNormFilter, "scale")]:
         cut = jax.jit(functools.partial(project_tree, {f"conv1/{weights}": kind(0.5)}))(params)
         assert count_sparsity(cut)["overall"]["leftovers"] == 0

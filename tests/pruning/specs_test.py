@@ -9,10 +9,9 @@ import optax
 import pytest
 from normed import NORMED, NORMED_LAYERS
 
-from rap_jax.config import PruneConfig
 from rap_jax.pruning.layers import kernels
-from rap_jax.pruning.projections import Column, Filter, Irregular, ScaleFilter
-from rap_jax.pruning.specs import masks_of, only_selected, project_tree, selected, specs_from_config
+from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Irregular
+from rap_jax.pruning.specs import masks_of, only_selected, project_tree, selected, specs_from_patterns
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -25,8 +24,7 @@ PARAMS = {
 
 
 def specs(sparsity: tuple, structure: str = "filter") -> dict:
-    config = PruneConfig(structure=structure, sparsity=sparsity)
-    return specs_from_config(PARAMS, config, output_layer="fc2")
+    return specs_from_patterns(sparsity, PARAMS, structure=structure, output_layer="fc2")
 
 
 def test_the_first_pattern_that_matches_decides() -> None:
@@ -55,7 +53,7 @@ def test_refuses(pattern: str, expected: str) -> None:
 
 def test_a_key_that_is_no_weight_is_refused() -> None:
     for key in ("fc_1/kernel", "fc1/weight", "fc1"):
-        for function in (lambda specs: selected(PARAMS, specs), lambda specs: project_tree(specs, PARAMS)):
+        for function in (lambda specs: selected(specs, PARAMS), lambda specs: project_tree(specs, PARAMS)):
             with pytest.raises(ValueError, match=f"{key}, but the weights are conv1/bias, conv1/kernel"):
                 function({key: Filter(0.5)})
 
@@ -70,26 +68,24 @@ def test_weights_need_not_be_called_kernel() -> None:
 def test_trees() -> None:
     chosen = {"fc1/kernel": Filter(0.5)}
     assert [name for name, _ in kernels(PARAMS)] == [f"{layer}/kernel" for layer in PARAMS]
-    assert selected(PARAMS, chosen)["fc1"] == {"kernel": True, "bias": True}
-    assert selected(PARAMS, chosen)["fc2"] == {"kernel": False, "bias": False}
-    assert selected(PARAMS, {"fc1/kernel": Irregular(0.5)})["fc1"] == {"kernel": True, "bias": False}
-    assert isinstance(only_selected(PARAMS, chosen)["fc2"]["kernel"], optax.MaskedNode)
+    assert selected(chosen, PARAMS)["fc1"] == {"kernel": True, "bias": True}
+    assert selected(chosen, PARAMS)["fc2"] == {"kernel": False, "bias": False}
+    assert selected({"fc1/kernel": Irregular(0.5)}, PARAMS)["fc1"] == {"kernel": True, "bias": False}
+    assert isinstance(only_selected(chosen, PARAMS)["fc2"]["kernel"], optax.MaskedNode)
 
 
-@pytest.mark.parametrize("show", [lambda params, specs: params, only_selected], ids=["whole", "selected"])
+@pytest.mark.parametrize("show", [lambda specs, params: params, only_selected], ids=["whole", "selected"])
 def test_projecting_a_tree(show: Callable) -> None:
     chosen = {"fc1/kernel": Filter(0.5), "conv1/kernel": Irregular(0.5)}
-    projected = project_tree(chosen, show(PARAMS, chosen))
+    projected = project_tree(chosen, show(chosen, PARAMS))
     np.testing.assert_array_equal(projected["fc1"]["kernel"].sum(0), [6, 6, 0, 0])
     np.testing.assert_array_equal(projected["fc1"]["bias"], [1, 1, 0, 0])
     assert projected["conv1"]["kernel"].sum() == 18
-    chex.assert_trees_all_equal(projected["conv2"], show(PARAMS, chosen)["conv2"])
+    chex.assert_trees_all_equal(projected["conv2"], show(chosen, PARAMS)["conv2"])
 
 
 def normed_specs(sparsity: tuple, structure: str, output_layer: str = "fc", **more: str) -> dict:
-    return specs_from_config(
-        NORMED, PruneConfig(structure=structure, sparsity=sparsity, **more), output_layer=output_layer
-    )
+    return specs_from_patterns(sparsity, NORMED, structure=structure, output_layer=output_layer, **more)
 
 
 def test_patterns_match_whole_paths() -> None:
@@ -99,12 +95,12 @@ def test_patterns_match_whole_paths() -> None:
 
 
 def test_bn_filter_is_keyed_by_the_scale() -> None:
-    everywhere = {f"{layer}/scale": ScaleFilter(0.5) for layer in NORMED_LAYERS}
+    everywhere = {f"{layer}/scale": BatchNormFilter(0.5) for layer in NORMED_LAYERS}
     assert normed_specs((("*", 0.5),), "bn_filter") == everywhere
     assert normed_specs((("fc", 0.0), ("conv1", 0.0), ("*", 0.5)), "bn_filter").keys() == set(everywhere) - {
         "conv1/scale"
     }
-    assert normed_specs((("*/short*", 0.25),), "bn_filter") == {"group1_block0/shortcut/scale": ScaleFilter(0.25)}
+    assert normed_specs((("*/short*", 0.25),), "bn_filter") == {"group1_block0/shortcut/scale": BatchNormFilter(0.25)}
 
 
 def test_bn_filter_spares_the_classes() -> None:
@@ -132,24 +128,24 @@ def test_the_budget_reaches_the_specs() -> None:
 
 
 def test_all_that_belongs_to_a_filter_is_constrained_with_it() -> None:
-    chosen = selected(NORMED, {"conv1/kernel": Filter(0.5), "group1_block0/conv1/scale": ScaleFilter(0.5)})
+    chosen = selected({"conv1/kernel": Filter(0.5), "group1_block0/conv1/scale": BatchNormFilter(0.5)}, NORMED)
     everything = dict.fromkeys(["kernel", "bias", "scale", "shift"], True)
     assert chosen["conv1"] == everything
     assert chosen["group1_block0"]["conv1"] == everything | {"kernel": False}
     assert chosen["group1_block0"]["shortcut"] == dict.fromkeys(everything, False)
     for kind in (Irregular, Column):
-        assert selected(NORMED, {"conv1/kernel": kind(0.5)})["conv1"] == dict.fromkeys(everything, False) | {
+        assert selected({"conv1/kernel": kind(0.5)}, NORMED)["conv1"] == dict.fromkeys(everything, False) | {
             "kernel": True
         }
 
 
 @pytest.mark.parametrize("other", [Filter(0.25, "global"), Column(0.5, "global")])
 def test_refuses_global_budgets_that_differ(other: Filter) -> None:
-    for function in (masks_of, project_tree, lambda specs, params: selected(params, specs)):
+    for function in (masks_of, project_tree, lambda specs, params: selected(specs, params)):
         with pytest.raises(ValueError, match="global"):
             function({"conv1/kernel": Filter(0.5, "global"), "fc/kernel": other}, NORMED)
 
 
 def test_refuses_two_specs_for_a_layer() -> None:
     with pytest.raises(ValueError, match="conv1/scale and the kernel beside"):
-        masks_of({"conv1/scale": ScaleFilter(0.5), "conv1/kernel": Irregular(0.5)}, NORMED)
+        masks_of({"conv1/scale": BatchNormFilter(0.5), "conv1/kernel": Irregular(0.5)}, NORMED)

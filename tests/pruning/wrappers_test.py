@@ -39,7 +39,7 @@ def params_of(kernel: Any = jnp.float32, bias: Any = None) -> dict[str, Any]:
 
 
 def penalty(**settings: Any) -> optax.GradientTransformationExtraArgs:
-    return optax.masked(add_admm_penalty(0.1, project_fn, **settings), lambda params: selected(params, SPECS))
+    return optax.masked(add_admm_penalty(0.1, project_fn, **settings), lambda params: selected(SPECS, params))
 
 
 def multi_steps(inner: Any) -> Any:
@@ -318,7 +318,7 @@ def test_nnx_optimizer_prunes_as_a_direct_update(way: str) -> None:
     network = NnxNetwork(nnx.Rngs(0))
     specs = {name: Filter(0.5)}
     tree = tree_of(nnx.state(network, nnx.Param))
-    mask_tree = (lambda params: selected(params, specs)) if way == "to_pure_dict" else selected(tree, specs)
+    mask_tree = (lambda params: selected(specs, params)) if way == "to_pure_dict" else selected(specs, tree)
     inner = optax.masked(add_admm_penalty(0.5, functools.partial(project_tree, specs)), mask_tree)
     pruned = optax.chain(inner, optax.sgd(0.1))
     retrained = optax.chain(optax.sgd(0.1), keep_masked(masks_of(specs, tree)))
@@ -330,7 +330,7 @@ def test_nnx_optimizer_prunes_as_a_direct_update(way: str) -> None:
         specs_of_dict = {"conv/kernel": Filter(0.5)}
         direct = optax.chain(
             optax.masked(
-                add_admm_penalty(0.5, functools.partial(project_tree, specs_of_dict)), selected(start, specs_of_dict)
+                add_admm_penalty(0.5, functools.partial(project_tree, specs_of_dict)), selected(specs_of_dict, start)
             ),
             optax.sgd(0.1),
         )
@@ -342,4 +342,4 @@ def test_nnx_optimizer_prunes_as_a_direct_update(way: str) -> None:
 
 def test_only_selected_looks_through_nnx_state() -> None:
     state = nnx.state(NnxNetwork(nnx.Rngs(0)), nnx.Param)
-    assert len(jax.tree.leaves(only_selected(state, {"conv/kernel": Irregular(0.5)}))) == 1
+    assert len(jax.tree.leaves(only_selected({"conv/kernel": Irregular(0.5)}, state))) == 1

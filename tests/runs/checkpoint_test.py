@@ -314,7 +314,7 @@ def test_eight_devices_and_one(tmp_path: Path) -> None:
 SAVE_WITHOUT_END = """
 import itertools, sys
 import jax.numpy as jnp
-from rap_jax import checkpoint
+from rap_jax.runs import checkpoint
 manager = checkpoint.open_checkpoints(sys.argv[1])
 for step in itertools.count(1):
     state = {f"w{i}": jnp.full((256, 1024), step + i, jnp.float32) for i in range(8)}
@@ -375,7 +375,7 @@ def test_orbax_is_quiet_and_we_are_not(tmp_path: Path, capfd: pytest.CaptureFixt
 from absl import logging
 import jax.numpy as jnp
 logging.set_verbosity(logging.INFO)
-from rap_jax import checkpoint
+from rap_jax.runs import checkpoint
 manager = checkpoint.open_checkpoints({str(tmp_path)!r})
 logging.info("ours")
 checkpoint.save(manager, 1, {{"w": jnp.zeros(3)}}, {{}})

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from rap_jax._runtime import integrity
 from rap_jax._runtime.integrity import difference, write_atomically
-from rap_jax.runs import folder as folder_lib
 from rap_jax.runs.folder import RunFolder, open_run_folder
 from rap_jax.runs.metrics import read_lines
 
@@ -45,7 +45,7 @@ def test_death_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_lib.os, moment, die)
+        patch.setattr(integrity.os, moment, die)
         with pytest.raises(KeyboardInterrupt):
             write_atomically(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
@@ -58,7 +58,7 @@ def test_contents_are_on_disk_before_the_name_changes(tmp_path: Path, monkeypatc
     for name in ("fsync", "replace"):
         original = getattr(os, name)
         monkeypatch.setattr(
-            folder_lib.os, name, lambda *a, name=name, original=original: (calls.append(name), original(*a))
+            integrity.os, name, lambda *a, name=name, original=original: (calls.append(name), original(*a))
         )
     write_atomically(tmp_path / "file", "text")
     assert calls == ["fsync", "replace"]

@@ -28,7 +28,7 @@ RUN_WHAT_THEY_READ = {
 CALLS = {"eval", "exec", "compile", "__import__", "extractall", "extract", "unpack_archive", "spec_from_file_location"}
 BUILTINS = {"eval", "exec", "compile"}
 # A module that the user names as `module:function`, and optional packages of a fixed list.
-MAY_IMPORT_BY_NAME = {"rap_jax/evaluation/network.py", "rap_jax/export/optional.py"}
+MAY_IMPORT_BY_NAME = {"rap_jax/__init__.py", "rap_jax/evaluation/network.py", "rap_jax/_runtime/environment.py"}
 
 
 def nodes() -> Iterator[tuple[str, ast.AST]]:

@@ -16,7 +16,7 @@ from tiers import nightly_but
 
 from rap_jax.config import RunConfig
 from rap_jax.evaluation.network import open_network
-from rap_jax.export import FORMATS, open_subject, write_file
+from rap_jax.export import FORMATS, open_exported_network, write_file
 from rap_jax.export.files import SUFFIXES, open_file
 from rap_jax.models.model import Weights
 from rap_jax.runs.network import load_network, save_network
@@ -51,10 +51,10 @@ def test_a_good_network_is_good_under_every_setting(
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_files_are_written_and_read_under_every_setting(run: Path, tmp_path: Path, file_format: str) -> None:
     images = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
-    subject = open_subject(run)
-    expected = np.asarray(jax.jit(subject.logits_fn)(images))
+    exported = open_exported_network(run)
+    expected = np.asarray(jax.jit(exported.logits_fn)(images))
     with x64_and_strict():
-        path = write_file(open_subject(run), file_format, tmp_path / f"network{SUFFIXES[file_format]}")
+        path = write_file(open_exported_network(run), file_format, tmp_path / f"network{SUFFIXES[file_format]}")
         if file_format != "safetensors":
             np.testing.assert_allclose(open_file(path).logits_fn(images), expected, rtol=1e-5, atol=1e-5)
 
@@ -68,7 +68,7 @@ def test_a_network_of_nan_is_refused_by_the_name_of_its_weight(tmp_path: Path, v
         path.unlink() if path.is_file() else path.rmdir()
     save_network(folder, weights, initial=weights)
     message = "final/params/fc1/kernel of the network in .*run is NaN or infinite at 1 of [0-9]+ places"
-    for reader in (load_network, open_network, open_subject):
+    for reader in (load_network, open_network, open_exported_network):
         with pytest.raises(ValueError, match=message) as error:
             reader(str(folder))
         assert "delete" not in str(error.value)

@@ -14,8 +14,7 @@ from rap_jax._runtime.mesh import gather, make_mesh, replicated, state_shardings
 from rap_jax.config import AttackConfig, ModelConfig, OptimizerConfig, PruneConfig, TrainConfig
 from rap_jax.data.batches import BatchInputs
 from rap_jax.models import create_model
-from rap_jax.pruning.specs import specs_from_config
-from rap_jax.training.optimizer import StagePlan, make_optimizer, make_penalty
+from rap_jax.training.optimizer import StagePlan, make_optimizer, make_penalty, specs_from_config
 from rap_jax.training.sharded_step import step_as_program
 from rap_jax.training.state import StageState, StepKeys, init_stage_state
 from rap_jax.training.step import StepFunctions
@@ -30,7 +29,7 @@ def lowered_for(network: str, num_model_shards: int = 1, num_devices: int = 8) -
     model = create_model(ModelConfig(network, 2), input_shape=shape, num_classes=10, implementation="xla")
     weights = jax.eval_shape(model.init, jax.random.key(0))
     prune = PruneConfig(sparsity=(("*", 0.5),))
-    specs = specs_from_config(weights.params, prune, output_layer=model.output_layer)
+    specs = specs_from_config(prune, weights.params, output_layer=model.output_layer)
     whole = lambda tree: gather(tree, mesh)
     penalty = make_penalty(weights.params, prune, specs, whole)
     rate = lambda step: 0.1

@@ -14,8 +14,9 @@ from tiny import parse_flags
 from launch.configs import config_from_flags
 from rap_jax._runtime.mesh import gather, make_mesh, split_over_data, state_shardings
 from rap_jax.config import ComputeConfig, ModelConfig, PruneConfig
-from rap_jax.pruning.specs import project_tree, specs_from_config
+from rap_jax.pruning.specs import project_tree
 from rap_jax.training import stage as stage_lib
+from rap_jax.training.optimizer import specs_from_config
 
 KERNELS = {"conv1": (3, 3, 16, 32), "fc1": (200, 64)}
 
@@ -59,7 +60,7 @@ def test_the_projection_of_kernels_in_pieces_is_that_of_whole_ones(structure: st
     mesh = make_mesh(num_model_shards=4)
     params = {name: {"kernel": normal(shape)} for name, shape in KERNELS.items()}
     config = PruneConfig(structure=structure, sparsity=(("*", 0.6),), budget=budget)
-    specs = specs_from_config(params, config, output_layer="fc2")
+    specs = specs_from_config(config, params, output_layer="fc2")
     expected = jax.jit(lambda weights: project_tree(specs, weights))(params)
     places = state_shardings(params, mesh)
     found = jax.jit(lambda weights: project_tree(specs, gather(weights, mesh)), out_shardings=places)(

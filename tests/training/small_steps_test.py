@@ -19,7 +19,7 @@ from rap_jax.compaction import compaction_plan, expand, shrink
 from rap_jax.config import ModelConfig, OptimizerConfig
 from rap_jax.models import Model, create_model
 from rap_jax.pruning.masks import apply_masks
-from rap_jax.pruning.projections import Column, Filter, ScaleFilter, Spec
+from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Spec
 from rap_jax.pruning.specs import masks_of
 from rap_jax.training.optimizer import make_optimizer
 
@@ -73,9 +73,9 @@ CASES = [
     ("lenet_mnist", Filter(0.5), ADAM),
     ("lenet_mnist", Filter(0.5), SGD),
     ("lenet_mnist", Column(0.34), ADAM),
-    ("normed_net", ScaleFilter(0.5), ADAM),
+    ("normed_net", BatchNormFilter(0.5), ADAM),
     pytest.param("vgg16", Filter(0.5), SGD, marks=pytest.mark.nightly),
-    pytest.param("resnet18", ScaleFilter(0.5), SGD, marks=pytest.mark.nightly),
+    pytest.param("resnet18", BatchNormFilter(0.5), SGD, marks=pytest.mark.nightly),
 ]
 
 
@@ -94,7 +94,7 @@ def test_steps_of_the_small_network_are_those_of_the_whole_one(
     params, batch_stats = (doubles(random_weights(tree, 3)) for tree in shapes)
     groups = list(model.wiring.groups.values())
     expected = {layer for layer in groups if groups.count(layer) == 1}  # of sums, each layer loses other filters
-    pruned = {layer: "scale" if isinstance(spec, ScaleFilter) else "kernel" for layer in expected}
+    pruned = {layer: "scale" if isinstance(spec, BatchNormFilter) else "kernel" for layer in expected}
     if isinstance(spec, Column):  # filter 0 of conv1 and neurons of fc1 are read by nobody; conv2 keeps other zeros
         params["conv2"]["kernel"] = params["conv2"]["kernel"].at[:, :, 0].multiply(1e-3)
         pruned, expected = {"conv2": "kernel", "fc2": "kernel"}, {"conv1", "fc1"}

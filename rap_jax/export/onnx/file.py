@@ -7,8 +7,8 @@
 Input `images` float32 [batch, H, W, C] in [0, 1], output `logits` [batch, K], any batch. The metadata lie in the file's
 `metadata_props` under `rap_jax`.
 
-A hash at the end of the file shows a flipped bit in its weights. Protocol buffers that are joined are one message, so
-the hash of a file can be its own last entry of metadata, which every reader of ONNX accepts. A file without one is not
+The file ends with its SHA-256, so that a flipped bit in its weights is noticed. Joined protocol buffers are one
+message, so the checksum is one more entry of metadata, which every reader of ONNX accepts. A file without one is not
 checked.
 """
 
@@ -22,11 +22,13 @@ import jax
 import numpy as np
 from jax import export
 
+from rap_jax._runtime.environment import optional_module
 from rap_jax.export.onnx.graph import Graph, fuse
 from rap_jax.export.onnx.rules import Tensor, image_input, lower, natural
 from rap_jax.export.open_file import OpenFile
-from rap_jax.export.optional import optional_module
 
+METADATA_KEY = "rap_jax"
+_EXPECTED = "expected an ONNX file with the input images float32 [batch, H, W, C] and the output logits [batch, K]"
 _KEY = b"rap_jax_sha256"
 _HEX = 64
 # metadata_props is field 14 of a ModelProto, a message with the strings key (1) and value (2).
@@ -35,13 +37,13 @@ _ENTRY = bytes([_STRING_1, len(_KEY)]) + _KEY + bytes([_STRING_2, _HEX])
 _PREFIX = bytes([_FIELD, len(_ENTRY) + _HEX]) + _ENTRY
 
 
-def seal(content: bytes) -> bytes:
-    """The serialised model with its hash as the last entry of its metadata."""
+def with_checksum(content: bytes) -> bytes:
+    """The serialised model with its SHA-256 as the last entry of its metadata."""
     return content + _PREFIX + hashlib.sha256(content).hexdigest().encode()
 
 
-def check_seal(name: str, content: bytes) -> None:
-    """Compares the hash with what comes before it.
+def _check_checksum(name: str, content: bytes) -> None:
+    """Compares the checksum, if there is one, with the content before it.
 
     Raises:
       ValueError: they differ; names the file.
@@ -56,10 +58,6 @@ def check_seal(name: str, content: bytes) -> None:
         )
 
 
-METADATA_KEY = "rap_jax"
-_EXPECTED = "expected an ONNX file with the input images float32 [batch, H, W, C] and the output logits [batch, K]"
-
-
 def onnx_model(
     logits_fn: Callable[[jax.Array], jax.Array],
     *,
@@ -70,7 +68,7 @@ def onnx_model(
     """The `onnx.ModelProto` of a function of images [N, H, W, C] with its weights inside.
 
     Raises:
-      ValueError: onnx is not installed, or the function computes what `onnx_rules` has no rule for.
+      ValueError: onnx is not installed, or the function has a primitive without a rule in `onnx.rules`.
     """
     optional_module("onnx")
     shape = export.symbolic_shape(f"batch, {', '.join(map(str, input_shape))}")
@@ -97,7 +95,7 @@ def open_session(path: Path | bytes, num_threads: int = 0) -> OpenFile:
     """
     runtime = optional_module("onnxruntime")
     name, content = ("The file", path) if isinstance(path, bytes) else (str(path), path.read_bytes())
-    check_seal(name, content)
+    _check_checksum(name, content)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3

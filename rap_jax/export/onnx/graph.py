@@ -1,6 +1,6 @@
-"""An ONNX graph while it is being written: nodes in order, constants, names, and fused nodes.
+"""An ONNX graph while it is being written: nodes in order, constants, unique names; and the fusion of nodes.
 
-A bias is fused into its convolution, and a mean need not be a sum first.
+`fuse` makes a bias part of its convolution or matrix product, and removes the factor and divisor of a mean.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rap_jax.export.optional import optional_module
+from rap_jax._runtime.environment import optional_module
 
 # What most runtimes of the last years read.
 OPSET, IR_VERSION = 17, 8
@@ -18,15 +18,11 @@ OPSET, IR_VERSION = 17, 8
 
 @dataclasses.dataclass
 class Graph:
-    """Nodes and constants so far.
+    """Nodes and constants so far."""
 
-    Attributes:
-      nodes: `onnx.NodeProto`s, each after those that it reads, with one output.
-      constants: name -> array.
-    """
-
+    # `onnx.NodeProto`s with one output each, in an order in which each comes after those that it reads.
     nodes: list[Any] = dataclasses.field(default_factory=list)
-    constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # by name
     _names: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def add(self, op: str, inputs: Sequence[str | np.ndarray], *, scope: str = "", **attributes: Any) -> str:

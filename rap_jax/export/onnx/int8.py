@@ -1,7 +1,7 @@
 """An ONNX file with 8-bit weights and activations, by onnxruntime's own static quantiser.
 
-The ranges of the activations are those that training images give (calibration); no test image is looked at. Whether the
-robustness of the float network has survived is measured on the file (`onnx_robustness`) and written into it."""
+Training images set the ranges of the activations (calibration); no test image is used. The robustness of the quantised
+file is measured (`onnx.robustness`) and written into its metadata."""
 
 import json
 import tempfile
@@ -11,24 +11,27 @@ from typing import Any
 
 import numpy as np
 
+from rap_jax._runtime.environment import optional_module
 from rap_jax._runtime.integrity import write_atomically
+from rap_jax._runtime.text import as_percent, as_radius
 from rap_jax.config import AttackConfig, Int8Config, require
 from rap_jax.data import Dataset, Split
-from rap_jax.export.exported_network import Subject, describe
-from rap_jax.export.onnx.file import METADATA_KEY, onnx_model, open_session, seal
+from rap_jax.export.exported_network import ExportedNetwork, describe
+from rap_jax.export.onnx.file import METADATA_KEY, onnx_model, open_session, with_checksum
 from rap_jax.export.onnx.robustness import measure
-from rap_jax.export.optional import optional_module
 
 _BATCH = 32
-# What onnxruntime's pre-processing would do is done: without the mark it would ask for it on the screen.
+# The graph needs none of onnxruntime's pre-processing; without this mark its quantiser prints that it does.
 _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 
 
-def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Path, command: str = "") -> dict[str, Any]:
+def write_int8(
+    exported: ExportedNetwork, dataset: Dataset, config: Int8Config, path: Path, command: str = ""
+) -> dict[str, Any]:
     """Writes the quantised network, measured; returns its metadata, with `int8` in them.
 
     Args:
-      subject: the network.
+      exported: the network.
       dataset: that of its run.
       config: how.
       path: the file.
@@ -38,16 +41,16 @@ def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Pat
       ValueError: onnx or onnxruntime is not installed, the network has no ONNX form, or the data are
         not those of the run.
     """
-    check_data(subject, dataset)
-    shape = subject.model.input_shape
+    check_data(exported, dataset)
+    shape = exported.model.input_shape
     images, labels = _first(dataset.test, config.num_images)
     calibration, _ = _first(dataset.train, config.num_calibration_images)
-    model = onnx_model(subject.logits_fn, input_shape=shape, num_classes=subject.model.num_classes, metadata={})
+    model = onnx_model(exported.logits_fn, input_shape=shape, num_classes=exported.model.num_classes, metadata={})
     quantized = quantize(model, calibration)
-    attack = AttackConfig(**subject.results["config"]["report_attack"])
+    attack = AttackConfig(**exported.results["config"]["report_attack"])
     measured = measure(
         open_session(quantized.SerializeToString()).logits_fn,
-        subject.logits_fn,
+        exported.logits_fn,
         images,
         labels,
         attack,
@@ -55,19 +58,33 @@ def write_int8(subject: Subject, dataset: Dataset, config: Int8Config, path: Pat
         seed=config.seed,
     )
     about = {"calibrated_on": f"{len(calibration)} training images", "measured": measured | {"split": "test"}}
-    metadata = describe(subject, "onnx", command) | {"int8": about}
+    metadata = describe(exported, "onnx", command) | {"int8": about}
     set_props(quantized, {METADATA_KEY: json.dumps(metadata)})
-    write_atomically(path, seal(quantized.SerializeToString()))
+    write_atomically(path, with_checksum(quantized.SerializeToString()))
     return metadata
 
 
-def check_data(subject: Subject, dataset: Dataset) -> None:
+def about_int8(path: Path, metadata: dict[str, Any]) -> Iterator[str]:
+    """Lines for the terminal: the quantised file, and its accuracies beside those of the float network."""
+    measured = metadata["int8"]["measured"]
+    names = {"clean": "clean", "transfer": "PGD images", "square": "Square", "robust": "both"}
+    yield f"{path}: ONNX in 8 bits, {path.stat().st_size:,} bytes, calibrated on {metadata['int8']['calibrated_on']}"
+    for which, title in (("file", "8 bits"), ("float", "float")):
+        shares = [
+            f"{word} {as_percent(measured[which][name])}" for name, word in names.items() if name in measured[which]
+        ]
+        yield f"  {title}: {', '.join(shares)}"
+    threat = f"{measured['norm']}, epsilon {as_radius(measured['epsilon'])}"
+    yield f"  On {measured['num_images']:,} test images, {threat}. {measured['note']}."
+
+
+def check_data(exported: ExportedNetwork, dataset: Dataset) -> None:
     """Refuses other data than those of the run: what was held out there need not be held out elsewhere.
 
     Raises:
       ValueError: they are others.
     """
-    of_run = subject.results["data"]
+    of_run = exported.results["data"]
     same = dataset.sha256 == of_run.get("sha256")
     require(same, "the data", dataset.name, f"those of the run, {of_run['name']} of sha256 {of_run.get('sha256')}")
 

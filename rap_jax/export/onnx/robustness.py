@@ -1,4 +1,4 @@
-"""What an ONNX file withstands, measured on the file itself.
+"""Clean and robust accuracy of an ONNX file, measured on the file itself.
 
 A file of onnxruntime has no gradient, so two attacks are made, and an image is robust if the file is right under both:
 

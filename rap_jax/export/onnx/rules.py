@@ -28,17 +28,11 @@ _CALLS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tensor:
-    """A value of the graph.
+    """A value of the graph."""
 
-    Attributes:
-      name: in the graph.
-      axes: axis i of the graph's value is axis axes[i] of JAX's.
-      features: where not None, feature i (axis 1) of the graph's value is feature features[i] of JAX's.
-    """
-
-    name: str
-    axes: tuple[int, ...]
-    features: np.ndarray | None = None
+    name: str  # in the graph
+    axes: tuple[int, ...]  # axis i of the graph's value is axis axes[i] of JAX's
+    features: np.ndarray | None = None  # feature i (axis 1) of the graph's value is feature features[i] of JAX's
 
 
 Value = Tensor | np.ndarray
@@ -162,7 +156,7 @@ def _sum(graph: Graph, eqn: Any, inputs: Sequence[Any]) -> Value:
     _, height, width, _ = eqn.invars[0].aval.shape
     pooled = graph.add("GlobalAveragePool", [inputs[0].name], scope=_scope(eqn))
     mean = graph.add("Flatten", [pooled], scope=_scope(eqn))
-    # A mean is this sum, divided by the same number: `onnx_fusion` strikes out both.
+    # A mean is this sum, divided by the same number: `graph.fuse` removes both.
     return Tensor(graph.add("Mul", [mean, np.array(height * width, np.float32)], scope=_scope(eqn)), (0, 1))
 
 
