@@ -22,17 +22,13 @@ GROUPS: dict[str, list[str]] = {}
 class ExportConfig:
     """What is written where."""
 
-    # Folder of the run.
-    checkpoint: Path
+    checkpoint: Path  # folder of the run
     # One of `FORMATS`.
     file_format: str
     path: Path
-    # Without the outputs that cannot affect the logits.
-    compact: bool
-    # BatchNorm as part of the convolutions.
-    fold: bool
-    # How the second, quantised file is made; None for no such file.
-    int8: Int8Config | None
+    compact: bool  # without the outputs that cannot affect the logits
+    fold: bool  # BatchNorm as part of the convolutions
+    int8: Int8Config | None  # how the second, quantised file is made; None for no such file
 
     @property
     def int8_path(self) -> Path:

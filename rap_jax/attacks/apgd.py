@@ -50,8 +50,7 @@ class ApgdState(NamedTuple):
     images: jax.Array
     labels: jax.Array
     targets: jax.Array
-    # Steps done, int32.
-    iteration: jax.Array
+    iteration: jax.Array  # steps done, int32
     # The image now, the one before the last step, and the gradient of the loss now.
     current: jax.Array
     previous: jax.Array
@@ -60,12 +59,9 @@ class ApgdState(NamedTuple):
     best: jax.Array
     best_gradient: jax.Array
     best_loss: jax.Array
-    # After the last step.
-    last_loss: jax.Array
-    # In how many steps since the last checkpoint the loss rose.
-    rises: jax.Array
-    # For the next step.
-    step_size: jax.Array
+    last_loss: jax.Array  # after the last step
+    rises: jax.Array  # in how many steps since the last checkpoint the loss rose
+    step_size: jax.Array  # for the next step
     # Whether the last checkpoint halved the step, and `best_loss` at it.
     halved: jax.Array
     checked_loss: jax.Array
@@ -128,14 +124,10 @@ _LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"ce": cross_e
 class _Evaluation(NamedTuple):
     """Of images [N, ...]."""
 
-    # -inf where it is NaN, [N].
-    loss: jax.Array
-    # 0 where it is NaN, [N, ...].
-    gradient: jax.Array
-    # Misclassified, bool [N].
-    wrong: jax.Array
-    # Neither loss nor gradient was NaN, bool [N].
-    valid: jax.Array
+    loss: jax.Array  # -inf where it is NaN, [N]
+    gradient: jax.Array  # 0 where it is NaN, [N, ...]
+    wrong: jax.Array  # misclassified, bool [N]
+    valid: jax.Array  # neither loss nor gradient was NaN, bool [N]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +137,11 @@ class Apgd:
     threat_model: ThreatModel
     # `ce`, or `dlr`, which needs 3 classes; with targets it is the targeted DLR loss, and this is not read.
     loss: Loss = "ce"
-    # Gradient steps from each start.
-    num_steps: int = 100
+    num_steps: int = 100  # gradient steps from each start
     # 0, or how many classes are aimed at, those ranked 2, 3, ... for the clean image; needs 4 classes.
     num_targets: int = 0
-    # Random starts, for each target; the first that breaks an example counts.
-    num_restarts: int = 1
-    # A step is halved if the loss rose in no more than this share of the steps.
-    rho: float = 0.75
+    num_restarts: int = 1  # random starts, for each target; the first that breaks an example counts
+    rho: float = 0.75  # a step is halved if the loss rose in no more than this share of the steps
     # 0 for a network that is a function; for a randomised one, `logits_fn(images, key)`, over how many draws the
     # gradient is averaged (expectation over transformation). Loss and class are those of the last draw, as in the
     # official implementation. It is called for one image at a time, by `jax.vmap`, each with a key of its own.

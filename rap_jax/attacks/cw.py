@@ -36,12 +36,9 @@ _INSIDE = 0.999999
 class _Nearest(NamedTuple):
     """The nearest misclassified images so far."""
 
-    # The clean image where there is none, [N, ...].
-    adversarial: jax.Array
-    # Whether there is one, bool [N].
-    broken: jax.Array
-    # From the clean image, [N]; infinite where there is none.
-    distance: jax.Array
+    adversarial: jax.Array  # the clean image where there is none, [N, ...]
+    broken: jax.Array  # whether there is one, bool [N]
+    distance: jax.Array  # from the clean image, [N]; infinite where there is none
 
 
 class _Search(NamedTuple):
@@ -52,8 +49,7 @@ class _Search(NamedTuple):
     lower: jax.Array
     upper: jax.Array
     nearest: _Nearest
-    # Whether no logits and no gradient were NaN, bool [N].
-    valid: jax.Array
+    valid: jax.Array  # whether no logits and no gradient were NaN, bool [N]
 
 
 class _Descent(NamedTuple):

@@ -104,17 +104,14 @@ class FabState(NamedTuple):
     # Clean, [N, ...], and int [N].
     images: jax.Array
     labels: jax.Array
-    # Class to reach, [N]; the labels, not read, if FAB is to choose it.
-    targets: jax.Array
-    # Where the next step begins, in [0, 1], [N, ...].
-    current: jax.Array
+    targets: jax.Array  # class to reach, [N]; the labels, not read, if FAB is to choose it
+    current: jax.Array  # where the next step begins, in [0, 1], [N, ...]
     # The nearest misclassified image so far, [N, ...], the clean one before there is one; its distance, [N], infinite
     # before there is one; and whether that is the radius or less, bool [N].
     adversarial: jax.Array
     distance: jax.Array
     broken: jax.Array
-    # See `AttackState`.
-    valid: jax.Array
+    valid: jax.Array  # see `AttackState`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,21 +125,16 @@ class Fab:
       ValueError: an impossible number; in `start`: more targets than there are.
     """
 
-    # Paths from the image itself do not depend on the radius.
-    threat_model: ThreatModel
-    # Steps from each start.
-    num_steps: int = 100
+    threat_model: ThreatModel  # paths from the image itself do not depend on the radius
+    num_steps: int = 100  # steps from each start
     # 0 for FAB; otherwise the classes to reach in turn, those of rank 2 to `num_targets` + 1 among the logits of the
     # clean image. At most the number of classes less 1.
     num_targets: int = 0
-    # For each target; the first that breaks an example counts.
-    num_restarts: int = 1
+    num_restarts: int = 1  # for each target; the first that breaks an example counts
     # Largest weight of the step from the clean image against the one from the current point, in [0, 1].
     alpha_max: float = 0.1
-    # How far to go, as a share of the way to the hyperplane (eta).
-    overshoot: float = 1.05
-    # Where to go on after a success, as a share of the way from the clean image (beta).
-    backward: float = 0.9
+    overshoot: float = 1.05  # how far to go, as a share of the way to the hyperplane (eta)
+    backward: float = 0.9  # where to go on after a success, as a share of the way from the clean image (beta)
 
     def __post_init__(self) -> None:
         check_settings(self, num_targets=check_count("num_targets", self.num_targets, 0, "0 targets"))

@@ -25,14 +25,12 @@ class Norm(NamedTuple):
 
     # (key, images, epsilon) -> perturbation drawn uniformly from the ball of radius epsilon.
     random: Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
-    # (key, images) -> random perturbation of norm 1.
-    direction: Callable[[jax.Array, jax.Array], jax.Array]
+    direction: Callable[[jax.Array, jax.Array], jax.Array]  # (key, images) -> random perturbation of norm 1
     # gradient -> the direction of norm 1 along which a linear loss rises most.
     steepest: Callable[[jax.Array], jax.Array]
     # (perturbation, epsilon) -> the nearest perturbation inside the ball.
     project: Callable[[jax.Array, jax.Array | float], jax.Array]
-    # perturbation -> its norm, [N].
-    size: Callable[[jax.Array], jax.Array]
+    size: Callable[[jax.Array], jax.Array]  # perturbation -> its norm, [N]
 
 
 def _example_axes(x: jax.Array) -> tuple[int, ...]:
@@ -111,10 +109,8 @@ class ThreatModel:
       ValueError: an unknown norm, a radius that is no number of 0 or more, or one above 1 under `linf`.
     """
 
-    # `linf` or `l2`.
-    norm: str
-    # Radius in the units of the images (8/255, not 8).
-    epsilon: jax.Array | float
+    norm: str  # `linf` or `l2`
+    epsilon: jax.Array | float  # radius in the units of the images (8/255, not 8)
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:

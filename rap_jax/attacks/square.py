@@ -33,20 +33,16 @@ from rap_jax.attacks.stepwise import AttackResult, check_settings, misclassified
 class SquareState(NamedTuple):
     """Where each example is in the search, leaves [N, ...]."""
 
-    # Typed keys, all randomness of an example.
-    keys: jax.Array
+    keys: jax.Array  # typed keys, all randomness of an example
     # Clean, [N, H, W, C], and int.
     images: jax.Array
     labels: jax.Array
-    # Candidates asked about, int32; it stops when the example is broken.
-    iteration: jax.Array
-    # The best image so far, inside the threat model, [N, H, W, C].
-    adversarial: jax.Array
+    iteration: jax.Array  # candidates asked about, int32; it stops when the example is broken
+    adversarial: jax.Array  # the best image so far, inside the threat model, [N, H, W, C]
     # Of its best wrong logit over the right one, and whether it is misclassified.
     margin: jax.Array
     broken: jax.Array
-    # See `AttackState`.
-    valid: jax.Array
+    valid: jax.Array  # see `AttackState`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +50,9 @@ class Square:
     """Settings of a Square attack, a `StepwiseAttack`. Images are [N, H, W, C]; no gradient is taken."""
 
     threat_model: ThreatModel
-    # Candidates after the first image, for each of which the network is asked once.
-    num_steps: int = 5000
-    # Independent searches; the first that breaks an example counts.
-    num_restarts: int = 1
-    # Of the image that the first windows cover, in (0, 1] (p in the paper).
-    initial_share: float = 0.8
+    num_steps: int = 5000  # candidates after the first image, for each of which the network is asked once
+    num_restarts: int = 1  # independent searches; the first that breaks an example counts
+    initial_share: float = 0.8  # of the image that the first windows cover, in (0, 1] (p in the paper)
 
     def __post_init__(self) -> None:
         check_settings(self)

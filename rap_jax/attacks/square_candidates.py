@@ -99,30 +99,23 @@ _TINY = 1e-12
 class FirstDraws(NamedTuple):
     """Random numbers of the first image of each example, on a grid of stripes (Linf) or of tiles (L2)."""
 
-    # 1 or -1, float [N, rows of the grid, columns, C].
-    signs: jax.Array
-    # Whether the pattern of a tile is, bool [N, rows, columns]; read under L2 only.
-    transposed: jax.Array
+    signs: jax.Array  # 1 or -1, float [N, rows of the grid, columns, C]
+    transposed: jax.Array  # whether the pattern of a tile is, bool [N, rows, columns]; read under L2 only
 
 
 class Draws(NamedTuple):
     """Random numbers of one candidate of each example."""
 
-    # Where the window lies between first and last row and column, uniform in [0, 1), [N, 2].
-    corner: jax.Array
-    # The same of the window that gives up its perturbation; read under L2 only.
-    other_corner: jax.Array
-    # Whether the pattern is, bool [N]; read under L2 only.
-    transposed: jax.Array
-    # 1 or -1, float [N, C].
-    signs: jax.Array
+    corner: jax.Array  # where the window lies between first and last row and column, uniform in [0, 1), [N, 2]
+    other_corner: jax.Array  # the same of the window that gives up its perturbation; read under L2 only
+    transposed: jax.Array  # whether the pattern is, bool [N]; read under L2 only
+    signs: jax.Array  # 1 or -1, float [N, C]
 
 
 class Candidates(NamedTuple):
     """How the images of a norm are made."""
 
-    # (height, width) -> rows and columns of the grid of `FirstDraws`.
-    grid: Callable[[int, int], tuple[int, int]]
+    grid: Callable[[int, int], tuple[int, int]]  # (height, width) -> rows and columns of the grid of `FirstDraws`
     # (images, first draws, epsilon) -> images inside ball and box, [N, H, W, C].
     first: Callable[[jax.Array, FirstDraws, jax.Array | float], jax.Array]
     # (images, best so far, draws, sides of the windows int32 [N], epsilon) -> images inside ball and box.

@@ -77,10 +77,8 @@ class StepwiseAttack(Protocol):
 class AttackResult(NamedTuple):
     """What every attack returns."""
 
-    # Images in [0, 1], [N, ...]. A stepwise attack gives the clean one where it found none.
-    adversarial: jax.Array
-    # Which of them are inside the threat model and misclassified, bool [N].
-    broken: jax.Array
+    adversarial: jax.Array  # images in [0, 1], [N, ...]. A stepwise attack gives the clean one where it found none.
+    broken: jax.Array  # which of them are inside the threat model and misclassified, bool [N]
 
 
 def run_attack(

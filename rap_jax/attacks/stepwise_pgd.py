@@ -28,13 +28,11 @@ class PgdState(NamedTuple):
     # Clean, [N, ...], and int [N].
     images: jax.Array
     labels: jax.Array
-    # The image that the last step led to, inside the threat model, [N, ...].
-    current: jax.Array
+    current: jax.Array  # the image that the last step led to, inside the threat model, [N, ...]
     # The last misclassified image, [N, ...], the start where there is none; and whether there is one, bool [N].
     adversarial: jax.Array
     broken: jax.Array
-    # See `AttackState`.
-    valid: jax.Array
+    valid: jax.Array  # see `AttackState`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +40,10 @@ class Pgd:
     """Settings of PGD from random starts, a `StepwiseAttack`."""
 
     threat_model: ThreatModel
-    # Length of a step in the norm and units of the radius.
-    step_size: float
-    # What rises: `ce`, or `margin`, whose gradient does not vanish where the network is sure.
-    loss: Loss = "ce"
-    # Gradient steps from each start.
-    num_steps: int = 40
-    # Random starts.
-    num_restarts: int = 1
+    step_size: float  # length of a step in the norm and units of the radius
+    loss: Loss = "ce"  # what rises: `ce`, or `margin`, whose gradient does not vanish where the network is sure
+    num_steps: int = 40  # gradient steps from each start
+    num_restarts: int = 1  # random starts
 
     def __post_init__(self) -> None:
         check_settings(self, step_size=check_size("step_size", self.step_size))

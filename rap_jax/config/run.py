@@ -115,8 +115,7 @@ class PruneConfig:
 class TrainConfig:
     """What a training step does with a batch."""
 
-    # None is natural training.
-    attack: AttackConfig | None
+    attack: AttackConfig | None  # None is natural training
     # Without meaning in free training, whose one pass is the training pass.
     attack_batch_norm: Literal["running", "batch"] = setting("running", "Statistics by which BatchNorm normalises "
         "inside the training attack: running (evaluation mode) or the batch's (the authors' code).")  # fmt: skip
@@ -185,10 +184,8 @@ class RunConfig:
     seed: int = setting(0, "Seed of everything random: split, weights, order, attacks.")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
-    # With the attack on the training batch.
-    train: TrainConfig = TrainConfig(AttackConfig())
-    # On the validation split after each epoch, to choose the kept model.
-    select_attack: AttackConfig = AttackConfig()
+    train: TrainConfig = TrainConfig(AttackConfig())  # with the attack on the training batch
+    select_attack: AttackConfig = AttackConfig()  # on the validation split after each epoch, to choose the kept model
     # The one whose result is reported.
     report_attack: AttackConfig = AttackConfig()
     prune: PruneConfig = PruneConfig()

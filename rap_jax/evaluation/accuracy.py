@@ -191,14 +191,10 @@ def _correct_examples(
 class SplitEvaluator(NamedTuple):
     """Evaluates weights."""
 
-    # Natural and robust accuracy of weights under an attack.
-    evaluate: Evaluator
-    # Whose images are attacked.
-    split: DeviceSplit
-    # Typed PRNG key, of the attack's random starts.
-    key: jax.Array
-    # Looked at after every batch.
-    interrupt: Interrupt
+    evaluate: Evaluator  # natural and robust accuracy of weights under an attack
+    split: DeviceSplit  # whose images are attacked
+    key: jax.Array  # typed PRNG key, of the attack's random starts
+    interrupt: Interrupt  # looked at after every batch
 
     def __call__(self, label: str, weights: Weights) -> Accuracy:
         """Accuracies of `weights`; `label` is shown meanwhile.

@@ -34,12 +34,9 @@ class Correctness(NamedTuple):
     # The class, int32, and whether it is the label, bool.
     predicted: Any
     correct: Any
-    # Of the best wrong logit over the right one: above 0 where misclassified.
-    margin: Any
-    # Norm of the perturbation.
-    size: Any
-    # Finite logits, and a perturbation inside the ball and the pixel range, bool.
-    valid: Any
+    margin: Any  # of the best wrong logit over the right one: above 0 where misclassified
+    size: Any  # norm of the perturbation
+    valid: Any  # finite logits, and a perturbation inside the ball and the pixel range, bool
 
 
 def predict_correct(
@@ -74,8 +71,7 @@ def in_microbatches(function: Callable[[Any, jax.Array, Any], Any], mesh: Mesh) 
 class Examples(NamedTuple):
     """A batch of examples, leaves [N, ...]."""
 
-    # Clean: uint8 [N, H, W, C] for the programs below, float in [0, 1] for those of AutoAttack.
-    images: Any
+    images: Any  # clean: uint8 [N, H, W, C] for the programs below, float in [0, 1] for those of AutoAttack
     # Int32 [N]: label, number in the data set, and which start of the attack this is.
     labels: Any
     numbers: Any
@@ -131,12 +127,9 @@ def _logits(model: Model, weights: Weights, images: jax.Array) -> jax.Array:
 class EvaluationInputs(NamedTuple):
     """What is evaluated."""
 
-    # On all devices.
-    weights: Weights
-    # On one device or on all.
-    split: DeviceSplit
-    # Of all random starts.
-    key: jax.Array
+    weights: Weights  # on all devices
+    split: DeviceSplit  # on one device or on all
+    key: jax.Array  # of all random starts
 
 
 class SplitPredictor:

@@ -24,10 +24,8 @@ from rap_jax.evaluation.sweep import NUM_STEPS, OnRadius, SweepPoint, epsilon_sw
 class Finding(NamedTuple):
     """Something that should make one doubt."""
 
-    # In short.
-    name: str
-    # What it means and what to do.
-    text: str
+    name: str  # in short
+    text: str  # what it means and what to do
 
 
 _NEARLY_ALL = 0.95
@@ -207,14 +205,10 @@ MOST_IMAGES = 200
 class Diagnosis(NamedTuple):
     """What `diagnose` saw."""
 
-    # What is wrong; empty where nothing was.
-    findings: list[Finding]
-    # Robust accuracy by radius, from 0 up; at 0 alone for a network without any gradient.
-    sweep: list[SweepPoint]
-    # Share of right examples at which the cross-entropy has no gradient at all.
-    zero_gradients: float
-    # Share of each class among the answers to clean images, [K].
-    predicted: np.ndarray
+    findings: list[Finding]  # what is wrong; empty where nothing was
+    sweep: list[SweepPoint]  # robust accuracy by radius, from 0 up; at 0 alone for a network without any gradient
+    zero_gradients: float  # share of right examples at which the cross-entropy has no gradient at all
+    predicted: np.ndarray  # share of each class among the answers to clean images, [K]
 
 
 def diagnose(

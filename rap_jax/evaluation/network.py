@@ -47,14 +47,10 @@ _FLOAT = np.dtype(np.float32)
 class ExportedFunction(NamedTuple):
     """What the file holds."""
 
-    # Images [N, H, W, C] -> logits [N, K], for any N.
-    logits_fn: Callable[[jax.Array], jax.Array]
-    # (H, W, C), None where the file leaves one of them open.
-    input_shape: tuple[int, int, int] | None
-    # K.
-    num_classes: int
-    # Of the file; 0 for any. With a fixed one, other batches are filled up or taken apart.
-    batch_size: int
+    logits_fn: Callable[[jax.Array], jax.Array]  # images [N, H, W, C] -> logits [N, K], for any N
+    input_shape: tuple[int, int, int] | None  # (H, W, C), None where the file leaves one of them open
+    num_classes: int  # K
+    batch_size: int  # of the file; 0 for any. With a fixed one, other batches are filled up or taken apart.
 
 
 def read_exported(path: Path) -> ExportedFunction:
@@ -172,20 +168,15 @@ _CAUSES = (
 class AttackedNetwork(NamedTuple):
     """A network in evaluation mode."""
 
-    # Short, for tables and folders.
-    name: str
+    name: str  # short, for tables and folders
     # Images [N, H, W, C] in [0, 1] -> logits [N, K]; of a randomised network (images, key) -> logits.
     logits_fn: LogitsFn
     # What results.json says of it: kind, checkpoint (what the user named), and what is known of it.
     about: dict[str, Any]
-    # What must be the same for an evaluation to be gone on with; knows no places.
-    identity: dict[str, Any]
-    # (H, W, C), or None if the network takes what it gets.
-    input_shape: tuple[int, int, int] | None = None
-    # K, or None if only a call shows it.
-    num_classes: int | None = None
-    # The only one that it takes without waste; 0 for any.
-    batch_size: int = 0
+    identity: dict[str, Any]  # what must be the same for an evaluation to be gone on with; knows no places
+    input_shape: tuple[int, int, int] | None = None  # (H, W, C), or None if the network takes what it gets
+    num_classes: int | None = None  # K, or None if only a call shows it
+    batch_size: int = 0  # the only one that it takes without waste; 0 for any
     # What results.json of the run holds that the network comes from, if it comes from one.
     run: dict[str, Any] | None = None
 

@@ -31,8 +31,7 @@ class Sample(NamedTuple):
     # Classes of the data set, and the name of each.
     num_classes: int
     class_names: tuple[str, ...]
-    # What results.json says of the data: the data set, the split, and a hash of these images.
-    about: dict[str, Any]
+    about: dict[str, Any]  # what results.json says of the data: the data set, the split, and a hash of these images
 
     @property
     def words(self) -> str:

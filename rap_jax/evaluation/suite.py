@@ -41,12 +41,10 @@ from rap_jax.runs.folder import RunFolder
 class Transferred(NamedTuple):
     """What the images of one source did."""
 
-    # The other network misclassifies the image of some restart, bool [N].
-    broken: np.ndarray
+    broken: np.ndarray  # the other network misclassifies the image of some restart, bool [N]
     # That image, of the first such restart; the clean one where there is none, float32 [N, H, W, C].
     adversarial: np.ndarray
-    # Whether the source is correct on the clean image, bool [N].
-    source_right: np.ndarray
+    source_right: np.ndarray  # whether the source is correct on the clean image, bool [N]
     # Whether it is on the images of all restarts as well: what PGD leaves of the network that it attacks, bool [N].
     source_robust: np.ndarray
 
@@ -123,16 +121,11 @@ CLEAN = "clean"
 class AttackReport(NamedTuple):
     """What one attack has left."""
 
-    # `PGD, any step`, `AutoAttack standard`, `transfer from NAME`.
-    name: str
-    # Name of the component that broke the example; empty where none did, str [N].
-    broken_by: np.ndarray
-    # The image by which it did, float32 [N, H, W, C].
-    adversarial: np.ndarray
-    # Settings, components and time, for results.json.
-    about: dict[str, Any]
-    # Reasons to doubt it.
-    findings: tuple[Finding, ...] = ()
+    name: str  # `PGD, any step`, `AutoAttack standard`, `transfer from NAME`
+    broken_by: np.ndarray  # name of the component that broke the example; empty where none did, str [N]
+    adversarial: np.ndarray  # the image by which it did, float32 [N, H, W, C]
+    about: dict[str, Any]  # settings, components and time, for results.json
+    findings: tuple[Finding, ...] = ()  # reasons to doubt it
 
     def claimed(self, clean: Correctness) -> np.ndarray:
         """Which examples it says that it broke, bool [N]."""
@@ -144,10 +137,8 @@ class WorstCase(NamedTuple):
 
     # Name of the first component that broke the example; `clean` where no attack was needed; empty where it is robust.
     broken_by: np.ndarray
-    # The image by which it did; the clean one where no attack broke it.
-    adversarial: np.ndarray
-    # Of the adversarial images.
-    predictions: Correctness
+    adversarial: np.ndarray  # the image by which it did; the clean one where no attack broke it
+    predictions: Correctness  # of the adversarial images
 
     @classmethod
     def begin(cls, images: np.ndarray, clean: Correctness) -> Self:
@@ -222,10 +213,8 @@ class Setup(NamedTuple):
     mesh: Mesh
     folder: RunFolder
     interrupt: Interrupt
-    # Examples at a time; 0 chooses.
-    batch_size: int
-    # Attacks in place of those of AutoAttack, or None.
-    components: Sequence[Component] | None
+    batch_size: int  # examples at a time; 0 chooses
+    components: Sequence[Component] | None  # attacks in place of those of AutoAttack, or None
 
     @property
     def threat_model(self) -> ThreatModel:

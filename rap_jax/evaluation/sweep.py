@@ -24,8 +24,7 @@ class SweepPoint(NamedTuple):
     """PGD at one radius."""
 
     epsilon: float
-    # Share of the images that is right under this and all smaller radii.
-    accuracy: float
+    accuracy: float  # share of the images that is right under this and all smaller radii
 
 
 def epsilon_sweep(

@@ -152,15 +152,12 @@ class _Network(NamedTuple):
     # The key of a randomised network, else nothing.
     draw: tuple[jax.Array, ...]
     num_classes: int
-    # Shape and dtype of the images that a device has.
-    batch: jax.ShapeDtypeStruct
-    # Why it has no gradient; empty if it has one.
-    no_gradient: str
+    batch: jax.ShapeDtypeStruct  # shape and dtype of the images that a device has
+    no_gradient: str  # why it has no gradient; empty if it has one
     # The devices, those of the network if it places itself, and whether it does.
     mesh: jax.sharding.Mesh
     places_itself: bool
-    # Images at a time, over all devices.
-    num_slots: int
+    num_slots: int  # images at a time, over all devices
 
     def programs(self, threat_model: ThreatModel) -> Programs:
         """Its programs for a threat model."""

@@ -30,12 +30,9 @@ _MOST_STEPS = 100
 class Attacked(NamedTuple):
     """What an attack has made of the examples in the slots, leaves [N]."""
 
-    # Of the adversarial images, predicted anew.
-    correctness: Correctness
-    # Whether the attack says that it broke the example and the network misclassifies the image, bool.
-    broken: Any
-    # Whether no logits and no gradients on the way were NaN, bool; else surviving the attack means nothing.
-    valid: Any
+    correctness: Correctness  # of the adversarial images, predicted anew
+    broken: Any  # whether the attack says that it broke the example and the network misclassifies the image, bool
+    valid: Any  # whether no logits and no gradients on the way were NaN, bool; else surviving the attack means nothing
 
 
 class Programs:

@@ -20,16 +20,11 @@ class Record(NamedTuple):
     # Int8; -1 while nothing has broken the example, 0 where the clean image is misclassified, else the number of the
     # component that broke it, from 1.
     broken_by: np.ndarray
-    # Float32 [N, ...]; the clean image where no component broke the example.
-    adversarial: np.ndarray
-    # Of the best wrong logit over the right one, at the clean image.
-    clean_margin: np.ndarray
-    # The same at `adversarial`.
-    margin: np.ndarray
-    # Norm of the perturbation.
-    size: np.ndarray
-    # Starts of the component in progress that the example has survived, int32.
-    survived: np.ndarray
+    adversarial: np.ndarray  # float32 [N, ...]; the clean image where no component broke the example
+    clean_margin: np.ndarray  # of the best wrong logit over the right one, at the clean image
+    margin: np.ndarray  # the same at `adversarial`
+    size: np.ndarray  # norm of the perturbation
+    survived: np.ndarray  # starts of the component in progress that the example has survived, int32
 
     @classmethod
     def begin(cls, images: np.ndarray, wrong: np.ndarray, margin: np.ndarray) -> Self:
@@ -61,10 +56,8 @@ class Saved(NamedTuple):
     """A record on disk."""
 
     record: Record
-    # In progress, from 1.
-    component: int
-    # Spent on each component so far.
-    seconds: dict[str, float]
+    component: int  # in progress, from 1
+    seconds: dict[str, float]  # spent on each component so far
 
 
 def save(path: Path, saved: Saved, identity: dict[str, Any]) -> None:

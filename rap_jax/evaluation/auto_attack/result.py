@@ -14,16 +14,11 @@ from rap_jax.evaluation.diagnostics import Finding
 class ComponentResult(NamedTuple):
     """One attack of the ensemble."""
 
-    # Such as `apgd-ce`.
-    name: str
-    # Examples that were left when it began.
-    attacked: int
-    # How many of them it broke.
-    broken: int
-    # Share of all examples that are left after it.
-    robust_accuracy: float
-    # Its time, compilation included.
-    seconds: float
+    name: str  # such as `apgd-ce`
+    attacked: int  # examples that were left when it began
+    broken: int  # how many of them it broke
+    robust_accuracy: float  # share of all examples that are left after it
+    seconds: float  # its time, compilation included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,20 +28,14 @@ class AutoAttackResult:
     # As asked for.
     version: str
     threat_model: ThreatModel
-    # One for each attack that was run.
-    components: tuple[ComponentResult, ...]
+    components: tuple[ComponentResult, ...]  # one for each attack that was run
     # Name of the component that broke the example; `clean` where no attack was needed; empty where it is robust.
     broken_by: np.ndarray
-    # Float32 [N, ...]; the clean image where no attack broke the example.
-    adversarial: np.ndarray
-    # Norm of the perturbation.
-    size: np.ndarray
-    # Of the best wrong logit over the right one at `adversarial`: above 0 where misclassified.
-    margin: np.ndarray
-    # The same at the clean image.
-    clean_margin: np.ndarray
-    # What should make one doubt the numbers.
-    findings: tuple[Finding, ...] = ()
+    adversarial: np.ndarray  # float32 [N, ...]; the clean image where no attack broke the example
+    size: np.ndarray  # norm of the perturbation
+    margin: np.ndarray  # of the best wrong logit over the right one at `adversarial`: above 0 where misclassified
+    clean_margin: np.ndarray  # the same at the clean image
+    findings: tuple[Finding, ...] = ()  # what should make one doubt the numbers
 
     @property
     def robust(self) -> np.ndarray:

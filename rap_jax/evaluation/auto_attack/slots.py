@@ -17,15 +17,12 @@ from rap_jax.evaluation.correctness import Examples
 class Found(NamedTuple):
     """What a look at the slots has shown."""
 
-    # Numbers of examples that have just been broken, int32 [B].
-    broken: np.ndarray
-    # Their images, [B, ...].
-    adversarial: np.ndarray
+    broken: np.ndarray  # numbers of examples that have just been broken, int32 [B]
+    adversarial: np.ndarray  # their images, [B, ...]
     # Margin and norm of the perturbation of these, [B].
     margin: np.ndarray
     size: np.ndarray
-    # Numbers of examples that have survived one more start, int32 [S].
-    survived: np.ndarray
+    survived: np.ndarray  # numbers of examples that have survived one more start, int32 [S]
 
 
 class Slots:

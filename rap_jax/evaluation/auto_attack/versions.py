@@ -36,8 +36,7 @@ class Component(NamedTuple):
 
     name: str
     attack: StepwiseAttack
-    # That its loss needs.
-    least_classes: int = 2
+    least_classes: int = 2  # that its loss needs
 
 
 def stream_of(name: str) -> int:
