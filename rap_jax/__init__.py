@@ -1,6 +1,6 @@
 """Neural networks that are small and robust: adversarial training and ADMM pruning at the same time, in JAX.
 
-    pgd, apgd, fab, square, cw_l2       attacks on any JAX model
+    pgd, apgd, fab, square, cw_l2       attacks on any JAX model, inside a ThreatModel
     auto_attack, diagnose               robust accuracy, and signs that it cannot be trusted
     add_admm_penalty, keep_masked       ADMM pruning and fixed zeros, as optax transformations
     Filter, Column, Irregular           sparsity sets; project_tree and masks_of apply them
@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rap_jax.attacks import apgd, cw_l2, fab, pgd, square
+    from rap_jax.attacks import ThreatModel, apgd, cw_l2, fab, pgd, square
     from rap_jax.compaction import compact, fold_batch_norm
     from rap_jax.evaluation.auto_attack import auto_attack
     from rap_jax.evaluation.diagnostics import diagnose
@@ -33,6 +33,7 @@ __all__ = [
     "Column",
     "Filter",
     "Irregular",
+    "ThreatModel",
     "__version__",
     "add_admm_penalty",
     "apgd",
@@ -53,7 +54,7 @@ __all__ = [
 # Module -> the names that come from it.
 _NAMES = {
     "rap_jax.pruning.admm": ("add_admm_penalty",),
-    "rap_jax.attacks": ("apgd", "cw_l2", "fab", "pgd", "square"),
+    "rap_jax.attacks": ("ThreatModel", "apgd", "cw_l2", "fab", "pgd", "square"),
     "rap_jax.evaluation.auto_attack": ("auto_attack",),
     "rap_jax.compaction": ("compact", "fold_batch_norm"),
     "rap_jax.evaluation.diagnostics": ("diagnose",),

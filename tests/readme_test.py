@@ -26,10 +26,10 @@ def block_with(text: str) -> str:
 
 def test_the_attack() -> None:
     names = {"apply": lambda params, x: x.reshape(len(x), -1) @ params}
-    exec(block_with("import pgd"), names)
+    exec(block_with("import ThreatModel, pgd"), names)
     images, params = jnp.full((4, 2, 2, 1), 0.5), jax.random.normal(jax.random.key(0), (4, 3))
     found = names["attack"](jax.random.key(1), params, images, jnp.array([0, 1, 2, 0]))
-    assert 0 < float(jnp.abs(found - images).max()) <= 8 / 255 + 1e-6
+    assert 0 < float(jnp.abs(found.adversarial - images).max()) <= 8 / 255 + 1e-6 and found.broken.shape == (4,)
 
 
 def test_auto_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

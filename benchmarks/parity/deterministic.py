@@ -17,7 +17,7 @@ from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.fab import boundary_to
 from rap_jax.attacks.hyperplane import ONTO_HYPERPLANE
-from rap_jax.attacks.norms import norm_of
+from rap_jax.attacks.norms import ThreatModel
 from rap_jax.attacks.square import Square
 from rap_jax.attacks.stepwise import rank_targets
 
@@ -45,6 +45,11 @@ class Case(NamedTuple):
     num_queries: int = 5000
 
     @property
+    def threat_model(self) -> ThreatModel:
+        """Of the attacks."""
+        return ThreatModel(self.norm, self.epsilon)
+
+    @property
     def num_classes(self) -> int:
         """Of the network."""
         return int(jax.eval_shape(self.logits_fn, self.images[:1]).shape[1])
@@ -57,7 +62,7 @@ class Case(NamedTuple):
     def first(self) -> np.ndarray:
         """Where APGD starts: random images on the surface of the ball, put into [0, 1]."""
         keys = jax.random.split(jax.random.key(0), len(self.images))
-        directions = jax.vmap(lambda key, image: norm_of(self.norm).direction(key, image[None])[0])(keys, self.images)
+        directions = self.threat_model.random_direction(keys, jnp.asarray(self.images))
         return np.clip(self.images + self.epsilon * np.asarray(directions), 0, 1)
 
 
@@ -124,7 +129,7 @@ def _products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def _apgd(case: Case) -> list[Bar]:
     bars, examples = [], (case.images, case.labels, case.first())
     for loss in ("ce", "dlr"):
-        attack = Apgd(case.epsilon, case.norm, loss, num_steps=case.num_steps)
+        attack = Apgd(case.threat_model, loss, case.num_steps)
         mine = ours.apgd_recorder(case.logits_fn, attack)(examples, 0)
         theirs = official_attacks.apgd_path(case.network, examples, **_settings(case), loss=loss)
         bars += compare.path_bars(f"apgd-{loss}", [compare.path_errors(mine, theirs, case.norm)])
@@ -133,7 +138,7 @@ def _apgd(case: Case) -> list[Bar]:
 
 def _targeted_apgd(case: Case) -> list[Bar]:
     examples = case.images, case.labels, case.first()
-    attack = Apgd(case.epsilon, case.norm, num_steps=case.num_steps, num_targets=case.num_targets)
+    attack = Apgd(case.threat_model, num_steps=case.num_steps, num_targets=case.num_targets)
     record, errors = ours.apgd_recorder(case.logits_fn, attack), []
     for rank in case.ranks:
         theirs = official_attacks.apgd_path(case.network, examples, **_settings(case), loss="", rank=rank)
@@ -144,8 +149,8 @@ def _targeted_apgd(case: Case) -> list[Bar]:
 def _fab(case: Case) -> list[Bar]:
     bars = []
     for name, ranks in (("fab", range(1)), ("fab-t", case.ranks)):
-        part = ours.part_alone(name, epsilon=case.epsilon, norm=case.norm, num_classes=case.num_classes)
-        attack = dataclasses.replace(part.attack, num_steps=case.num_steps)  # type: ignore[type-var]
+        component = ours.component_alone(name, threat_model=case.threat_model, num_classes=case.num_classes)
+        attack = dataclasses.replace(component.attack, num_steps=case.num_steps)  # type: ignore[type-var]
         mine = ours.fab_nearest(case.logits_fn, attack, case.images, case.labels, range(len(ranks)))
         theirs = official_attacks.fab_nearest(case.network, case.images, case.labels, **_settings(case), ranks=ranks)
         bars += compare.nearest_bars(name, mine, theirs)
@@ -153,7 +158,7 @@ def _fab(case: Case) -> list[Bar]:
 
 
 def _square(case: Case) -> list[Bar]:
-    attack = Square(case.epsilon, case.norm, case.num_queries)
+    attack = Square(case.threat_model, case.num_queries)
     stream = draw_stream(0, case.norm, case.images.shape, case.num_queries)
     mine = ours.square_search(case.logits_fn, attack, case.images, case.labels, stream)
     settings = _settings(case) | {"num_steps": case.num_queries}

@@ -14,25 +14,25 @@ from benchmarks.parity.traces import LossValues, Nearest, Path, Search
 from rap_jax.attacks.apgd import Apgd, move
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
-from rap_jax.attacks.norms import norm_of
+from rap_jax.attacks.norms import ThreatModel
 from rap_jax.attacks.square import Square, SquareState, accept, ask
 from rap_jax.attacks.square_candidates import CANDIDATES, Draws, FirstDraws
-from rap_jax.evaluation.auto_attack.versions import VERSIONS, Part, parts_of
+from rap_jax.evaluation.auto_attack.versions import VERSIONS, Component, components_of
 
 Arrays = tuple[np.ndarray, ...]
 
 
-def part_alone(name: str, *, epsilon: float, norm: str, num_classes: int) -> Part:
-    """The part of AutoAttack called `name`, with one restart.
+def component_alone(name: str, *, threat_model: ThreatModel, num_classes: int) -> Component:
+    """The component of AutoAttack called `name`, with one restart.
 
     Raises:
       ValueError: there is none.
     """
     for version in VERSIONS:
-        for part in parts_of(version, epsilon=epsilon, norm=norm, num_classes=num_classes):
-            if part.name == name and version != "rand":
-                attack: Any = part.attack
-                return part._replace(attack=dataclasses.replace(attack, num_restarts=1))
+        for component in components_of(version, threat_model=threat_model, num_classes=num_classes):
+            if component.name == name and version != "rand":
+                attack: Any = component.attack
+                return component._replace(attack=dataclasses.replace(attack, num_restarts=1))
     raise ValueError(f"part is {name!r}; expected one of AutoAttack's for {num_classes} classes.")
 
 
@@ -69,7 +69,7 @@ def apgd_recorder(logits_fn: LogitsFn, attack: Apgd) -> Callable[[Arrays, int], 
 
         def step(state: Any, _: None) -> Any:
             # What the step is going to ask about: a checkpoint may put another image in its place at once.
-            queried = move(norm_of(attack.norm), attack.epsilon, state)
+            queried = move(attack.threat_model, state)
             state = attack.step(logits_fn, state)
             return state, (queried, state.last_loss, logits_fn(queried).argmax(-1) != labels)
 
@@ -104,21 +104,21 @@ def square_search(
 ) -> Search:
     """Square with the random numbers of a stream, windows where the official code puts them."""
     num_images, height, width, _ = images.shape
-    candidates = CANDIDATES[attack.norm]
+    candidates = CANDIDATES[attack.threat_model.norm]
     over_images = lambda x: jnp.broadcast_to(x, (num_images, *jnp.shape(x)))
 
     @jax.jit
     def run(images: jax.Array, labels: jax.Array, draws: Draws, sides: jax.Array) -> Any:
         first_draws = FirstDraws(jnp.asarray(stream.first_signs), over_images(stream.first_transposed))
-        first = candidates.first(images, first_draws, attack.epsilon)
+        first = candidates.first(images, first_draws, attack.threat_model.epsilon)
         keys = jax.random.split(jax.random.key(0), num_images)
         asked = ask(logits_fn, first, labels)
         none = jnp.zeros(num_images, jnp.int32)
-        state = SquareState(keys, images, labels, none, first, *asked, sound=jnp.ones(num_images, bool))
+        state = SquareState(keys, images, labels, none, first, *asked, valid=jnp.ones(num_images, bool))
 
         def step(state: SquareState, drawn: tuple[Draws, jax.Array]) -> tuple[SquareState, None]:
             draws, side = jax.tree.map(over_images, drawn)
-            candidate = candidates.next(images, state.adversarial, draws, side, attack.epsilon)
+            candidate = candidates.next(images, state.adversarial, draws, side, attack.threat_model.epsilon)
             return accept(state, candidate, *ask(logits_fn, candidate, labels)), None
 
         end = lax.scan(step, state, (draws, sides))[0]

@@ -14,11 +14,12 @@ import numpy as np
 
 from benchmarks.parity.compare import Bar, rows_of
 from benchmarks.parity.kept import Answer, Kept
-from benchmarks.parity.ours import part_alone
+from benchmarks.parity.ours import component_alone
 from benchmarks.parity.statistics import least_agreement, mcnemar
 from benchmarks.parity.subject import Subject
 from benchmarks.pytorch.official_autoattack import STANDARD, lenet_of, run_autoattack
 from benchmarks.records import Rows
+from rap_jax.attacks import ThreatModel
 from rap_jax.evaluation.auto_attack import auto_attack
 
 # APGD-T, FAB-T and Square have one restart on both sides, and so have APGD-CE and APGD-DLR here as in `standard`.
@@ -46,10 +47,10 @@ def ways_of(load: Callable[[], Subject], epsilon: float) -> Ways:
 
 def attack_by_ours(subject: Subject, part: str, epsilon: float, seed: int) -> np.ndarray:
     """Which examples are right and stay so, bool [N]."""
-    num_classes = len(subject.state["fc2.bias"])
-    settings: dict[str, Any] = {"epsilon": epsilon, "key": jax.random.key(seed), "diagnostics": False}
+    num_classes, threat_model = len(subject.state["fc2.bias"]), ThreatModel("linf", epsilon)
+    settings: dict[str, Any] = {"threat_model": threat_model, "key": jax.random.key(seed), "diagnostics": False}
     if part != STANDARD:
-        settings["parts"] = (part_alone(part, epsilon=epsilon, norm="linf", num_classes=num_classes),)
+        settings["components"] = (component_alone(part, threat_model=threat_model, num_classes=num_classes),)
     return auto_attack(subject.logits_fn, subject.images, subject.labels, **settings).robust
 
 

@@ -1,52 +1,51 @@
-"""Attacks: a per-example loss or logits go in, adversarial images come out. One attack per file, for any JAX model.
+"""Attacks on any JAX model: logits go in, adversarial images come out. All have one signature and one result.
 
-    pgd, fgsm, momentum_pgd         of a per-example loss of the images: `loss_fn(images) -> [N]`
-                                    of the C&W loss (the paper's Table C1) for `lambda x: margin(logits_fn(x), labels)`
-    apgd, apgd_targeted             of logits: `logits_fn(images) -> [N, K]`; as all below
-    fab, fab_targeted, cw_l2        look for the nearest adversarial image
-    square                          without gradients
+    attack(logits_fn, images, labels, *, threat_model, key, ...) -> AttackResult(adversarial, broken)
 
-norms       the two threat models (L-infinity, L2): random start, steepest step, projection
-stepwise    attacks in pieces, as AutoAttack runs them, and `run_attack` for a whole one
-losses      per-example losses
+pgd, fgsm, momentum_pgd     raise a loss: cross-entropy, or `loss=margin`, the C&W loss
+apgd, apgd_targeted         Auto-PGD, which chooses its step size by itself
+fab, fab_targeted, cw_l2    look for the nearest adversarial image
+square                      without gradients
+
+`pgd_restarts` raises any per-example loss of the images alone: `loss_fn(images) -> [N]`. The modules:
+
+norms                            ThreatModel, the L-infinity and the L2 norm
+losses                           per-example losses
+checks                           what a caller may get wrong
+pgd, apgd, fab, square, cw       the attacks
+stepwise                         attacks in pieces, as AutoAttack runs them; AttackResult
+stepwise_pgd                     PGD as one of them
 hyperplane, square_candidates    what FAB and Square are made of
 
 >>> import jax, jax.numpy as jnp
->>> from rap_jax.attacks import pgd
->>> images = jnp.full((2, 4, 4, 1), 0.5)
->>> loss_fn = lambda images: images.sum((1, 2, 3))  # any per-example loss of any JAX model
->>> attack = jax.jit(lambda key, images: pgd(key, loss_fn, images, epsilon=0.25, step_size=0.25, num_steps=2))
->>> float(attack(jax.random.key(0), images).max())
-0.75
+>>> from rap_jax.attacks import ThreatModel, pgd
+>>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([0, 1])
+>>> logits_fn = lambda images: images.reshape(len(images), -1)[:, :2]  # of any JAX model
+>>> settings = {"threat_model": ThreatModel("linf", 0.25), "step_size": 0.25, "num_steps": 2}
+>>> attack = jax.jit(lambda key, images: pgd(logits_fn, images, labels, key=key, **settings))
+>>> attack(jax.random.key(0), images).broken.tolist()
+[True, True]
 """
 
-from rap_jax.attacks.apgd import Apgd, apgd, apgd_targeted
-from rap_jax.attacks.cw import Nearest, cw_l2
-from rap_jax.attacks.fab import Fab, fab, fab_targeted
-from rap_jax.attacks.norms import NORMS, Norm, is_inside, norm_of
+from rap_jax.attacks.apgd import apgd, apgd_targeted
+from rap_jax.attacks.cw import cw_l2
+from rap_jax.attacks.fab import fab, fab_targeted
+from rap_jax.attacks.norms import ThreatModel
 from rap_jax.attacks.pgd import fgsm, momentum_pgd, pgd, pgd_restarts
-from rap_jax.attacks.square import Square, square
-from rap_jax.attacks.stepwise import Outcome, run_attack
+from rap_jax.attacks.square import square
+from rap_jax.attacks.stepwise import AttackResult
 
 __all__ = [
-    "NORMS",
-    "Apgd",
-    "Fab",
-    "Nearest",
-    "Norm",
-    "Outcome",
-    "Square",
+    "AttackResult",
+    "ThreatModel",
     "apgd",
     "apgd_targeted",
     "cw_l2",
     "fab",
     "fab_targeted",
     "fgsm",
-    "is_inside",
     "momentum_pgd",
-    "norm_of",
     "pgd",
     "pgd_restarts",
-    "run_attack",
     "square",
 ]

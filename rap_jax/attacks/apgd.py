@@ -25,9 +25,9 @@ from jax import lax
 
 from rap_jax.attacks.checks import LogitsFn, check_count, check_size
 from rap_jax.attacks.losses import cross_entropy, dlr, targeted_dlr
-from rap_jax.attacks.norms import Norm, finite, has_nan, norm_of
+from rap_jax.attacks.norms import ThreatModel, finite, has_nan
 from rap_jax.attacks.stepwise import (
-    Outcome,
+    AttackResult,
     check_settings,
     fold_in_each,
     misclassified,
@@ -43,47 +43,43 @@ _MOMENTUM = 0.25
 
 
 class ApgdState(NamedTuple):
-    """Where each example is, leaves [N, ...].
+    """Where each example is, leaves [N, ...]."""
 
-    Attributes:
-      keys, images, labels, targets: what it began with; targets are the labels without a target.
-      iteration: steps done, int32.
-      current, previous: the image now, and before the last step.
-      gradient: of the loss at `current`.
-      best, best_gradient, best_loss: the image of highest loss so far.
-      last_loss: after the last step.
-      rises: in how many steps since the last checkpoint the loss rose.
-      step_size: for the next step.
-      halved, checked_loss: whether the last checkpoint halved the step, and `best_loss` at it.
-      adversarial, broken, sound: see `AttackState`; the last misclassified image.
-    """
-
+    # What it began with; targets are the labels without a target.
     keys: jax.Array
     images: jax.Array
     labels: jax.Array
     targets: jax.Array
+    # Steps done, int32.
     iteration: jax.Array
+    # The image now, the one before the last step, and the gradient of the loss now.
     current: jax.Array
     previous: jax.Array
     gradient: jax.Array
+    # The image of highest loss so far.
     best: jax.Array
     best_gradient: jax.Array
     best_loss: jax.Array
+    # After the last step.
     last_loss: jax.Array
+    # In how many steps since the last checkpoint the loss rose.
     rises: jax.Array
+    # For the next step.
     step_size: jax.Array
+    # Whether the last checkpoint halved the step, and `best_loss` at it.
     halved: jax.Array
     checked_loss: jax.Array
+    # See `AttackState`; the last misclassified image.
     adversarial: jax.Array
     broken: jax.Array
-    sound: jax.Array
+    valid: jax.Array
 
 
-def move(ball: Norm, epsilon: float, state: ApgdState) -> jax.Array:
+def move(threat_model: ThreatModel, state: ApgdState) -> jax.Array:
     """The next image: a step along the gradient, and a share of it with a share of the last change; in ball and box."""
-    into = lambda x: jnp.clip(state.images + ball.project(x - state.images, epsilon), 0, 1)
+    into = lambda x: threat_model.perturb(state.images, x - state.images)
     size = state.step_size.reshape(-1, *[1] * (state.images.ndim - 1))
-    stepped = into(state.current + size * ball.steepest(state.gradient))
+    stepped = into(state.current + size * threat_model.steepest(state.gradient))
     share = where(state.iteration == 0, jnp.ones_like(size), jnp.full_like(size, 1 - _MOMENTUM))
     moved = share * (stepped - state.current) + (1 - share) * (state.current - state.previous)
     return into(state.current + moved)
@@ -130,38 +126,36 @@ _LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"ce": cross_e
 
 
 class _Evaluation(NamedTuple):
-    """Of images: loss, -inf for NaN [N]; gradient, 0 for NaN [N, ...]; misclassified; neither was NaN, bool [N]."""
+    """Of images [N, ...]."""
 
+    # -inf where it is NaN, [N].
     loss: jax.Array
+    # 0 where it is NaN, [N, ...].
     gradient: jax.Array
+    # Misclassified, bool [N].
     wrong: jax.Array
-    sound: jax.Array
+    # Neither loss nor gradient was NaN, bool [N].
+    valid: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Apgd:
-    """Settings of an APGD attack, a `StepwiseAttack`.
+    """Settings of an APGD attack, a `StepwiseAttack`."""
 
-    Attributes:
-      epsilon: radius, for images in [0, 1].
-      norm: `linf` or `l2`.
-      loss: `ce` or `dlr`; with targets it is the targeted DLR loss, and this is not read.
-      num_steps: gradient steps from each start.
-      num_targets: 0, or how many classes are aimed at, those ranked 2, 3, ... for the clean image.
-      num_restarts: random starts, for each target.
-      rho: a step is halved if the loss rose in no more than this share of the steps.
-      num_samples: 0 for a network that is a function; for a randomised one, `logits_fn(images, key)`, over how many
-        draws the gradient is averaged (expectation over transformation). Loss and class are those of the last draw, as
-        in the official implementation. It is called for one image at a time, by `jax.vmap`, each with a key of its own.
-    """
-
-    epsilon: float
-    norm: str = "linf"
+    threat_model: ThreatModel
+    # `ce`, or `dlr`, which needs 3 classes; with targets it is the targeted DLR loss, and this is not read.
     loss: Loss = "ce"
+    # Gradient steps from each start.
     num_steps: int = 100
+    # 0, or how many classes are aimed at, those ranked 2, 3, ... for the clean image; needs 4 classes.
     num_targets: int = 0
+    # Random starts, for each target; the first that breaks an example counts.
     num_restarts: int = 1
+    # A step is halved if the loss rose in no more than this share of the steps.
     rho: float = 0.75
+    # 0 for a network that is a function; for a randomised one, `logits_fn(images, key)`, over how many draws the
+    # gradient is averaged (expectation over transformation). Loss and class are those of the last draw, as in the
+    # official implementation. It is called for one image at a time, by `jax.vmap`, each with a key of its own.
     num_samples: int = 0
 
     def __post_init__(self) -> None:
@@ -181,14 +175,13 @@ class Apgd:
     def start(
         self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
     ) -> ApgdState:
-        """A random point of the ball's surface, put into the box; see `StepwiseAttack`.
+        """A random point of the ball's surface, clipped to [0, 1]; see `StepwiseAttack`.
 
         Raises:
           ValueError: more targets than there are wrong classes.
         """
-        ball, epsilon = norm_of(self.norm), self.epsilon
-        direction = jax.vmap(lambda key, image: ball.direction(key, image[None])[0])(keys, images)
-        return self.start_at(logits_fn, keys, images, labels, starts, jnp.clip(images + epsilon * direction, 0, 1))
+        perturbation = self.threat_model.epsilon * self.threat_model.random_direction(keys, images)
+        return self.start_at(logits_fn, keys, images, labels, starts, jnp.clip(images + perturbation, 0, 1))
 
     def start_at(
         self,
@@ -202,7 +195,7 @@ class Apgd:
         """Like `start`, from given images `first` [N, ...] inside ball and box."""
         num_examples = len(images)
         targets, iteration = self._targets(logits_fn, keys, images, labels, starts), jnp.zeros(num_examples, jnp.int32)
-        loss, gradient, wrong, sound = self._evaluate(logits_fn, keys, first, labels, targets, iteration)
+        loss, gradient, wrong, valid = self._evaluate(logits_fn, keys, first, labels, targets, iteration)
         return ApgdState(
             keys=keys,
             images=images,
@@ -217,12 +210,12 @@ class Apgd:
             best_loss=loss,
             last_loss=jnp.zeros_like(loss),
             rises=jnp.zeros(num_examples, jnp.int32),
-            step_size=jnp.full_like(loss, 2 * self.epsilon),
+            step_size=jnp.full_like(loss, 2 * self.threat_model.epsilon),
             halved=jnp.ones(num_examples, bool),
             checked_loss=loss,
             adversarial=first,
             broken=wrong,
-            sound=sound,
+            valid=valid,
         )
 
     def advance(self, logits_fn: LogitsFn, state: ApgdState, num_steps: int) -> ApgdState:
@@ -231,8 +224,8 @@ class Apgd:
 
     def step(self, logits_fn: LogitsFn, state: ApgdState) -> ApgdState:
         """One step and what follows from it."""
-        current = move(norm_of(self.norm), self.epsilon, state)
-        loss, gradient, wrong, sound = self._evaluate(
+        current = move(self.threat_model, state)
+        loss, gradient, wrong, valid = self._evaluate(
             logits_fn, state.keys, current, state.labels, state.targets, state.iteration + 1
         )
         better = loss > state.best_loss
@@ -247,7 +240,7 @@ class Apgd:
             last_loss=loss,
             adversarial=where(wrong, current, state.adversarial),
             broken=state.broken | wrong,
-            sound=state.sound & sound,
+            valid=state.valid & valid,
         )
         return check(state, num_steps=self.num_steps, rho=self.rho)._replace(iteration=state.iteration + 1)
 
@@ -285,59 +278,36 @@ class Apgd:
         keys = jax.vmap(jax.random.fold_in)(keys, iteration)
         # One after the other: side by side they would take so many times the memory.
         samples = lax.map(lambda number: evaluate(fold_in_each(keys, number)), jnp.arange(self.num_samples))
-        return _Evaluation(samples.loss[-1], samples.gradient.mean(0), samples.wrong[-1], samples.sound.all(0))
+        return _Evaluation(samples.loss[-1], samples.gradient.mean(0), samples.wrong[-1], samples.valid.all(0))
 
 
 def apgd(
-    key: jax.Array,
     logits_fn: LogitsFn,
     images: jax.Array,
     labels: jax.Array,
     *,
-    epsilon: float,
-    norm: str = "linf",
+    threat_model: ThreatModel,
+    key: jax.Array,
     loss: Loss = "ce",
     num_steps: int = 100,
     num_restarts: int = 1,
-) -> Outcome:
-    """APGD-CE or APGD-DLR.
-
-    Args:
-      key: typed PRNG key, or one for each example [N].
-      logits_fn: images [N, ...] -> logits [N, K], in evaluation mode.
-      images: float in [0, 1], [N, ...].
-      labels: int [N].
-      epsilon: radius in input units (8/255, not 8).
-      norm: `linf` or `l2`.
-      loss: `ce` or `dlr`, which needs 3 classes.
-      num_steps: gradient steps from each start.
-      num_restarts: random starts; the first that breaks an example counts.
-
-    Returns:
-      Adversarial images, and which examples are broken.
-
-    Raises:
-      ValueError: settings or arrays that cannot be.
-    """
-    attack = Apgd(epsilon, norm, loss, num_steps, num_restarts=num_restarts)
-    return run_attack(attack, logits_fn, key, images, labels)
+) -> AttackResult:
+    """APGD-CE or APGD-DLR: `Apgd` with these settings by `run_attack`."""
+    attack = Apgd(threat_model, loss, num_steps, num_restarts=num_restarts)
+    return run_attack(attack, logits_fn, images, labels, key=key)
 
 
 def apgd_targeted(
-    key: jax.Array,
     logits_fn: LogitsFn,
     images: jax.Array,
     labels: jax.Array,
     *,
-    epsilon: float,
-    norm: str = "linf",
+    threat_model: ThreatModel,
+    key: jax.Array,
     num_targets: int = 9,
     num_steps: int = 100,
     num_restarts: int = 1,
-) -> Outcome:
-    """APGD-T: APGD on the targeted DLR loss, for the `num_targets` classes that are next to the label; see `apgd`.
-
-    The classes are ranked once, at the clean image. Needs 4 classes.
-    """
-    attack = Apgd(epsilon, norm, num_steps=num_steps, num_targets=num_targets, num_restarts=num_restarts)
-    return run_attack(attack, logits_fn, key, images, labels)
+) -> AttackResult:
+    """APGD-T, towards the classes that are next to the label: `Apgd` with these settings by `run_attack`."""
+    attack = Apgd(threat_model, num_steps=num_steps, num_targets=num_targets, num_restarts=num_restarts)
+    return run_attack(attack, logits_fn, images, labels, key=key)

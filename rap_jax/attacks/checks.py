@@ -67,9 +67,9 @@ def check_size(name: str, value: Any, dtype: Any = None) -> Any:
     return float(value)
 
 
-def check_radius(epsilon: Any, norm: str, dtype: Any = None) -> Any:
+def check_radius(epsilon: Any, norm: str) -> Any:
     """`check_size` of a radius, for images in [0, 1]; a `ValueError` too for a known one above 1 under `linf`."""
-    radius = check_size("epsilon", epsilon, dtype)
+    radius = check_size("epsilon", epsilon)
     if norm == "linf" and isinstance(radius, float) and radius > 1:
         raise ValueError(
             f"epsilon is {radius:g}; expected at most 1 under linf: pixels are in [0, 1], so {radius:g}/255 is meant?"
@@ -108,9 +108,9 @@ def checked_loss(loss_fn: LossFn) -> LossFn:
     return checked
 
 
-def warn_of_nan(sound: jax.Array, function: str) -> None:
-    """Warns of the images [N] that are not sound: `function` or its gradient was NaN there. Silent while traced."""
-    known = known_values(sound)
+def warn_of_nan(valid: jax.Array, function: str) -> None:
+    """Warns of the images [N] that are not valid: `function` or its gradient was NaN there. Silent while traced."""
+    known = known_values(valid)
     if known is None or known.all():
         return
     warnings.warn(

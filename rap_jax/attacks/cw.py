@@ -26,51 +26,45 @@ from jax import lax
 
 from rap_jax.attacks.checks import LogitsFn, check_batch, check_count, check_size, in_dtype, warn_of_nan
 from rap_jax.attacks.losses import margin
-from rap_jax.attacks.norms import finite, has_nan
-from rap_jax.attacks.stepwise import where
+from rap_jax.attacks.norms import ThreatModel, check_threat_model, finite, has_nan
+from rap_jax.attacks.stepwise import AttackResult, where
 
 # Pixels of 0 and 1 are drawn in by half of a millionth, where tanh has a gradient still.
 _INSIDE = 0.999999
 
 
-class Nearest(NamedTuple):
-    """What an attack that looks for the smallest perturbation found.
+class _Nearest(NamedTuple):
+    """The nearest misclassified images so far."""
 
-    Attributes:
-      adversarial: [N, ...]; the clean image where nothing was found.
-      broken: whether a misclassified image was found, however far away, bool [N].
-      distance: how far `adversarial` is from the clean image, [N]; infinite where nothing was found, so that
-        `distance <= epsilon` says who is broken inside a ball.
-    """
-
+    # The clean image where there is none, [N, ...].
     adversarial: jax.Array
+    # Whether there is one, bool [N].
     broken: jax.Array
+    # From the clean image, [N]; infinite where there is none.
     distance: jax.Array
 
 
 class _Search(NamedTuple):
-    """The search over c, [N].
-
-    Attributes:
-      lower, upper: the largest c that failed, the smallest that succeeded.
-      sound: whether no logits and no gradient were NaN, bool [N].
-    """
+    """The search over c, [N]."""
 
     c: jax.Array
+    # The largest c that failed, the smallest that succeeded.
     lower: jax.Array
     upper: jax.Array
-    nearest: Nearest
-    sound: jax.Array
+    nearest: _Nearest
+    # Whether no logits and no gradient were NaN, bool [N].
+    valid: jax.Array
 
 
 class _Descent(NamedTuple):
-    """One minimisation with fixed c. Attributes: found: whether any x so far was misclassified, bool [N]; sound."""
+    """One minimisation with fixed c."""
 
     w: jax.Array
     adam_state: optax.OptState
+    # Whether any x so far was misclassified, bool [N].
     found: jax.Array
-    nearest: Nearest
-    sound: jax.Array
+    nearest: _Nearest
+    valid: jax.Array
 
 
 def cw_l2(
@@ -78,22 +72,30 @@ def cw_l2(
     images: jax.Array,
     labels: jax.Array,
     *,
+    threat_model: ThreatModel | None = None,
+    key: jax.Array | None = None,
     targeted: bool = False,
     confidence: float = 0.0,
     num_steps: int = 1000,
     learning_rate: float = 0.01,
     num_search_steps: int = 9,
     initial_c: float = 1e-3,
-) -> Nearest:
+) -> AttackResult:
     """Looks for the misclassified image in [0, 1] that is nearest to each image in L2.
 
-    Deterministic, and each example by itself as long as `logits_fn` treats it so. Meant to be called under `jax.jit`,
-    where everything but the arrays is static. Takes `num_steps * num_search_steps` gradients, whether they help or not.
+    No radius limits the search. A threat model only decides in the end which images are near enough; without one the
+    nearest image counts however far it is, and the L2 norm of `adversarial - images` where `broken` says how far.
+
+    Draws nothing, and treats each example by itself as long as `logits_fn` treats it so. Meant to be called under
+    `jax.jit`, where everything but the arrays is static. Takes `num_steps * num_search_steps` gradients, whether they
+    help or not.
 
     Args:
       logits_fn: images [N, ...] -> logits [N, K], before any softmax.
       images: clean, float32 or float64 in [0, 1], [N, ...].
       labels: whole numbers [N]; the right classes, or with `targeted` the classes to be reached.
+      threat_model: of norm `l2`, or None.
+      key: not read; it is there since every other attack takes one.
       targeted: whether an image counts only if it is taken for its label, instead of for anything else.
       confidence: the lead, in logits, that the wrong class has to have; 0 or more.
       num_steps: Adam steps for each c. The authors' code takes 10,000 at most.
@@ -102,15 +104,19 @@ def cw_l2(
       initial_c: the first of them.
 
     Returns:
-      For each example the nearest image of all steps. A distance is an upper bound of the true one.
+      For each example the nearest image of all steps, the clean one where none counts. Its distance is an upper bound
+      of the true one.
 
     Raises:
-      ValueError: images or labels that are no batch, images of fewer than 32 bits, logits that are not float [N, K], or
-        an impossible setting.
+      ValueError: another norm, images or labels that are no batch, images of fewer than 32 bits, logits that are not
+        float [N, K], or an impossible setting.
 
     Warns:
       RuntimeWarning: logits or a gradient were NaN, where it counted as 0; outside `jax.jit` only, where that is known.
     """
+    del key
+    if threat_model is not None and check_threat_model(threat_model).norm != "l2":
+        raise ValueError(f"norm is {threat_model.norm!r}; expected l2, in which C&W looks for the nearest image.")
     images, labels = check_batch(images, labels)
     confidence = check_size("confidence", confidence, images.dtype)
     num_steps = check_count("num_steps", num_steps, 1, "1 step")
@@ -118,7 +124,7 @@ def cw_l2(
     _check_positive(learning_rate=learning_rate, initial_c=initial_c)
     logits_fn = in_dtype(logits_fn, images.dtype)
     if not len(images):  # which many a network cannot reshape
-        return Nearest(images, jnp.zeros(0, bool), jnp.zeros(0, images.dtype))
+        return AttackResult(images, jnp.zeros(0, bool))
 
     def shortfall_fn(x: jax.Array) -> jax.Array:
         """What is missing of the lead; an image is misclassified where this is negative, not where it is NaN, [N]."""
@@ -127,16 +133,23 @@ def cw_l2(
 
     def search(_: int, state: _Search) -> _Search:
         end = _descend(shortfall_fn, images, state.c, state.nearest, optax.adam(learning_rate), num_steps)
-        return _next_c(state, end.found)._replace(nearest=end.nearest, sound=state.sound & end.sound)
+        return _next_c(state, end.found)._replace(nearest=end.nearest, valid=state.valid & end.valid)
 
     end = lax.fori_loop(0, num_search_steps, search, _first(images, shortfall_fn(images), initial_c))
-    warn_of_nan(end.sound, "logits_fn")
-    return jax.tree.map(lax.stop_gradient, end.nearest)
+    warn_of_nan(end.valid, "logits_fn")
+    return jax.tree.map(lax.stop_gradient, _result(end.nearest, images, threat_model))
+
+
+def _result(nearest: _Nearest, images: jax.Array, threat_model: ThreatModel | None) -> AttackResult:
+    if threat_model is None:
+        return AttackResult(nearest.adversarial, nearest.broken)
+    broken = nearest.broken & (nearest.distance <= threat_model.epsilon)
+    return AttackResult(where(broken, nearest.adversarial, images), broken)
 
 
 def _first(images: jax.Array, shortfall: jax.Array, initial_c: float) -> _Search:
     zeros, broken = jnp.zeros(len(images), images.dtype), shortfall < 0
-    nearest = Nearest(images, broken, jnp.where(broken, zeros, jnp.inf))
+    nearest = _Nearest(images, broken, jnp.where(broken, zeros, jnp.inf))
     return _Search(zeros + initial_c, zeros, zeros + jnp.inf, nearest, ~jnp.isnan(shortfall))
 
 
@@ -150,36 +163,36 @@ def _descend(
     shortfall_fn: Callable[[jax.Array], jax.Array],
     images: jax.Array,
     c: jax.Array,
-    nearest: Nearest,
+    nearest: _Nearest,
     adam: optax.GradientTransformation,
     num_steps: int,
 ) -> _Descent:
     """Minimises the objective from the images on; its end has the nearest misclassified x up to now."""
 
-    def objective(w: jax.Array) -> tuple[jax.Array, tuple[Nearest, jax.Array]]:
+    def objective(w: jax.Array) -> tuple[jax.Array, tuple[_Nearest, jax.Array]]:
         x = _to_images(w)
         squared = jnp.sum(jnp.square(x - images), range(1, images.ndim))
         shortfall = shortfall_fn(x)
         total = jnp.sum(squared + c * jnp.maximum(shortfall, 0))
-        now = Nearest(x, shortfall < 0, jnp.sqrt(lax.stop_gradient(squared)))
+        now = _Nearest(x, shortfall < 0, jnp.sqrt(lax.stop_gradient(squared)))
         return total, (now, ~jnp.isnan(shortfall))
 
     def step(_: int, state: _Descent) -> _Descent:
         gradient, (now, is_number) = jax.grad(objective, has_aux=True)(state.w)
         with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in whole numbers, as powers of a float
             updates, adam_state = adam.update(finite(gradient), state.adam_state)
-        sound = state.sound & is_number & ~has_nan(gradient)
-        return _Descent(state.w + updates, adam_state, state.found | now.broken, _nearer(state.nearest, now), sound)
+        valid = state.valid & is_number & ~has_nan(gradient)
+        return _Descent(state.w + updates, adam_state, state.found | now.broken, _nearer(state.nearest, now), valid)
 
     w = _from_images(images)
     none = jnp.zeros(len(images), bool)
     return lax.fori_loop(0, num_steps, step, _Descent(w, adam.init(w), none, nearest, ~none))
 
 
-def _nearer(before: Nearest, now: Nearest) -> Nearest:
+def _nearer(before: _Nearest, now: _Nearest) -> _Nearest:
     """`now` where it is misclassified and nearer than all before."""
     new = now.broken & (now.distance < before.distance)
-    return Nearest(*(where(new, chosen, other) for chosen, other in zip(now, before, strict=True)))
+    return _Nearest(*(where(new, chosen, other) for chosen, other in zip(now, before, strict=True)))
 
 
 def _from_images(images: jax.Array) -> jax.Array:

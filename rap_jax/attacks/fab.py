@@ -1,13 +1,16 @@
 """FAB: the nearest adversarial image, found by walking along the linearised decision boundary.
 
 Reference: Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020,
-https://arxiv.org/abs/1907.02044, Algorithm 1; the third part of AutoAttack (https://arxiv.org/abs/2003.01690).
+https://arxiv.org/abs/1907.02044, Algorithm 1; the third component of AutoAttack (https://arxiv.org/abs/2003.01690).
 
-A step takes the boundary between the right class and another as a hyperplane and goes a little beyond the
-nearest point of it inside [0, 1] (`hyperplane`), drawn towards the clean image. If that point is misclassified, it
-counts if it is the nearest so far, and the next step begins 10% nearer to the image. The distance is minimised;
-`epsilon` only decides in the end what is near enough. FAB goes for the class whose hyperplane is nearest and takes a
-gradient for every class; FAB-T goes for one class and takes one gradient.
+A step takes the boundary between the right class and another as a hyperplane and goes a little beyond the nearest point
+of it inside [0, 1] (`hyperplane`), drawn towards the clean image. If that point is misclassified, it counts if it is
+the nearest so far, and the next step begins 10% nearer to the image. The distance is minimised; the radius only decides
+in the end what is near enough. FAB goes for the class whose hyperplane is nearest and takes a gradient for every class;
+FAB-T goes for one class and takes one gradient.
+
+Where z are the logits, the boundary to the class t is z_t - z_label = 0. At an image x its hyperplane is where the
+linear function of value `height` = z_t - z_label and gradient `normal`, both at x, is 0.
 
 Differs from the authors' code (fra31/auto-attack):
 (1) An image that is misclassified already is broken, at distance 0; theirs leaves it out.
@@ -17,11 +20,6 @@ Differs from the authors' code (fra31/auto-attack):
 (5) Each example has its own key. Restart 0 of every target draws nothing, here as there, and goes the same way.
 What stays: a check of each point costs a forward pass, and its gradient another. What is misclassified is drawn back in
 between, so one pass for both would go another way.
-
-The decision boundary between two classes, made linear at an image.
-
-Where z are the logits, the boundary to the class t is z_t - z_label = 0. At an image x it is taken as the hyperplane on
-which the linear function of the value `height` = z_t - z_label at x and of the gradient `normal` there is 0.
 """
 
 import dataclasses
@@ -33,9 +31,9 @@ from jax import lax
 
 from rap_jax.attacks.checks import LogitsFn, check_batch, check_count, in_dtype
 from rap_jax.attacks.hyperplane import ONTO_HYPERPLANE
-from rap_jax.attacks.norms import NORMS, finite, has_nan, norm_of
+from rap_jax.attacks.norms import ThreatModel, finite, has_nan
 from rap_jax.attacks.stepwise import (
-    Outcome,
+    AttackResult,
     check_settings,
     fold_in_each,
     keys_of_examples,
@@ -101,58 +99,49 @@ _SHORTEST = 1e-8
 
 
 class FabState(NamedTuple):
-    """A batch under attack.
+    """A batch under attack."""
 
-    Attributes:
-      images: clean, [N, ...].
-      labels: right classes, [N].
-      targets: class to reach, [N]; the labels, not read, if FAB is to choose it.
-      current: where the next step begins, in [0, 1], [N, ...].
-      adversarial: the nearest misclassified image so far, [N, ...]; the clean image before there is one.
-      distance: its distance from the clean image, [N]; infinite before there is one.
-      broken: whether the distance is `epsilon` or less, bool [N].
-      sound: see `AttackState`.
-    """
-
+    # Clean, [N, ...], and int [N].
     images: jax.Array
     labels: jax.Array
+    # Class to reach, [N]; the labels, not read, if FAB is to choose it.
     targets: jax.Array
+    # Where the next step begins, in [0, 1], [N, ...].
     current: jax.Array
+    # The nearest misclassified image so far, [N, ...], the clean one before there is one; its distance, [N], infinite
+    # before there is one; and whether that is the radius or less, bool [N].
     adversarial: jax.Array
     distance: jax.Array
     broken: jax.Array
-    sound: jax.Array
+    # See `AttackState`.
+    valid: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Fab:
-    """The attack as a `StepwiseAttack`.
+    """Settings of FAB or FAB-T, a `StepwiseAttack`.
 
     Its starts are, for each target, all restarts. The first of each begins at the image and draws nothing; the others
-    begin at a random point at a distance of `epsilon` / 2.
-
-    Attributes:
-      epsilon: radius in input units (8/255, not 8). Paths from the image itself do not depend on it.
-      norm: `linf` or `l2`.
-      num_steps: steps from each start.
-      num_targets: 0 for FAB; otherwise the classes to reach in turn, those of rank 2 to `num_targets` + 1 among the
-        logits of the clean image. At most the number of classes less 1.
-      num_restarts: 1 or more, for each target.
-      alpha_max: largest weight of the step from the clean image against the one from the current point, in [0, 1].
-      overshoot: how far to go, as a share of the way to the hyperplane (eta).
-      backward: where to go on after a success, as a share of the way from the clean image (beta).
+    begin at a random point at half the radius.
 
     Raises:
-      ValueError: unknown norm, or an impossible number; in `start`: more targets than there are.
+      ValueError: an impossible number; in `start`: more targets than there are.
     """
 
-    epsilon: float
-    norm: str = "linf"
+    # Paths from the image itself do not depend on the radius.
+    threat_model: ThreatModel
+    # Steps from each start.
     num_steps: int = 100
+    # 0 for FAB; otherwise the classes to reach in turn, those of rank 2 to `num_targets` + 1 among the logits of the
+    # clean image. At most the number of classes less 1.
     num_targets: int = 0
+    # For each target; the first that breaks an example counts.
     num_restarts: int = 1
+    # Largest weight of the step from the clean image against the one from the current point, in [0, 1].
     alpha_max: float = 0.1
+    # How far to go, as a share of the way to the hyperplane (eta).
     overshoot: float = 1.05
+    # Where to go on after a success, as a share of the way from the clean image (beta).
     backward: float = 0.9
 
     def __post_init__(self) -> None:
@@ -182,58 +171,42 @@ class Fab:
 
 
 def fab(
-    key: jax.Array,
     logits_fn: LogitsFn,
     images: jax.Array,
     labels: jax.Array,
     *,
-    epsilon: float,
-    norm: str = "linf",
+    threat_model: ThreatModel,
+    key: jax.Array,
     num_steps: int = 100,
     num_restarts: int = 1,
-) -> Outcome:
-    """Attacks with FAB; each step takes the gradients of all classes.
-
-    Args:
-      key: typed PRNG key, or one for each example [N]. Not read by the first restart.
-      logits_fn: images [N, ...] -> logits [N, K].
-      images: float in [0, 1], [N, ...].
-      labels: whole numbers [N].
-      epsilon, norm, num_steps, num_restarts: as in `Fab`, which has further settings.
-
-    Returns:
-      For each example the adversarial image and whether it is within `epsilon`.
-
-    Raises:
-      ValueError: what `Fab` or `run_attack` refuses.
-    """
-    attack = Fab(epsilon, norm, num_steps, num_restarts=num_restarts)
-    return run_attack(attack, logits_fn, key, images, labels)
+) -> AttackResult:
+    """FAB, which takes the gradients of all classes at each step: `Fab` with these settings by `run_attack`."""
+    attack = Fab(threat_model, num_steps, num_restarts=num_restarts)
+    return run_attack(attack, logits_fn, images, labels, key=key)
 
 
 def fab_targeted(
-    key: jax.Array,
     logits_fn: LogitsFn,
     images: jax.Array,
     labels: jax.Array,
     *,
-    epsilon: float,
-    norm: str = "linf",
-    num_steps: int = 100,
+    threat_model: ThreatModel,
+    key: jax.Array,
     num_targets: int = 9,
+    num_steps: int = 100,
     num_restarts: int = 1,
-) -> Outcome:
-    """Attacks with FAB-T: `num_targets` classes in turn. The rest is as in `fab`."""
-    attack = Fab(epsilon, norm, num_steps, num_targets, num_restarts)
-    return run_attack(attack, logits_fn, key, images, labels)
+) -> AttackResult:
+    """FAB-T, towards `num_targets` classes in turn: `Fab` with these settings by `run_attack`."""
+    attack = Fab(threat_model, num_steps, num_targets, num_restarts)
+    return run_attack(attack, logits_fn, images, labels, key=key)
 
 
 def closest_adversarials(
-    attack: Fab, key: jax.Array, logits_fn: LogitsFn, images: jax.Array, labels: jax.Array
+    attack: Fab, logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, *, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The nearest misclassified image that any start of the attack finds, however far it is.
 
-    Arguments as in `run_attack`. `epsilon` has no part in it, but for where random restarts begin.
+    Arguments as in `run_attack`. The radius has no part in it, but for where random restarts begin.
 
     Returns:
       Adversarial images [N, ...], clean ones where none was found; and their distance from those [N], infinite there.
@@ -257,42 +230,44 @@ def _first(attack: Fab, keys: jax.Array, images: jax.Array, starts: jax.Array) -
     """Where each start begins."""
     if attack.num_restarts == 1:
         return images
-    direction = jax.vmap(lambda key, image: norm_of(attack.norm).direction(key, image[None])[0])(keys, images)
-    return where(starts % attack.num_restarts > 0, jnp.clip(images + attack.epsilon / 2 * direction, 0, 1), images)
+    perturbation = attack.threat_model.epsilon / 2 * attack.threat_model.random_direction(keys, images)
+    return where(starts % attack.num_restarts > 0, jnp.clip(images + perturbation, 0, 1), images)
 
 
 def _move(attack: Fab, logits_fn: LogitsFn, state: FabState) -> tuple[FabState, jax.Array]:
     """The next point: beyond the hyperplane, between the steps there from the current point and from the image.
 
-    The state comes back with it, as it is but for `sound`.
+    The state comes back with it, as it is but for `valid`.
     """
     if attack.num_targets:
         height, normal = boundary_to(logits_fn, state.current, state.labels, state.targets)
     else:
-        height, normal = nearest_boundary(logits_fn, state.current, state.labels, attack.norm)
-    sound = state.sound & ~(has_nan(normal) | jnp.isnan(height))
+        height, normal = nearest_boundary(logits_fn, state.current, state.labels, attack.threat_model.norm)
+    valid = state.valid & ~(has_nan(normal) | jnp.isnan(height))
     normal, height = finite(normal), jnp.where(jnp.isnan(height), 0.0, height)
     # The clean image and the current point have the same hyperplane, so their heights differ by w.(image - current).
     height_at_image = height + _flat(normal * (state.images - state.current)).sum(axis=1)
-    step, length = _step_onto(attack.norm, state.current, normal, height)
-    step_at_image, length_at_image = _step_onto(attack.norm, state.images, normal, height_at_image)
+    step, length = _step_onto(attack.threat_model, state.current, normal, height)
+    step_at_image, length_at_image = _step_onto(attack.threat_model, state.images, normal, height_at_image)
     alpha = jnp.minimum(length / (length + length_at_image), attack.alpha_max).reshape(-1, *[1] * (step.ndim - 1))
     beyond = state.current + attack.overshoot * step
     beyond_at_image = state.images + attack.overshoot * step_at_image
-    return state._replace(sound=sound), jnp.clip((1 - alpha) * beyond + alpha * beyond_at_image, 0, 1)
+    return state._replace(valid=valid), jnp.clip((1 - alpha) * beyond + alpha * beyond_at_image, 0, 1)
 
 
-def _step_onto(norm: str, points: jax.Array, normal: jax.Array, height: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _step_onto(
+    threat_model: ThreatModel, points: jax.Array, normal: jax.Array, height: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The least step [N, ...] onto the hyperplane, and its length [N]."""
-    step = ONTO_HYPERPLANE[norm](_flat(points), _flat(normal), height)
-    return step.reshape(points.shape), jnp.maximum(NORMS[norm].size(step), _SHORTEST)
+    step = ONTO_HYPERPLANE[threat_model.norm](_flat(points), _flat(normal), height)
+    return step.reshape(points.shape), jnp.maximum(threat_model.size(step), _SHORTEST)
 
 
 def _check(attack: Fab, logits_fn: LogitsFn, state: FabState, moved: jax.Array) -> FabState:
     """Keeps the new point if it is misclassified and nearer than what there is; draws it back for the next step."""
     logits = logits_fn(moved)
     wrong = misclassified(logits, state.labels)
-    distance = NORMS[attack.norm].size(moved - state.images)
+    distance = attack.threat_model.size(moved - state.images)
     closer = wrong & (distance < state.distance)
     distance = jnp.where(closer, distance, state.distance)
     drawn_back = state.images + attack.backward * (moved - state.images)
@@ -300,8 +275,8 @@ def _check(attack: Fab, logits_fn: LogitsFn, state: FabState, moved: jax.Array) 
         current=where(wrong, drawn_back, moved),
         adversarial=where(closer, moved, state.adversarial),
         distance=distance,
-        broken=distance <= attack.epsilon,
-        sound=state.sound & ~has_nan(logits),
+        broken=distance <= attack.threat_model.epsilon,
+        valid=state.valid & ~has_nan(logits),
     )
 
 

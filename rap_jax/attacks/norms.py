@@ -1,17 +1,18 @@
-"""Threat models: what an attack needs to know of a norm, as a few small functions.
+"""The threat model, and the two norms that it may have: random start, steepest step, projection.
 
 Perturbations have the shape of the images, [N, ...]; norms and projections are per example, over all other axes.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rap_jax._runtime.arrays import at_least_float32, in_words
-from rap_jax.attacks.checks import check_size
+from rap_jax._runtime.arrays import at_least_float32, in_words, is_array
+from rap_jax.attacks.checks import check_radius
 
 # Adding a perturbation to a pixel and taking the difference again rounds twice in float32.
 _ROUNDING = 1e-5
@@ -20,20 +21,17 @@ _TINY = 1e-12
 
 
 class Norm(NamedTuple):
-    """A norm ball, as pure functions.
+    """A norm and its balls, as pure functions."""
 
-    Attributes:
-      random: (key, images, epsilon) -> perturbation drawn uniformly from the ball of radius epsilon.
-      direction: (key, images) -> random perturbation of norm 1.
-      steepest: gradient -> the direction of norm 1 along which a linear loss rises most.
-      project: (perturbation, epsilon) -> the nearest perturbation inside the ball.
-      size: perturbation -> its norm, [N].
-    """
-
+    # (key, images, epsilon) -> perturbation drawn uniformly from the ball of radius epsilon.
     random: Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
+    # (key, images) -> random perturbation of norm 1.
     direction: Callable[[jax.Array, jax.Array], jax.Array]
+    # gradient -> the direction of norm 1 along which a linear loss rises most.
     steepest: Callable[[jax.Array], jax.Array]
+    # (perturbation, epsilon) -> the nearest perturbation inside the ball.
     project: Callable[[jax.Array, jax.Array | float], jax.Array]
+    # perturbation -> its norm, [N].
     size: Callable[[jax.Array], jax.Array]
 
 
@@ -86,7 +84,8 @@ def _l2_steepest(gradient: jax.Array) -> jax.Array:
 
 
 def _l2_project(perturbation: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    share = jnp.minimum(1.0, epsilon / jnp.maximum(_l2_length(perturbation), _TINY))
+    length = _l2_length(perturbation)
+    share = jnp.minimum(1.0, jnp.asarray(epsilon, length.dtype) / jnp.maximum(length, _TINY))
     return perturbation * share.astype(perturbation.dtype)
 
 
@@ -101,31 +100,113 @@ NORMS: dict[str, Norm] = {
 }
 
 
-def norm_of(name: str) -> Norm:
-    """The norm of that name; a `ValueError` names the known ones."""
-    if name not in NORMS:
-        raise ValueError(f"norm is {name!r}; expected one of {', '.join(NORMS)}.")
-    return NORMS[name]
+@dataclasses.dataclass(frozen=True)
+class ThreatModel:
+    """What an attacker may do to an image: move it within a norm ball around it, and within [0, 1].
 
-
-def is_inside(
-    adversarial: jax.Array, images: jax.Array, *, epsilon: jax.Array | float, norm: str = "linf"
-) -> jax.Array:
-    """Which of `adversarial` [N, ...] lie in the ball around `images` and in [0, 1], up to rounding: bool [N].
-
-    False for NaN as well, which fails every comparison. The difference is taken in float32 or wider, and its rounding
-    alone is allowed for, whatever the dtype of the images: an image that is rounded to bfloat16 may be outside.
+    A pytree with the norm as static data, so that the radius may be traced. With a known radius it is hashable, and may
+    be a static argument of `jax.jit`.
 
     Raises:
-      ValueError: unequal shapes, an unknown norm, or a radius that is negative or no number.
+      ValueError: an unknown norm, a radius that is no number of 0 or more, or one above 1 under `linf`.
     """
-    if adversarial.shape != images.shape:
-        raise ValueError(f"adversarial images are {in_words(adversarial)}; expected the shape of {in_words(images)}.")
-    adversarial, images = at_least_float32(adversarial), at_least_float32(images)
-    dtype = max(adversarial.dtype, images.dtype, key=lambda dtype: dtype.itemsize)
-    radius = check_size("epsilon", epsilon, dtype) * (1 + _ROUNDING) + 1e-6
-    in_box = ((adversarial >= 0) & (adversarial <= 1)).all(_example_axes(adversarial))
-    return in_box & (norm_of(norm).size(adversarial.astype(dtype) - images.astype(dtype)) <= radius)
+
+    # `linf` or `l2`.
+    norm: str
+    # Radius in the units of the images (8/255, not 8).
+    epsilon: jax.Array | float
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm is {self.norm!r}; expected one of {', '.join(NORMS)}.")
+        object.__setattr__(self, "epsilon", check_radius(self.epsilon, self.norm))
+
+    def random_start(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """Perturbations to begin with, drawn uniformly from the ball, [N, ...].
+
+        Args:
+          key: typed PRNG key; or one for each example [N], on which alone its draw then depends.
+          images: clean, [N, ...].
+        """
+        radius = self._radius(images.dtype)
+        draw = lambda key, images: NORMS[self.norm].random(key, images, radius)
+        return _draw_for_each(draw, key, images) if has_key_for_each(key) else draw(key, images)
+
+    def random_direction(self, keys: jax.Array, images: jax.Array) -> jax.Array:
+        """Random perturbations of norm 1, [N, ...], each from its own key: typed PRNG keys [N]."""
+        return _draw_for_each(NORMS[self.norm].direction, keys, images)
+
+    def steepest(self, gradient: jax.Array) -> jax.Array:
+        """The directions of norm 1 along which losses with this gradient [N, ...] rise most; 0 where it is 0."""
+        return NORMS[self.norm].steepest(gradient)
+
+    def size(self, perturbation: jax.Array) -> jax.Array:
+        """Norms of perturbations [N, ...], [N]."""
+        return NORMS[self.norm].size(perturbation)
+
+    def project(self, perturbation: jax.Array) -> jax.Array:
+        """The nearest perturbations inside the ball, [N, ...]."""
+        return NORMS[self.norm].project(perturbation, self._radius(perturbation.dtype))
+
+    def perturb(self, images: jax.Array, perturbation: jax.Array) -> jax.Array:
+        """The images after the perturbations [N, ...], projected onto the ball and then clipped to [0, 1].
+
+        `images` are in [0, 1], so that clipping never lengthens a perturbation.
+        """
+        return jnp.clip(images + self.project(perturbation), 0, 1)
+
+    def contains(self, adversarial: jax.Array, images: jax.Array) -> jax.Array:
+        """Which of `adversarial` [N, ...] the attacker may make of `images`, up to rounding: bool [N].
+
+        False for NaN as well, which fails every comparison. The difference is taken in float32 or wider, and its
+        rounding alone is allowed for, whatever the dtype of the images: an image that is rounded to bfloat16 may be
+        outside.
+
+        Raises:
+          ValueError: unequal shapes.
+        """
+        if adversarial.shape != images.shape:
+            found, expected = in_words(adversarial), in_words(images)
+            raise ValueError(f"adversarial images are {found}; expected the shape of {expected}.")
+        adversarial, images = at_least_float32(adversarial), at_least_float32(images)
+        dtype = max(adversarial.dtype, images.dtype, key=lambda dtype: dtype.itemsize)
+        radius = self._radius(dtype) * (1 + _ROUNDING) + 1e-6
+        in_range = ((adversarial >= 0) & (adversarial <= 1)).all(_example_axes(adversarial))
+        return in_range & (self.size(adversarial.astype(dtype) - images.astype(dtype)) <= radius)
+
+    def _radius(self, dtype: Any) -> Any:
+        """In `dtype` where it is an array: strict promotion refuses another one."""
+        radius: Any = self.epsilon
+        return radius.astype(dtype) if is_array(radius) else radius
+
+
+def _unflatten(norm: str, children: tuple[Any]) -> ThreatModel:
+    """Without the checks: JAX also builds trees of what is no number."""
+    threat_model = object.__new__(ThreatModel)
+    object.__setattr__(threat_model, "norm", norm)
+    object.__setattr__(threat_model, "epsilon", *children)
+    return threat_model
+
+
+jax.tree_util.register_pytree_node(
+    ThreatModel, lambda threat_model: ((threat_model.epsilon,), threat_model.norm), _unflatten
+)
+
+
+def check_threat_model(threat_model: Any) -> ThreatModel:
+    """The threat model as it is; a `ValueError` for anything else."""
+    if not isinstance(threat_model, ThreatModel):
+        raise ValueError(f'threat_model is {threat_model!r}; expected one, such as ThreatModel("linf", 8 / 255).')
+    return threat_model
+
+
+def has_key_for_each(key: jax.Array) -> bool:
+    """Whether these are typed PRNG keys [N], one for each example."""
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1
+
+
+def _draw_for_each(draw: Callable[[jax.Array, jax.Array], jax.Array], keys: jax.Array, images: jax.Array) -> jax.Array:
+    return jax.vmap(lambda key, image: draw(key, image[None])[0])(keys, images)
 
 
 def finite(gradient: jax.Array) -> jax.Array:

@@ -1,10 +1,10 @@
 """Projected gradient descent on the images: with random restarts, with momentum, and in one step.
 
-`pgd`, `pgd_restarts`. Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018,
+`pgd`. Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018,
 https://arxiv.org/abs/1706.06083; used by Ye et al., 2019 (eq. 2) inside training and for evaluation.
 
 Differs from the code of Ye et al.: (1) the random start is put inside [0, 1] before the first gradient, so that
-every gradient is taken at an image; (2) the loss is a function of the images alone, so an attack cannot move
+every gradient is taken at an image; (2) the logits are a function of the images alone, so an attack cannot move
 BatchNorm statistics; (3) where an entry of a gradient is NaN the pixel stays for this step, and an infinite one counts
 as the largest of its sign, so that images are never NaN. Examples do not couple as long as the loss normalises none by
 its neighbours.
@@ -33,186 +33,239 @@ from jax import lax
 
 from rap_jax._runtime.arrays import at_least_float32, is_array
 from rap_jax.attacks.checks import (
+    LogitsFn,
     LossFn,
     check_count,
     check_images,
-    check_radius,
     check_size,
     checked_loss,
     warn_of_nan,
 )
-from rap_jax.attacks.norms import Norm, finite, has_nan, norm_of
+from rap_jax.attacks.losses import check_labels, cross_entropy
+from rap_jax.attacks.norms import ThreatModel, check_threat_model, finite, has_key_for_each, has_nan
+from rap_jax.attacks.stepwise import AttackResult, misclassified
 
-Start = Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
+# (logits [N, K], labels [N]) -> one loss for each image, [N].
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+# Images, the state of the transform, and whether no gradient was NaN so far, bool [N].
 _State = tuple[jax.Array, optax.OptState, jax.Array]
 
 # The gradient as it is: what makes it plain PGD.
 PLAIN_GRADIENT = optax.identity()
 
 
-class PgdSettings(NamedTuple):
-    """What `pgd` takes beside key, loss and images."""
+class Restarts(NamedTuple):
+    """Where the restarts of PGD ended."""
 
-    epsilon: jax.Array | float
-    step_size: jax.Array | float
-    num_steps: int
-    norm: str = "linf"
-    num_restarts: int = 1
-    random_start: bool = True
-    transform: optax.GradientTransformation = PLAIN_GRADIENT
-
-
-class Ascent(NamedTuple):
-    """What restarts found. Attributes: images: [R, N, ...]; sound: no gradient on the way was NaN, bool [R, N]."""
-
-    images: jax.Array
-    sound: jax.Array
+    # Images inside the threat model, [R, N, ...], shape and dtype of the clean ones for each restart.
+    adversarial: jax.Array
+    # Whether no gradient on the way was NaN, bool [R, N]. Where one was, PGD may be weaker than it should be.
+    valid: jax.Array
 
 
 def pgd(
-    key: jax.Array,
-    loss_fn: LossFn,
+    logits_fn: LogitsFn,
     images: jax.Array,
+    labels: jax.Array,
     *,
-    epsilon: jax.Array | float,
+    threat_model: ThreatModel,
+    key: jax.Array | None,
     step_size: jax.Array | float,
     num_steps: int,
-    norm: str = "linf",
     num_restarts: int = 1,
     random_start: bool = True,
+    loss: Loss = cross_entropy,
     transform: optax.GradientTransformation = PLAIN_GRADIENT,
-) -> jax.Array:
-    """Raises `loss_fn` inside a norm ball around `images` and inside [0, 1].
+) -> AttackResult:
+    """PGD: raises the loss of each image inside the threat model; keeps its restart of highest loss.
 
-    Meant to be called under `jax.jit`, where everything but the arrays is static.
+    Meant to be called under `jax.jit`, where everything but the arrays is static. The forward pass that decides
+    `broken` is dropped by the compiler where nothing reads it.
 
     Args:
+      logits_fn: images [N, ...] -> logits [N, K], in evaluation mode.
+      images: clean inputs in [0, 1], [N, ...]; the centre of each ball.
+      labels: whole numbers [N].
+      threat_model: norm and radius; the radius may be traced.
       key: typed PRNG key of the random start; or one for each example [N], and then an example's start depends on its
         own key alone, not on the batch that it is in. Not read if `random_start` is False.
-      loss_fn: maps images [N, ...] to per-example losses [N].
-      images: clean inputs in [0, 1], [N, ...]; the centre of each ball.
-      epsilon: radius in input units (8/255, not 8); may be traced.
-      step_size: length of a step in the same norm and units; may be traced.
+      step_size: length of a step in the norm and units of the radius; may be traced.
       num_steps: gradient steps.
-      norm: `linf` or `l2`.
-      num_restarts: independent starts, run side by side by `vmap`; each example keeps its start of highest loss. One
-        whose loss is NaN comes after all others.
+      num_restarts: independent starts, run side by side by `vmap`.
       random_start: begin at a uniform point of the ball instead of at the image.
+      loss: of logits and labels, one for each image; `losses.margin` gives the C&W attack of the paper's Table C1.
       transform: what the gradient goes through before its steepest direction is taken, such as `optax.trace(0.9)`. Each
         start has a state of its own. It must not couple examples: a clip by the norm of the whole batch would.
 
     Returns:
-      Adversarial images, shape and dtype of `images`, never NaN. No gradient flows through them.
+      Adversarial images, shape and dtype of `images`, never NaN; and which of them are misclassified. No gradient flows
+      through them.
 
     Raises:
-      ValueError: an unknown norm, an impossible number of steps, restarts or keys, a radius or step that is no number
-        of 0 or more, images that are not float [N, ...] in [0, 1], or losses that are not float [N].
+      ValueError: an impossible number of steps, restarts or keys, a step that is no number of 0 or more, images that
+        are not float [N, ...] in [0, 1], labels that are not whole numbers [N], or losses that are not float [N].
 
     Warns:
-      RuntimeWarning: a gradient was NaN; outside `jax.jit` only, where that is known.
+      RuntimeWarning: logits or a gradient were NaN; outside `jax.jit` only, where that is known.
     """
-    candidates = pgd_restarts(
-        key,
+    images = check_images(images)
+    labels = check_labels(labels, len(images))
+    loss_fn = lambda x: loss(logits_fn(x), labels)
+    restarts = pgd_restarts(
         loss_fn,
         images,
-        epsilon=epsilon,
+        threat_model=threat_model,
+        key=key,
         step_size=step_size,
         num_steps=num_steps,
-        norm=norm,
         num_restarts=num_restarts,
         random_start=random_start,
         transform=transform,
     )
-    if num_restarts == 1 or not len(images):
-        return candidates[0]
-    losses = jax.vmap(loss_fn)(candidates)
-    worst = jnp.argmax(jnp.where(jnp.isnan(losses), -jnp.inf, losses), axis=0)
-    return jax.vmap(lambda i, starts: starts[i], in_axes=(0, 1))(worst, candidates)
-
-
-def pgd_restarts(
-    key: jax.Array,
-    loss_fn: LossFn,
-    images: jax.Array,
-    *,
-    epsilon: jax.Array | float,
-    step_size: jax.Array | float,
-    num_steps: int,
-    norm: str = "linf",
-    num_restarts: int = 1,
-    random_start: bool = True,
-    transform: optax.GradientTransformation = PLAIN_GRADIENT,
-) -> jax.Array:
-    """Like `pgd`, but returns what every restart found: [num_restarts, N, ...].
-
-    An evaluation wants all of them: the restart of highest loss need not be one that is misclassified.
-    """
-    settings = PgdSettings(epsilon, step_size, num_steps, norm, num_restarts, random_start, transform)
-    found = ascend(key, loss_fn, images, settings)
-    warn_of_nan(found.sound.all(0), "loss_fn")
-    return found.images
-
-
-def ascend(key: jax.Array, loss_fn: LossFn, images: jax.Array, settings: PgdSettings) -> Ascent:
-    """`pgd_restarts`, which also says for which images it may be weaker than it should: where a gradient was NaN."""
-    images = check_images(images)
-    clean = at_least_float32(images)
-    settings = _checked(settings, clean.dtype)
-    ball = norm_of(settings.norm)
-    start = _start(ball, key, len(images)) if settings.random_start else _no_start
     if not len(images):  # which many a network cannot reshape
-        shape = (settings.num_restarts, 0)
-        return Ascent(jnp.zeros(shape + images.shape[1:], images.dtype), jnp.ones(shape, bool))
-    gradient_fn = jax.grad(lambda x: jnp.sum(checked_loss(loss_fn)(x)))
-    gradient_at = lambda x: gradient_fn(_rounded(x, images)).astype(clean.dtype)
-
-    def one_start(key: jax.Array) -> Ascent:
-        first = _into_ball_and_box(ball, clean, start(key, clean, settings.epsilon), settings.epsilon)
-        end, sound = _ascend(ball, gradient_at, clean, first, settings)
-        return Ascent(_rounded(end, images), sound)
-
-    if settings.num_restarts == 1:  # vmap over an axis of one would only get in the compiler's way
-        return jax.tree.map(lambda x: x[None], one_start(key))
-    split = lambda key: jax.random.split(key, settings.num_restarts)
-    return jax.vmap(one_start)(jax.vmap(split, out_axes=1)(key) if _one_for_each(key) else split(key))
+        return AttackResult(images, jnp.zeros(0, bool))
+    adversarial = strongest(loss_fn, restarts.adversarial)
+    logits = logits_fn(adversarial)
+    warn_of_nan(~(has_nan(logits) & restarts.valid.all(0)), "logits_fn")  # of the others `pgd_restarts` has warned
+    return AttackResult(adversarial, misclassified(logits, labels))
 
 
-def _checked(settings: PgdSettings, dtype: Any) -> PgdSettings:
-    """Settings that can be, with radius and step in `dtype` where they are traced."""
-    return settings._replace(
-        epsilon=check_radius(settings.epsilon, settings.norm, dtype),
-        step_size=check_size("step_size", settings.step_size, dtype),
-        num_steps=check_count("num_steps", settings.num_steps, 0, "0 steps"),
-        num_restarts=check_count("num_restarts", settings.num_restarts, 1, "1 restart"),
+def fgsm(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    threat_model: ThreatModel,
+    key: jax.Array | None = None,
+    loss: Loss = cross_entropy,
+) -> AttackResult:
+    """FGSM: moves every image by the radius along the direction in which its loss rises most, then into [0, 1].
+
+    That is the sign of the gradient under `linf`, and the gradient under `l2`. It draws nothing: `key` is not read.
+    Arguments, result and errors are those of `pgd`.
+    """
+    return pgd(
+        logits_fn,
+        images,
+        labels,
+        threat_model=threat_model,
+        key=key,
+        step_size=check_threat_model(threat_model).epsilon,
+        num_steps=1,
+        random_start=False,
+        loss=loss,
     )
 
 
-def _one_for_each(key: jax.Array) -> bool:
-    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1
+def momentum_pgd(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    threat_model: ThreatModel,
+    key: jax.Array | None,
+    step_size: jax.Array | float,
+    num_steps: int,
+    decay: float = 1.0,
+    num_restarts: int = 1,
+    random_start: bool = False,
+    loss: Loss = cross_entropy,
+) -> AttackResult:
+    """MI-FGSM: PGD along an accumulated gradient. Arguments, result and errors are those of `pgd`, and:
+
+    Args:
+      decay: share of the accumulated gradient that a step keeps, the paper's mu, 0 or more. With 0 this is `pgd`; with
+        1 all gradients count alike.
+
+    Raises:
+      ValueError: a negative decay, or restarts that are all the same.
+    """
+    if num_restarts > 1 and not random_start:
+        raise ValueError(f"num_restarts is {num_restarts!r} without random_start; expected 1, or random_start=True.")
+    return pgd(
+        logits_fn,
+        images,
+        labels,
+        threat_model=threat_model,
+        key=key,
+        step_size=step_size,
+        num_steps=num_steps,
+        num_restarts=num_restarts,
+        random_start=random_start,
+        loss=loss,
+        transform=momentum(decay),
+    )
 
 
-def _start(ball: Norm, key: jax.Array, num_examples: int) -> Start:
-    """`ball.random`, for one key or one key for each example."""
+def pgd_restarts(
+    loss_fn: LossFn,
+    images: jax.Array,
+    *,
+    threat_model: ThreatModel,
+    key: jax.Array | None,
+    step_size: jax.Array | float,
+    num_steps: int,
+    num_restarts: int = 1,
+    random_start: bool = True,
+    transform: optax.GradientTransformation = PLAIN_GRADIENT,
+) -> Restarts:
+    """What `pgd` is made of: raises any per-example loss of the images, and returns what every restart found.
+
+    An evaluation wants all of them: the restart of highest loss need not be one that is misclassified.
+
+    Args:
+      loss_fn: images [N, ...] -> one loss for each of them, float [N].
+      images, threat_model, key, ...: as in `pgd`, which raises and warns as this does.
+    """
+    images = check_images(images)
+    clean = at_least_float32(images)
+    step_size = check_size("step_size", step_size, clean.dtype)
+    num_steps = check_count("num_steps", num_steps, 0, "0 steps")
+    num_restarts = check_count("num_restarts", num_restarts, 1, "1 restart")
+    check_threat_model(threat_model)
+    if random_start or num_restarts > 1:
+        _check_key(key, len(images))
+    if not len(images):
+        shape = (num_restarts, 0)
+        return Restarts(jnp.zeros(shape + images.shape[1:], images.dtype), jnp.ones(shape, bool))
+    gradient_fn = jax.grad(lambda x: jnp.sum(checked_loss(loss_fn)(x)))
+    gradient_at = lambda x: gradient_fn(_rounded(x, images)).astype(clean.dtype)
+
+    def one_start(key: jax.Array) -> Restarts:
+        perturbation = threat_model.random_start(key, clean) if random_start else jnp.zeros_like(clean)
+        first = threat_model.perturb(clean, perturbation)
+        end, valid = _ascend(threat_model, gradient_at, clean, first, step_size, num_steps, transform)
+        return Restarts(_rounded(end, images), valid)
+
+    found = _each_restart(one_start, key, num_restarts)
+    warn_of_nan(found.valid.all(0), "The loss")
+    return found
+
+
+def strongest(loss_fn: LossFn, restarts: jax.Array) -> jax.Array:
+    """For each image the restart of highest loss, [N, ...] of [R, N, ...]; one of loss NaN comes after all others."""
+    if len(restarts) == 1:
+        return restarts[0]
+    losses = jax.vmap(loss_fn)(restarts)
+    worst = jnp.argmax(jnp.where(jnp.isnan(losses), -jnp.inf, losses), axis=0)
+    return jax.vmap(lambda i, starts: starts[i], in_axes=(0, 1))(worst, restarts)
+
+
+def _each_restart(one_start: Callable[[Any], Restarts], key: Any, num_restarts: int) -> Restarts:
+    """All restarts, each with a key of its own, or with one for each example."""
+    if num_restarts == 1:  # vmap over an axis of one would only get in the compiler's way
+        return jax.tree.map(lambda x: x[None], one_start(key))
+    split = lambda key: jax.random.split(key, num_restarts)
+    return jax.vmap(one_start)(jax.vmap(split, out_axes=1)(key) if has_key_for_each(key) else split(key))
+
+
+def _check_key(key: Any, num_examples: int) -> None:
     if not is_array(key):
         raise ValueError(f"key is {key!r}; expected a typed key, jax.random.key(seed).")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 1:
         raise ValueError(f"There are keys {list(key.shape)}; expected one, or one for each image [{num_examples}].")
-    if not _one_for_each(key):
-        return ball.random
-    if len(key) != num_examples:
+    if has_key_for_each(key) and len(key) != num_examples:
         raise ValueError(f"There are {len(key)} keys; expected one, or one for each of the {num_examples} images.")
-    one = lambda key, image, epsilon: ball.random(key, image[None], epsilon)[0]
-    return jax.vmap(one, in_axes=(0, 0, None))
-
-
-def _no_start(key: jax.Array, images: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    del key, epsilon
-    return jnp.zeros_like(images)
-
-
-def _into_ball_and_box(ball: Norm, images: jax.Array, perturbation: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    """Ball first, then box: `images` are in the box, so clipping to it never lengthens a perturbation."""
-    return jnp.clip(images + ball.project(perturbation, epsilon), 0.0, 1.0)
 
 
 def _rounded(x: jax.Array, images: jax.Array) -> jax.Array:
@@ -227,99 +280,27 @@ def _rounded(x: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def _ascend(
-    ball: Norm,
+    threat_model: ThreatModel,
     gradient_fn: Callable[[jax.Array], jax.Array],
     images: jax.Array,
     first: jax.Array,
-    settings: PgdSettings,
+    step_size: Any,
+    num_steps: int,
+    transform: optax.GradientTransformation,
 ) -> tuple[jax.Array, jax.Array]:
     """The last images [N, ...], and where no gradient was NaN [N], which costs nothing where it is not read."""
-    transform = settings.transform
 
     def step(_: int, state: _State) -> _State:
-        adversarial, transform_state, sound = state
+        adversarial, transform_state, valid = state
         gradient = gradient_fn(adversarial)
         direction, transform_state = transform.update(finite(gradient), transform_state)
-        moved = adversarial + settings.step_size * ball.steepest(finite(direction))
-        inside = _into_ball_and_box(ball, images, moved - images, settings.epsilon)
-        return inside, transform_state, sound & ~has_nan(gradient)
+        moved = adversarial + step_size * threat_model.steepest(finite(direction))
+        inside = threat_model.perturb(images, moved - images)
+        return inside, transform_state, valid & ~has_nan(gradient)
 
     begin = (first, transform.init(first), jnp.ones(len(images), bool))
-    adversarial, _, sound = lax.fori_loop(0, settings.num_steps, step, begin)
-    return lax.stop_gradient(adversarial), sound
-
-
-def fgsm(loss_fn: LossFn, images: jax.Array, *, epsilon: jax.Array | float, norm: str = "linf") -> jax.Array:
-    """Moves every image by `epsilon` along the direction in which its loss rises most, then into [0, 1].
-
-    Meant to be called under `jax.jit`, where everything but the arrays is static.
-
-    Args:
-      loss_fn: maps images [N, ...] to per-example losses [N].
-      images: clean inputs in [0, 1], [N, ...].
-      epsilon: length of the step in input units (8/255, not 8); may be traced.
-      norm: `linf`, a step along the sign of the gradient, or `l2`, a step along the gradient.
-
-    Returns:
-      Adversarial images, shape and dtype of `images`. No gradient flows through them.
-
-    Raises:
-      ValueError: unknown norm, or images that are not floating point.
-    """
-    unread = jax.random.key(0)  # nothing is drawn: the start is the image itself
-    return pgd(unread, loss_fn, images, epsilon=epsilon, step_size=epsilon, num_steps=1, norm=norm, random_start=False)
-
-
-def momentum_pgd(
-    key: jax.Array,
-    loss_fn: LossFn,
-    images: jax.Array,
-    *,
-    epsilon: jax.Array | float,
-    step_size: jax.Array | float,
-    num_steps: int,
-    decay: float = 1.0,
-    norm: str = "linf",
-    num_restarts: int = 1,
-    random_start: bool = False,
-) -> jax.Array:
-    """Raises `loss_fn` inside a norm ball around `images` and inside [0, 1], along an accumulated gradient.
-
-    Meant to be called under `jax.jit`, where everything but the arrays is static.
-
-    Args:
-      key: typed PRNG key of the random start, or one for each example [N]; not read if `random_start` is False.
-      loss_fn: maps images [N, ...] to per-example losses [N].
-      images: clean inputs in [0, 1], [N, ...]; the centre of each ball.
-      epsilon: radius in input units (8/255, not 8); may be traced.
-      step_size: length of a step in the same norm and units; may be traced.
-      num_steps: gradient steps.
-      decay: share of the accumulated gradient that a step keeps, the paper's mu, 0 or more. With 0 this is `pgd`; with
-        1 all gradients count alike.
-      norm: `linf` or `l2`.
-      num_restarts: independent starts; each example keeps its start of highest loss. More than one need a random start.
-      random_start: begin at a uniform point of the ball instead of at the image.
-
-    Returns:
-      Adversarial images, shape and dtype of `images`. No gradient flows through them.
-
-    Raises:
-      ValueError: a negative decay, restarts that are all the same, or what `pgd` refuses.
-    """
-    if num_restarts > 1 and not random_start:
-        raise ValueError(f"num_restarts is {num_restarts!r} without random_start; expected 1, or random_start=True.")
-    return pgd(
-        key,
-        loss_fn,
-        images,
-        epsilon=epsilon,
-        step_size=step_size,
-        num_steps=num_steps,
-        norm=norm,
-        num_restarts=num_restarts,
-        random_start=random_start,
-        transform=momentum(decay),
-    )
+    adversarial, _, valid = lax.fori_loop(0, num_steps, step, begin)
+    return lax.stop_gradient(adversarial), valid
 
 
 def momentum(decay: float) -> optax.GradientTransformation:

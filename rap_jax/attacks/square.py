@@ -25,51 +25,40 @@ from jax import lax
 
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.losses import margin
-from rap_jax.attacks.norms import has_nan
+from rap_jax.attacks.norms import ThreatModel, has_nan
 from rap_jax.attacks.square_candidates import CANDIDATES, HALVINGS, draw, draw_first, window_sides
-from rap_jax.attacks.stepwise import Outcome, check_settings, misclassified, run_attack, where
+from rap_jax.attacks.stepwise import AttackResult, check_settings, misclassified, run_attack, where
 
 
 class SquareState(NamedTuple):
-    """Where each example is in the search, leaves [N, ...].
+    """Where each example is in the search, leaves [N, ...]."""
 
-    Attributes:
-      keys: typed keys, all randomness of an example.
-      images: clean, [N, H, W, C].
-      labels: int32.
-      iteration: candidates asked about, int32; it stops when the example is broken.
-      adversarial: the best image so far, inside ball and box, [N, H, W, C].
-      margin: of its best wrong logit over the right one.
-      broken: whether it is misclassified.
-      sound: see `AttackState`.
-    """
-
+    # Typed keys, all randomness of an example.
     keys: jax.Array
+    # Clean, [N, H, W, C], and int.
     images: jax.Array
     labels: jax.Array
+    # Candidates asked about, int32; it stops when the example is broken.
     iteration: jax.Array
+    # The best image so far, inside the threat model, [N, H, W, C].
     adversarial: jax.Array
+    # Of its best wrong logit over the right one, and whether it is misclassified.
     margin: jax.Array
     broken: jax.Array
-    sound: jax.Array
+    # See `AttackState`.
+    valid: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Square:
-    """Settings of a Square attack, a `StepwiseAttack`. Images are [N, H, W, C].
+    """Settings of a Square attack, a `StepwiseAttack`. Images are [N, H, W, C]; no gradient is taken."""
 
-    Attributes:
-      epsilon: radius, for images in [0, 1].
-      norm: `linf` or `l2`.
-      num_steps: candidates after the first image, for each of which the network is asked once.
-      num_restarts: independent searches.
-      initial_share: of the image that the first windows cover, in (0, 1] (p in the paper).
-    """
-
-    epsilon: float
-    norm: str = "linf"
+    threat_model: ThreatModel
+    # Candidates after the first image, for each of which the network is asked once.
     num_steps: int = 5000
+    # Independent searches; the first that breaks an example counts.
     num_restarts: int = 1
+    # Of the image that the first windows cover, in (0, 1] (p in the paper).
     initial_share: float = 0.8
 
     def __post_init__(self) -> None:
@@ -94,9 +83,9 @@ class Square:
         if images.ndim != 4:
             raise ValueError(f"images have shape {list(images.shape)}; expected [N, H, W, C], as Square moves windows.")
         _, height, width, num_channels = images.shape
-        candidates = CANDIDATES[self.norm]
+        candidates = CANDIDATES[self.threat_model.norm]
         draws = draw_first(keys, candidates.grid(height, width), num_channels)
-        first = candidates.first(images, draws, self.epsilon)
+        first = candidates.first(images, draws, self.threat_model.epsilon)
         first_margin, wrong = ask(logits_fn, first, labels)
         iteration = jnp.zeros(len(images), jnp.int32)
         return SquareState(keys, images, labels, iteration, first, first_margin, wrong, first_margin > -jnp.inf)
@@ -119,15 +108,17 @@ class Square:
         _, height, width, num_channels = state.images.shape
         draws = draw(state.keys, state.iteration + 1, num_channels)
         sides = self.sides(state.iteration, height, width)
-        candidate = CANDIDATES[self.norm].next(state.images, state.adversarial, draws, sides, self.epsilon)
+        candidates = CANDIDATES[self.threat_model.norm]
+        candidate = candidates.next(state.images, state.adversarial, draws, sides, self.threat_model.epsilon)
         new_margin, wrong = ask(logits_fn, candidate, state.labels)
-        sound = state.sound & (state.broken | (new_margin > -jnp.inf))
-        return accept(state, candidate, new_margin, wrong)._replace(sound=sound)
+        valid = state.valid & (state.broken | (new_margin > -jnp.inf))
+        return accept(state, candidate, new_margin, wrong)._replace(valid=valid)
 
     def sides(self, iteration: jax.Array, height: int, width: int) -> jax.Array:
         """Of the windows in pixels, int32 [N], when so many candidates have been asked about, int32 [N]."""
         halvings = (iteration[:, None] > jnp.asarray(HALVINGS, jnp.int32)[None]).sum(1)
-        return jnp.asarray(window_sides(self.norm, height, width, self.initial_share), jnp.int32)[halvings]
+        sides = window_sides(self.threat_model.norm, height, width, self.initial_share)
+        return jnp.asarray(sides, jnp.int32)[halvings]
 
 
 def ask(logits_fn: LogitsFn, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -152,33 +143,14 @@ def accept(state: SquareState, candidate: jax.Array, new_margin: jax.Array, wron
 
 
 def square(
-    key: jax.Array,
     logits_fn: LogitsFn,
     images: jax.Array,
     labels: jax.Array,
     *,
-    epsilon: float,
-    norm: str = "linf",
+    threat_model: ThreatModel,
+    key: jax.Array,
     num_steps: int = 5000,
     num_restarts: int = 1,
-) -> Outcome:
-    """The Square attack; for `jax.jit`, where everything but the arrays is static.
-
-    Args:
-      key: typed PRNG key, or one for each example [N].
-      logits_fn: images [N, H, W, C] -> logits [N, K], in evaluation mode. No gradient is taken.
-      images: float in [0, 1], [N, H, W, C].
-      labels: int [N].
-      epsilon: radius in input units (8/255, not 8).
-      norm: `linf` or `l2`.
-      num_steps: queries for each restart after its first, which each is a forward pass.
-      num_restarts: independent searches; the first that breaks an example counts.
-
-    Returns:
-      For each example a misclassified image inside ball and box, or the clean one, and whether it is broken.
-
-    Raises:
-      ValueError: an unknown norm, images that are not float [N, H, W, C], or another number of labels or keys.
-    """
-    attack = Square(epsilon, norm, num_steps, num_restarts)
-    return run_attack(attack, logits_fn, key, images, labels)
+) -> AttackResult:
+    """`Square` with these settings by `run_attack`."""
+    return run_attack(Square(threat_model, num_steps, num_restarts), logits_fn, images, labels, key=key)

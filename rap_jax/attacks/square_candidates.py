@@ -38,15 +38,12 @@ def window_sides(norm: str, height: int, width: int, initial_share: float) -> np
 
 
 class Tiling(NamedTuple):
-    """The grid of patterns that an L2 attack begins with.
+    """The grid of patterns that an L2 attack begins with."""
 
-    Attributes:
-      side, margin: of a tile, and in front of the first one, in pixels.
-      rows, columns: of tiles.
-    """
-
+    # Of a tile, and in front of the first one, in pixels.
     side: int
     margin: int
+    # Of tiles.
     rows: int
     columns: int
 
@@ -100,45 +97,36 @@ _TINY = 1e-12
 
 
 class FirstDraws(NamedTuple):
-    """Random numbers of the first image of each example, on a grid of stripes (Linf) or of tiles (L2).
+    """Random numbers of the first image of each example, on a grid of stripes (Linf) or of tiles (L2)."""
 
-    Attributes:
-      signs: 1 or -1, float [N, rows of the grid, columns, C].
-      transposed: whether the pattern of a tile is, bool [N, rows, columns]; read under L2 only.
-    """
-
+    # 1 or -1, float [N, rows of the grid, columns, C].
     signs: jax.Array
+    # Whether the pattern of a tile is, bool [N, rows, columns]; read under L2 only.
     transposed: jax.Array
 
 
 class Draws(NamedTuple):
-    """Random numbers of one candidate of each example.
+    """Random numbers of one candidate of each example."""
 
-    Attributes:
-      corner: where the window lies between first and last row and column, uniform in [0, 1), [N, 2].
-      other_corner: the same of the window that gives up its perturbation; read under L2 only.
-      transposed: whether the pattern is, bool [N]; read under L2 only.
-      signs: 1 or -1, float [N, C].
-    """
-
+    # Where the window lies between first and last row and column, uniform in [0, 1), [N, 2].
     corner: jax.Array
+    # The same of the window that gives up its perturbation; read under L2 only.
     other_corner: jax.Array
+    # Whether the pattern is, bool [N]; read under L2 only.
     transposed: jax.Array
+    # 1 or -1, float [N, C].
     signs: jax.Array
 
 
 class Candidates(NamedTuple):
-    """How the images of a norm are made.
+    """How the images of a norm are made."""
 
-    Attributes:
-      grid: (height, width) -> rows and columns of the grid of `FirstDraws`.
-      first: (images, first draws, epsilon) -> images inside ball and box, [N, H, W, C].
-      next: (images, best so far, draws, sides of the windows int32 [N], epsilon) -> images inside ball and box.
-    """
-
+    # (height, width) -> rows and columns of the grid of `FirstDraws`.
     grid: Callable[[int, int], tuple[int, int]]
-    first: Callable[[jax.Array, FirstDraws, float], jax.Array]
-    next: Callable[[jax.Array, jax.Array, Draws, jax.Array, float], jax.Array]
+    # (images, first draws, epsilon) -> images inside ball and box, [N, H, W, C].
+    first: Callable[[jax.Array, FirstDraws, jax.Array | float], jax.Array]
+    # (images, best so far, draws, sides of the windows int32 [N], epsilon) -> images inside ball and box.
+    next: Callable[[jax.Array, jax.Array, Draws, jax.Array, jax.Array | float], jax.Array]
 
 
 def draw_first(keys: jax.Array, grid: tuple[int, int], num_channels: int) -> FirstDraws:
@@ -183,11 +171,13 @@ def _linf_grid(height: int, width: int) -> tuple[int, int]:
     return 1, width
 
 
-def _linf_first(images: jax.Array, draws: FirstDraws, epsilon: float) -> jax.Array:
+def _linf_first(images: jax.Array, draws: FirstDraws, epsilon: jax.Array | float) -> jax.Array:
     return jnp.clip(images + epsilon * draws.signs.astype(images.dtype), 0, 1)
 
 
-def _linf_next(images: jax.Array, best: jax.Array, draws: Draws, sides: jax.Array, epsilon: float) -> jax.Array:
+def _linf_next(
+    images: jax.Array, best: jax.Array, draws: Draws, sides: jax.Array, epsilon: jax.Array | float
+) -> jax.Array:
     """The window goes to one end of the ball: what adding 2 epsilon to `best` and clipping to the ball comes to."""
     end = jnp.clip(images + epsilon * draws.signs[:, None, None].astype(images.dtype), 0, 1)
     return jnp.where(_window(draws.corner, sides, *images.shape[1:3])[..., None], end, best)
@@ -197,7 +187,7 @@ def _l2_grid(height: int, width: int) -> tuple[int, int]:
     return tiling(height, width)[2:]
 
 
-def _l2_first(images: jax.Array, draws: FirstDraws, epsilon: float) -> jax.Array:
+def _l2_first(images: jax.Array, draws: FirstDraws, epsilon: jax.Array | float) -> jax.Array:
     _, height, width, _ = images.shape
     side, margin, *grid = tiling(height, width)
     upright, transposed = (jnp.asarray(np.tile(one, grid), images.dtype) for one in (pattern(side), pattern(side).T))
@@ -209,7 +199,9 @@ def _l2_first(images: jax.Array, draws: FirstDraws, epsilon: float) -> jax.Array
     return _at_distance(images, delta, epsilon)
 
 
-def _l2_next(images: jax.Array, best: jax.Array, draws: Draws, sides: jax.Array, epsilon: float) -> jax.Array:
+def _l2_next(
+    images: jax.Array, best: jax.Array, draws: Draws, sides: jax.Array, epsilon: jax.Array | float
+) -> jax.Array:
     """The window gets a pattern on top of its own, and the length that the ball and another window have to give."""
     _, height, width, num_channels = images.shape
     # With the channels in front, [N, C, H, W]: sums over a plane of a colour image are then twice as fast on a CPU.
@@ -254,7 +246,7 @@ def _unit(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return x / (jnp.sqrt(_sum_of_squares(x, axes)) + _TINY)
 
 
-def _at_distance(images: jax.Array, delta: jax.Array, epsilon: float) -> jax.Array:
+def _at_distance(images: jax.Array, delta: jax.Array, epsilon: jax.Array | float) -> jax.Array:
     return jnp.clip(images + epsilon * _unit(delta, (1, 2, 3)), 0, 1)
 
 

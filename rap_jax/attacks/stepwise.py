@@ -15,45 +15,45 @@ import jax.numpy as jnp
 from jax import lax
 
 from rap_jax._runtime.arrays import is_array
-from rap_jax.attacks.checks import LogitsFn, check_batch, check_count, check_radius, in_dtype, warn_of_nan
+from rap_jax.attacks.checks import LogitsFn, check_batch, check_count, in_dtype, warn_of_nan
 from rap_jax.attacks.losses import check_labels
-from rap_jax.attacks.norms import has_nan, norm_of
+from rap_jax.attacks.norms import check_threat_model, has_nan
 
 
 class AttackState(Protocol):
-    """What every state holds, beside what its attack needs.
-
-    Attributes:
-      adversarial: the image to hand over, [N, ...]: misclassified where `broken`, inside the box always.
-      broken: whether an image inside ball and box has been found that the network gets wrong, bool [N]. One whose
-        logits are NaN is none.
-      sound: that no logits and no gradient on the way were NaN, bool [N]; where they were, NaN in a gradient counted as
-        0, and an image that is not broken is not known to be robust.
-    """
+    """What every state holds, beside what its attack needs."""
 
     @property
-    def adversarial(self) -> jax.Array: ...
+    def adversarial(self) -> jax.Array:
+        """The images to hand over, [N, ...]: misclassified where `broken`, in [0, 1] always."""
+        ...
 
     @property
-    def broken(self) -> jax.Array: ...
+    def broken(self) -> jax.Array:
+        """Whether a misclassified image inside the threat model has been found, bool [N]; never by logits of NaN."""
+        ...
 
     @property
-    def sound(self) -> jax.Array | bool: ...
+    def valid(self) -> jax.Array | bool:
+        """That no logits and no gradient on the way were NaN, bool [N].
+
+        Where they were, NaN in a gradient counted as 0, and an image that is not broken is not known to be robust.
+        """
+        ...
 
 
 class StepwiseAttack(Protocol):
-    """An attack as a frozen dataclass of static settings.
-
-    Attributes:
-      num_starts: how often each example is attacked: random restarts, times targets.
-      num_steps: steps from each start.
-    """
+    """An attack as a frozen dataclass of static settings."""
 
     @property
-    def num_starts(self) -> int: ...
+    def num_starts(self) -> int:
+        """How often each example is attacked: random restarts, times targets."""
+        ...
 
     @property
-    def num_steps(self) -> int: ...
+    def num_steps(self) -> int:
+        """Steps from each start."""
+        ...
 
     def start(
         self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
@@ -74,24 +74,26 @@ class StepwiseAttack(Protocol):
         ...
 
 
-class Outcome(NamedTuple):
-    """What an attack found. Attributes: adversarial: [N, ...], the clean image where nothing was; broken: bool [N]."""
+class AttackResult(NamedTuple):
+    """What every attack returns."""
 
+    # Images in [0, 1], [N, ...]. A stepwise attack gives the clean one where it found none.
     adversarial: jax.Array
+    # Which of them are inside the threat model and misclassified, bool [N].
     broken: jax.Array
 
 
 def run_attack(
-    attack: StepwiseAttack, logits_fn: LogitsFn, key: jax.Array, images: jax.Array, labels: jax.Array
-) -> Outcome:
+    attack: StepwiseAttack, logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, *, key: jax.Array
+) -> AttackResult:
     """All starts of an attack, one after the other, on a whole batch; for `jax.jit` with `attack` static.
 
     Args:
-      attack: what to run.
-      logits_fn: images [N, ...] -> logits [N, K].
+      attack: settings of the attack.
+      logits_fn: images [N, ...] -> logits [N, K], in evaluation mode.
+      images: clean, float32 or float64 in [0, 1], [N, ...].
+      labels: whole numbers [N].
       key: typed PRNG key, or one for each example [N].
-      images: float in [0, 1], [N, ...].
-      labels: int [N].
 
     Returns:
       For each example the outcome of its first start that broke it.
@@ -106,18 +108,18 @@ def run_attack(
     images, labels = check_batch(images, labels)
     keys, logits_fn = keys_of_examples(key, len(images)), in_dtype(logits_fn, images.dtype)
 
-    def one_start(start: jax.Array, carry: tuple[Outcome, jax.Array]) -> tuple[Outcome, jax.Array]:
-        found, sound = carry
+    def one_start(start: jax.Array, carry: tuple[AttackResult, jax.Array]) -> tuple[AttackResult, jax.Array]:
+        found, valid = carry
         starts = jnp.full(len(images), start, jnp.int32)
         state = attack.start(logits_fn, fold_in_each(keys, start), images, labels, starts)
         state = attack.advance(logits_fn, state, attack.num_steps)
-        return keep_first(found, Outcome(state.adversarial, state.broken)), sound & (state.sound | found.broken)
+        return keep_first(found, AttackResult(state.adversarial, state.broken)), valid & (state.valid | found.broken)
 
-    nothing = Outcome(images, jnp.zeros(len(images), bool))
+    nothing = AttackResult(images, jnp.zeros(len(images), bool))
     if not len(images):  # which many a network cannot reshape
         return nothing
-    found, sound = lax.fori_loop(0, attack.num_starts, one_start, (nothing, ~nothing.broken))
-    warn_of_nan(sound, "logits_fn")
+    found, valid = lax.fori_loop(0, attack.num_starts, one_start, (nothing, ~nothing.broken))
+    warn_of_nan(valid, "logits_fn")
     return jax.tree.map(lax.stop_gradient, found)
 
 
@@ -125,12 +127,10 @@ def check_settings(attack: Any, **others: Any) -> None:
     """Refuses what no attack can have; numbers of NumPy become Python's, and `others` take the place of what there is.
 
     Raises:
-      ValueError: an unknown norm, a radius that is no number of 0 or more, or above 1 under `linf`, fewer than 0
-        steps, or fewer than 1 restart.
+      ValueError: no threat model, fewer than 0 steps, or fewer than 1 restart.
     """
-    norm_of(attack.norm)
     checked = {
-        "epsilon": check_radius(attack.epsilon, attack.norm),
+        "threat_model": check_threat_model(attack.threat_model),
         "num_steps": check_count("num_steps", attack.num_steps, 0, "0 steps"),
         "num_restarts": check_count("num_restarts", attack.num_restarts, 1, "1 restart"),
     }
@@ -153,10 +153,10 @@ def with_own_keys(logits_fn: LogitsFn) -> LogitsFn:
     return jax.vmap(lambda image, key: logits_fn(image[None], key)[0])
 
 
-def keep_first(before: Outcome, now: Outcome) -> Outcome:
+def keep_first(before: AttackResult, now: AttackResult) -> AttackResult:
     """`before` where it is broken, else `now` if that is."""
     new = now.broken & ~before.broken
-    return Outcome(where(new, now.adversarial, before.adversarial), before.broken | now.broken)
+    return AttackResult(where(new, now.adversarial, before.adversarial), before.broken | now.broken)
 
 
 def where(condition: jax.Array, chosen: jax.Array, other: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from jax import lax
 
 from rap_jax.attacks.checks import LogitsFn, check_size
 from rap_jax.attacks.losses import cross_entropy, margin
-from rap_jax.attacks.norms import finite, has_nan, norm_of
+from rap_jax.attacks.norms import ThreatModel, finite, has_nan
 from rap_jax.attacks.stepwise import check_settings, misclassified, where
 
 Loss = Literal["ce", "margin"]
@@ -23,43 +23,32 @@ _LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"ce": cross_e
 
 
 class PgdState(NamedTuple):
-    """A batch under attack.
+    """A batch under attack."""
 
-    Attributes:
-      images: clean, [N, ...].
-      labels: [N].
-      current: the image that the last step led to, inside ball and box, [N, ...].
-      adversarial: the last misclassified image, [N, ...]; the start where there is none.
-      broken: whether there is one, bool [N].
-      sound: see `AttackState`.
-    """
-
+    # Clean, [N, ...], and int [N].
     images: jax.Array
     labels: jax.Array
+    # The image that the last step led to, inside the threat model, [N, ...].
     current: jax.Array
+    # The last misclassified image, [N, ...], the start where there is none; and whether there is one, bool [N].
     adversarial: jax.Array
     broken: jax.Array
-    sound: jax.Array
+    # See `AttackState`.
+    valid: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Pgd:
-    """Settings of PGD from random starts, a `StepwiseAttack`.
+    """Settings of PGD from random starts, a `StepwiseAttack`."""
 
-    Attributes:
-      epsilon: radius, for images in [0, 1].
-      step_size: length of a step in the same norm and units.
-      norm: `linf` or `l2`.
-      loss: what rises: `ce`, or `margin`, whose gradient does not vanish where the network is sure.
-      num_steps: gradient steps from each start.
-      num_restarts: random starts.
-    """
-
-    epsilon: float
+    threat_model: ThreatModel
+    # Length of a step in the norm and units of the radius.
     step_size: float
-    norm: str = "linf"
+    # What rises: `ce`, or `margin`, whose gradient does not vanish where the network is sure.
     loss: Loss = "ce"
+    # Gradient steps from each start.
     num_steps: int = 40
+    # Random starts.
     num_restarts: int = 1
 
     def __post_init__(self) -> None:
@@ -75,11 +64,9 @@ class Pgd:
     def start(
         self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
     ) -> PgdState:
-        """A random point of the ball, put into the box; see `StepwiseAttack`."""
+        """A random point of the ball, clipped to [0, 1]; see `StepwiseAttack`."""
         del starts  # the keys differ from start to start
-        ball = norm_of(self.norm)
-        drawn = jax.vmap(lambda key, image: ball.random(key, image[None], self.epsilon)[0])(keys, images)
-        first = jnp.clip(images + drawn, 0, 1)
+        first = jnp.clip(images + self.threat_model.random_start(keys, images), 0, 1)
         logits = logits_fn(first)
         return PgdState(images, labels, first, first, misclassified(logits, labels), ~has_nan(logits))
 
@@ -89,17 +76,15 @@ class Pgd:
         return _noted(state, logits_fn(state.current))
 
     def _step(self, logits_fn: LogitsFn, state: PgdState) -> PgdState:
-        ball = norm_of(self.norm)
-
         def loss_fn(images: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = logits_fn(images)
             return jnp.sum(_LOSSES[self.loss](logits, state.labels)), logits
 
         gradient, logits = jax.grad(loss_fn, has_aux=True)(state.current)
-        moved = state.current + self.step_size * ball.steepest(finite(gradient))
-        inside = jnp.clip(state.images + ball.project(moved - state.images, self.epsilon), 0, 1)
+        moved = state.current + self.step_size * self.threat_model.steepest(finite(gradient))
+        inside = self.threat_model.perturb(state.images, moved - state.images)
         state = _noted(state, logits)
-        return state._replace(current=inside, sound=state.sound & ~has_nan(gradient))
+        return state._replace(current=inside, valid=state.valid & ~has_nan(gradient))
 
 
 def _noted(state: PgdState, logits: jax.Array) -> PgdState:
@@ -108,5 +93,5 @@ def _noted(state: PgdState, logits: jax.Array) -> PgdState:
     return state._replace(
         adversarial=where(wrong, state.current, state.adversarial),
         broken=state.broken | wrong,
-        sound=state.sound & ~has_nan(logits),
+        valid=state.valid & ~has_nan(logits),
     )

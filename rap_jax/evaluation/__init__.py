@@ -8,6 +8,6 @@ sweep          robust accuracy over the radius
 suite          all attacks of an evaluation, each resumable
 robustness     the whole evaluation: `launch.evaluate`
 network        the network that is attacked, wherever it comes from
-predictions    a network's predictions on a sample of images
+predictions    the images of an evaluation, and what a network says of them
 report         tables and pictures of an evaluation
 """

@@ -27,7 +27,7 @@ from rap_jax._runtime.progress import Progress
 from rap_jax.config import AttackConfig
 from rap_jax.config.checks import require
 from rap_jax.data import padded_batches
-from rap_jax.evaluation.correctness import Case, Judge
+from rap_jax.evaluation.correctness import EvaluationInputs, SplitPredictor
 from rap_jax.models import Model
 from rap_jax.models.model import Weights
 
@@ -52,7 +52,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 AttackBatch = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def find_survivors(
+def robust_examples(
     examples: np.ndarray,
     attack_batch: AttackBatch,
     *,
@@ -64,32 +64,32 @@ def find_survivors(
 
     Args:
       examples: numbers of those to attack, int32 [N].
-      attack_batch: (examples, restarts), both int32 [batch_size], to whether each is still right, bool [batch_size]. A
-        pair is attacked once, but for the gaps of a batch, which repeat its last pair. Whether an example is right must
-        not depend on its neighbours in the batch.
+      attack_batch: (examples, restarts), both int32 [batch_size], to whether each is still correct, bool [batch_size].
+        A pair is attacked once, but for the gaps of a batch, which repeat its last pair. Whether an example is correct
+        must not depend on its neighbours in the batch.
       num_restarts: attacks on each example, numbered from 0; 1 or more.
       batch_size: 1 or more.
       on_batch: called after every batch with the number of attacks that there still are if nothing else is broken.
 
     Returns:
-      The examples that survived, int32, in the order of `examples`.
+      The examples that survived every restart, int32, in the order of `examples`.
 
     Raises:
       ValueError: `num_restarts` or `batch_size` is below 1.
     """
     require(num_restarts >= 1, "num_restarts", num_restarts, "1 or more restarts")
     require(batch_size >= 1, "batch_size", batch_size, "1 or more examples")
-    survivors: list[np.ndarray] = []
+    robust: list[np.ndarray] = []
     waiting = np.stack([examples, np.zeros_like(examples)])  # examples, restarts
     while waiting.shape[1]:
         batch, waiting = waiting[:, :batch_size], waiting[:, batch_size:]
-        right = attack_batch(*_filled_up(batch, batch_size))[: batch.shape[1]]
-        further = batch[:, right] + np.array([[0], [1]], batch.dtype)
+        correct = attack_batch(*_filled_up(batch, batch_size))[: batch.shape[1]]
+        further = batch[:, correct] + np.array([[0], [1]], batch.dtype)
         survived = further[1] == num_restarts
-        survivors.append(further[0, survived])
+        robust.append(further[0, survived])
         waiting = np.concatenate([waiting, further[:, ~survived]], axis=1)
         on_batch(int((num_restarts - waiting[1]).sum()))
-    return examples[np.isin(examples, np.concatenate([examples[:0], *survivors]))]
+    return examples[np.isin(examples, np.concatenate([examples[:0], *robust]))]
 
 
 def _filled_up(batch: np.ndarray, batch_size: int) -> np.ndarray:
@@ -145,9 +145,9 @@ def make_evaluator(model: Model, attack: AttackConfig, mesh: Mesh, *, batch_size
     the batch size nor the devices. Weights and split may lie on one of the devices or on all.
 
     `on_batch` is called with (images done, images in all) after every batch; of an image that has survived some of the
-    restarts a part is done. `evaluate` raises a `ValueError` for an empty split, and where `Judge` does.
+    restarts a part is done. `evaluate` raises a `ValueError` for an empty split, and where `SplitPredictor` does.
     """
-    judge = Judge(model, attack, mesh)
+    predictor = SplitPredictor(model, attack, mesh)
 
     def evaluate(
         params: chex.ArrayTree,
@@ -159,13 +159,13 @@ def make_evaluator(model: Model, attack: AttackConfig, mesh: Mesh, *, batch_size
         num_examples = len(split.labels)
         if num_examples < 1:
             raise ValueError("The split to evaluate on is empty; expected at least 1 image.")
-        case = judge.open(Weights(params, batch_stats), split, key)
+        inputs = predictor.open(Weights(params, batch_stats), split, key)
         size = -(-min(batch_size, num_examples) // mesh.size) * mesh.size
         tell: OnBatch = on_batch or (lambda done, total: None)
-        natural = _naturally_right(judge, case, size, tell)
-        robust = find_survivors(
+        natural = _correct_examples(predictor, inputs, size, tell)
+        robust = robust_examples(
             natural,
-            functools.partial(judge.attacked, case),
+            functools.partial(predictor.attacked, inputs),
             num_restarts=attack.num_restarts,
             batch_size=size,
             on_batch=lambda num_left: tell(num_examples - -(-num_left // attack.num_restarts), num_examples),
@@ -175,30 +175,29 @@ def make_evaluator(model: Model, attack: AttackConfig, mesh: Mesh, *, batch_size
     return evaluate
 
 
-def _naturally_right(judge: Judge, case: Case, batch_size: int, tell: OnBatch) -> np.ndarray:
-    """Numbers of the examples whose clean image is right, int32; the others are done."""
-    num_examples, num_wrong, found = len(case.split.labels), 0, []
+def _correct_examples(
+    predictor: SplitPredictor, inputs: EvaluationInputs, batch_size: int, tell: OnBatch
+) -> np.ndarray:
+    """Numbers of the examples whose clean image is correct, int32; the others are done."""
+    num_examples, num_wrong, found = len(inputs.split.labels), 0, []
     for numbers, valid in padded_batches(num_examples, batch_size):
-        right = judge.clean(case, numbers)
-        found.append(numbers[valid & right])
-        num_wrong += int((valid & ~right).sum())
+        correct = predictor.clean(inputs, numbers)
+        found.append(numbers[valid & correct])
+        num_wrong += int((valid & ~correct).sum())
         tell(num_wrong, num_examples)
     return np.concatenate(found)
 
 
 class SplitEvaluator(NamedTuple):
-    """Evaluates weights.
+    """Evaluates weights."""
 
-    Attributes:
-      evaluate: of a network under an attack.
-      split: whose images are attacked.
-      key: typed PRNG key, of the attack's random starts.
-      interrupt: looked at after every batch.
-    """
-
+    # Natural and robust accuracy of weights under an attack.
     evaluate: Evaluator
+    # Whose images are attacked.
     split: DeviceSplit
+    # Typed PRNG key, of the attack's random starts.
     key: jax.Array
+    # Looked at after every batch.
     interrupt: Interrupt
 
     def __call__(self, label: str, weights: Weights) -> Accuracy:

@@ -4,11 +4,15 @@ Valid means finite logits and a perturbation inside the ball and the pixel range
 the device that has it, and sums nothing up: no device waits for another (see `rap_jax._runtime.mesh`). The result for
 an image does not depend on its batch or device, but for rounding: its random start follows from the key, its number in
 the split and the restart alone.
+
+    predict_correct                what logits say of images: every evaluation asks it
+    on_each_device                 compiles a function of examples for a mesh
+    clean_program, attack_program  of a network of this package, clean and under PGD
+    SplitPredictor                 the two on a split that lies on the devices
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,65 +20,103 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rap_jax._runtime.mesh import DeviceSplit, fetch, map_microbatches, put, put_key, replicated, split_over_data
-from rap_jax.attacks import is_inside
-from rap_jax.attacks.losses import cross_entropy
-from rap_jax.attacks.pgd import PgdSettings, ascend
+from rap_jax.attacks import ThreatModel, pgd_restarts
+from rap_jax.attacks.losses import cross_entropy, margin
 from rap_jax.config import AttackConfig
 from rap_jax.data import to_unit
 from rap_jax.models import Model
 from rap_jax.models.model import Weights
 
 
+class Correctness(NamedTuple):
+    """What a network makes of images, leaves [N]."""
+
+    # The class, int32, and whether it is the label, bool.
+    predicted: Any
+    correct: Any
+    # Of the best wrong logit over the right one: above 0 where misclassified.
+    margin: Any
+    # Norm of the perturbation.
+    size: Any
+    # Finite logits, and a perturbation inside the ball and the pixel range, bool.
+    valid: Any
+
+
+def predict_correct(
+    logits: jax.Array, adversarial: jax.Array, images: jax.Array, labels: jax.Array, threat_model: ThreatModel
+) -> Correctness:
+    """Correctness of `adversarial` images by their logits [N, K]; `images` are the clean ones.
+
+    Valid logits are finite: of NaN the largest would be the first, and class 0 be right.
+    """
+    predicted = logits.argmax(-1).astype(jnp.int32)
+    valid = jnp.isfinite(logits).all(-1) & threat_model.contains(adversarial, images)
+    size = threat_model.size(adversarial - images)
+    return Correctness(predicted, predicted == labels.astype(jnp.int32), margin(logits, labels), size, valid)
+
+
+def on_each_device(function: Callable[[Any, jax.Array, Any], Any], mesh: Mesh) -> jax.stages.Wrapped:
+    """Compiles (weights, key, examples) -> results, leaves [N, ...], which treats every example by itself.
+
+    Every device has the weights, the key and its share of the examples, in microbatches.
+    """
+    whole, share = replicated(mesh).spec, split_over_data(mesh).spec
+    specs = (whole, whole, share)
+    on_share = in_microbatches(function, mesh)
+    return jax.jit(jax.shard_map(on_share, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False))
+
+
+def in_microbatches(function: Callable[[Any, jax.Array, Any], Any], mesh: Mesh) -> Callable[[Any, jax.Array, Any], Any]:
+    """The same function of (weights, key, examples), which goes through the examples in microbatches."""
+    return lambda weights, key, examples: map_microbatches(lambda part: function(weights, key, part), examples, mesh)
+
+
 class Examples(NamedTuple):
-    """A batch. Attributes: images: uint8 [N, H, W, C]; labels, numbers (in the split), restarts: int32 [N]."""
+    """A batch of examples, leaves [N, ...]."""
 
-    images: jax.Array
-    labels: jax.Array
-    numbers: jax.Array
-    restarts: jax.Array
-
-
-class Verdicts(NamedTuple):
-    """Attributes: right: bool [N]; sound: bool [N], False where image or logits are not what they have to be."""
-
-    right: jax.Array
-    sound: jax.Array
+    # Clean: uint8 [N, H, W, C] for the programs below, float in [0, 1] for those of AutoAttack.
+    images: Any
+    # Int32 [N]: label, number in the data set, and which start of the attack this is.
+    labels: Any
+    numbers: Any
+    starts: Any
 
 
-Program = Callable[[Weights, jax.Array, Examples], Verdicts]
+Program = Callable[[Weights, jax.Array, Examples], Correctness]
 
 
-def clean_program(model: Model, mesh: Mesh) -> Program:
-    """(weights, key, examples) -> verdicts on the images as they are; key and restarts are not used.
+def clean_program(model: Model, threat_model: ThreatModel, mesh: Mesh) -> Program:
+    """(weights, key, examples) -> correctness of the images as they are; key and starts are not used."""
 
-    Sound are finite logits: of NaN the largest would be the first, and class 0 be right.
-    """
-
-    def judge(weights: Weights, key: jax.Array, examples: Examples) -> Verdicts:
+    def predict(weights: Weights, key: jax.Array, examples: Examples) -> Correctness:
         del key
-        return _predict(model, weights, to_unit(examples.images), examples.labels)
+        images = to_unit(examples.images)
+        return predict_correct(_logits(model, weights, images), images, images, examples.labels, threat_model)
 
-    return _on_each_device(judge, mesh)
+    return on_each_device(predict, mesh)
 
 
-def attacked_program(model: Model, attack: AttackConfig, mesh: Mesh) -> Program:
-    """(weights, key, examples) -> verdicts on the images as one restart of the attack leaves them.
+def attack_program(model: Model, attack: AttackConfig, threat_model: ThreatModel, mesh: Mesh) -> Program:
+    """(weights, key, examples) -> correctness of the images as one restart of the attack leaves them.
 
-    Sound are finite logits of images inside the ball and inside [0, 1] to which no gradient that is NaN has led.
-    BatchNorm is in evaluation mode.
+    Valid means also that no gradient on the way was NaN. BatchNorm is in evaluation mode.
     """
-    settings = PgdSettings(**dataclasses.asdict(dataclasses.replace(attack, num_restarts=1)))
 
-    def judge(weights: Weights, key: jax.Array, examples: Examples) -> Verdicts:
+    def predict(weights: Weights, key: jax.Array, examples: Examples) -> Correctness:
         images, labels = to_unit(examples.images), examples.labels
-        loss_fn = lambda x: cross_entropy(model.apply(*weights, x, False)[0], labels)
-        keys = jax.vmap(start_key, (None, 0, 0))(key, examples.numbers, examples.restarts)
-        (adversarial,), (sound,) = ascend(keys, loss_fn, images, settings)
-        right, finite = _predict(model, weights, adversarial, labels)
-        inside = is_inside(adversarial, images, epsilon=attack.epsilon, norm=attack.norm)
-        return Verdicts(right, sound & finite & inside)
+        (adversarial,), (valid,) = pgd_restarts(
+            lambda x: cross_entropy(_logits(model, weights, x), labels),
+            images,
+            threat_model=threat_model,
+            key=jax.vmap(start_key, (None, 0, 0))(key, examples.numbers, examples.starts),
+            step_size=attack.step_size,
+            num_steps=attack.num_steps,
+            random_start=attack.random_start,
+        )
+        found = predict_correct(_logits(model, weights, adversarial), adversarial, images, labels, threat_model)
+        return found._replace(valid=found.valid & valid)
 
-    return _on_each_device(judge, mesh)
+    return on_each_device(predict, mesh)
 
 
 def start_key(key: jax.Array, number: jax.Array | int, restart: jax.Array | int) -> jax.Array:
@@ -82,71 +124,62 @@ def start_key(key: jax.Array, number: jax.Array | int, restart: jax.Array | int)
     return jax.random.fold_in(jax.random.fold_in(key, number), restart)
 
 
-def _on_each_device(judge: Program, mesh: Mesh) -> Program:
-    """Compiles it: every device has the weights, the key and its share of the examples."""
-    whole, share = replicated(mesh).spec, split_over_data(mesh).spec
-
-    def judge_share(weights: Weights, key: jax.Array, examples: Examples) -> Verdicts:
-        return map_microbatches(lambda part: judge(weights, key, part), examples, mesh)
-
-    specs = (whole, whole, share)
-    return jax.jit(jax.shard_map(judge_share, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False))
+def _logits(model: Model, weights: Weights, images: jax.Array) -> jax.Array:
+    return model.apply(*weights, images, False)[0]
 
 
-def _predict(model: Model, weights: Weights, images: jax.Array, labels: jax.Array) -> Verdicts:
-    logits = model.apply(*weights, images, False)[0]
-    return Verdicts(logits.argmax(-1).astype(jnp.int32) == labels, jnp.isfinite(logits).all(-1))
+class EvaluationInputs(NamedTuple):
+    """What is evaluated."""
 
-
-class Case(NamedTuple):
-    """What is judged: weights, on all devices; a split, on one or on all; the key of all random starts."""
-
+    # On all devices.
     weights: Weights
+    # On one device or on all.
     split: DeviceSplit
+    # Of all random starts.
     key: jax.Array
 
 
-class Judge:
-    """Gives verdicts on examples of a case, a batch at a time; compiled once for all cases.
+class SplitPredictor:
+    """Predicts examples of a split, a batch at a time; compiled once for all weights and splits.
 
-    It takes numbers of examples, int32 [N], where N is a multiple of the devices, and returns whether each is right,
-    bool [N]. It waits for the answer: there is never more than one program under way.
+    It takes numbers of examples, int32 [N], where N is a multiple of the devices, and returns which are classified
+    correctly, bool [N]. It waits for the answer: there is never more than one program under way.
     """
 
     def __init__(self, model: Model, attack: AttackConfig, mesh: Mesh):
-        self._clean, self._attacked = clean_program(model, mesh), attacked_program(model, attack, mesh)
-        self._attack, self._mesh = attack, mesh
+        self._threat_model, self._mesh = ThreatModel(attack.norm, attack.epsilon), mesh
+        self._clean = clean_program(model, self._threat_model, mesh)
+        self._attack = attack_program(model, attack, self._threat_model, mesh)
 
-    def open(self, weights: Weights, split: DeviceSplit, key: jax.Array) -> Case:
+    def open(self, weights: Weights, split: DeviceSplit, key: jax.Array) -> EvaluationInputs:
         """Puts weights and key, which may lie on any of the devices, where the programs want them."""
-        return Case(jax.device_put(weights, replicated(self._mesh)), split, put_key(key, self._mesh))
+        return EvaluationInputs(jax.device_put(weights, replicated(self._mesh)), split, put_key(key, self._mesh))
 
-    def clean(self, case: Case, numbers: np.ndarray) -> np.ndarray:
-        """Whether clean images are right; a `ValueError` if their logits are NaN or infinite."""
-        verdicts = self._run(self._clean, case, numbers, np.zeros_like(numbers))
-        _refuse_unsound(verdicts, "clean images get logits that are NaN or infinite")
-        return np.asarray(verdicts.right)
+    def clean(self, inputs: EvaluationInputs, numbers: np.ndarray) -> np.ndarray:
+        """Which clean images are correct; a `ValueError` if their logits are NaN or infinite."""
+        found = self._run(self._clean, inputs, numbers, np.zeros_like(numbers))
+        _refuse_invalid(found, "clean images get logits that are NaN or infinite")
+        return np.asarray(found.correct)
 
-    def attacked(self, case: Case, numbers: np.ndarray, restarts: np.ndarray) -> np.ndarray:
-        """Whether attacked images are right; a `ValueError` if they left ball or range, or anything is NaN.
+    def attacked(self, inputs: EvaluationInputs, numbers: np.ndarray, restarts: np.ndarray) -> np.ndarray:
+        """Which attacked images are correct; a `ValueError` if they left ball or range, or anything is NaN.
 
         Args:
           restarts: of the attack, int32 [N], for each image its own.
         """
-        verdicts = self._run(self._attacked, case, numbers, restarts)
-        attack = self._attack
-        ball = f"the {attack.norm} ball of radius {attack.epsilon}"
-        _refuse_unsound(
-            verdicts, f"adversarial images are outside {ball} or outside [0, 1], or their logits or gradients are NaN"
+        found = self._run(self._attack, inputs, numbers, restarts)
+        ball = f"the {self._threat_model.norm} ball of radius {self._threat_model.epsilon}"
+        _refuse_invalid(
+            found, f"adversarial images are outside {ball} or outside [0, 1], or their logits or gradients are NaN"
         )
-        return np.asarray(verdicts.right)
+        return np.asarray(found.correct)
 
-    def _run(self, program: Program, case: Case, numbers: np.ndarray, restarts: np.ndarray) -> Verdicts:
-        images, labels = _gather(case.split, numbers)
+    def _run(self, program: Program, inputs: EvaluationInputs, numbers: np.ndarray, starts: np.ndarray) -> Correctness:
+        images, labels = _gather(inputs.split, numbers)
         share = split_over_data(self._mesh)
         images, labels = jax.device_put((images, labels), share)
-        examples = Examples(images, labels, put(numbers, share), put(restarts, share))
-        return fetch(program(case.weights, case.key, examples), self._mesh)
+        examples = Examples(images, labels, put(numbers, share), put(starts, share))
+        return fetch(program(inputs.weights, inputs.key, examples), self._mesh)
 
 
 @jax.jit
@@ -155,9 +188,9 @@ def _gather(split: DeviceSplit, numbers: np.ndarray) -> DeviceSplit:
     return DeviceSplit(split.images[numbers], split.labels[numbers])
 
 
-def _refuse_unsound(verdicts: Verdicts, what: str) -> None:
-    unsound = int((~verdicts.sound).sum())
-    if unsound:
+def _refuse_invalid(found: Correctness, what: str) -> None:
+    number = int((~found.valid).sum())
+    if number:
         raise ValueError(
-            f"{unsound} {what}; expected none. The weights may be NaN or far too large, or the attack is at fault."
+            f"{number} {what}; expected none. The weights may be NaN or far too large, or the attack is at fault."
         )

@@ -1,6 +1,6 @@
 """Findings: reasons to doubt a robust accuracy.
 
-    diagnosis = diagnose(logits_fn, images, labels, norm="linf", epsilon=0.3, key=key)
+    diagnosis = diagnose(logits_fn, images, labels, threat_model=ThreatModel("linf", 0.3), key=key)
     for finding in diagnosis.findings: print(finding.text)
 
 They come from a network's answers to clean images, from its gradients (do they lead an attack anywhere?), from the
@@ -14,16 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from rap_jax._runtime.functions import trace
-from rap_jax.attacks import norm_of
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.losses import cross_entropy
+from rap_jax.attacks.norms import NORMS
 from rap_jax.evaluation.sweep import NUM_STEPS, OnRadius, SweepPoint, epsilon_sweep, ignore_radius, still_right
 
 
 class Finding(NamedTuple):
-    """Something that should make one doubt. Attributes: name: in short; text: what it means and what to do."""
+    """Something that should make one doubt."""
 
+    # In short.
     name: str
+    # What it means and what to do.
     text: str
 
 
@@ -158,15 +161,13 @@ def check_one_step(
     labels: np.ndarray,
     sweep: list[SweepPoint],
     *,
-    epsilon: float,
-    norm: str,
+    threat_model: ThreatModel,
     key: jax.Array,
 ) -> list[Finding]:
     """One large step that breaks more than many small ones."""
-    radius = jnp.float32(epsilon)
-    attacked = still_right(logits_fn, norm=norm, num_steps=1)
-    one_step = float(attacked(images, labels, radius, radius, key).mean())
-    many_steps = next(point.accuracy for point in sweep if point.epsilon == epsilon)
+    step_size = jnp.float32(threat_model.epsilon)
+    one_step = float(still_right(logits_fn, num_steps=1)(images, labels, threat_model, step_size, key).mean())
+    many_steps = next(point.accuracy for point in sweep if point.epsilon == threat_model.epsilon)
     if one_step >= many_steps - _ODD:
         return []
     return [
@@ -196,7 +197,7 @@ def check_sweep(sweep: list[SweepPoint]) -> list[Finding]:
 def share_without_gradient(logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, right: np.ndarray) -> float:
     """Share of the images that are `right`, bool [N], at which the cross-entropy has a gradient of exactly zero."""
     gradient = jax.jit(jax.grad(lambda x: cross_entropy(logits_fn(x), jnp.asarray(labels)).sum()))(images)
-    zero = np.asarray(norm_of("linf").size(gradient)) == 0
+    zero = np.asarray(NORMS["linf"].size(gradient)) == 0
     return float(zero[right].mean()) if right.any() else 0.0
 
 
@@ -204,18 +205,15 @@ MOST_IMAGES = 200
 
 
 class Diagnosis(NamedTuple):
-    """What `diagnose` saw.
+    """What `diagnose` saw."""
 
-    Attributes:
-      findings: what is wrong; empty where nothing was.
-      sweep: robust accuracy by radius, from 0 up; at 0 alone for a network without any gradient.
-      zero_gradients: share of right examples at which the cross-entropy has no gradient at all.
-      predicted: share of each class among the answers to clean images, [K].
-    """
-
+    # What is wrong; empty where nothing was.
     findings: list[Finding]
+    # Robust accuracy by radius, from 0 up; at 0 alone for a network without any gradient.
     sweep: list[SweepPoint]
+    # Share of right examples at which the cross-entropy has no gradient at all.
     zero_gradients: float
+    # Share of each class among the answers to clean images, [K].
     predicted: np.ndarray
 
 
@@ -224,8 +222,7 @@ def diagnose(
     images: np.ndarray,
     labels: np.ndarray,
     *,
-    epsilon: float,
-    norm: str = "linf",
+    threat_model: ThreatModel,
     key: jax.Array,
     on_radius: OnRadius = ignore_radius,
 ) -> Diagnosis:
@@ -235,8 +232,7 @@ def diagnose(
       logits_fn: images [N, H, W, C] -> logits [N, K], in evaluation mode.
       images: float in [0, 1], [N, H, W, C].
       labels: int [N].
-      epsilon: radius of the threat model.
-      norm: `linf` or `l2`.
+      threat_model: norm and radius, of the sweep.
       key: typed PRNG key, of the sweep's random starts.
       on_radius: see `epsilon_sweep`.
     """
@@ -257,10 +253,10 @@ def diagnose(
         findings += without_gradient(no_gradient)
         return Diagnosis(findings, [SweepPoint(0.0, float(right.mean()))], 1.0, predicted)
     zero = share_without_gradient(logits_fn, images, labels, right)
-    sweep = epsilon_sweep(logits_fn, images, labels, epsilon=epsilon, norm=norm, key=key, on_radius=on_radius)
+    sweep = epsilon_sweep(logits_fn, images, labels, threat_model=threat_model, key=key, on_radius=on_radius)
     findings += [
         *check_gradients(zero),
-        *check_one_step(logits_fn, images, labels, sweep, epsilon=epsilon, norm=norm, key=key),
+        *check_one_step(logits_fn, images, labels, sweep, threat_model=threat_model, key=key),
         *check_sweep(sweep),
     ]
     return Diagnosis(findings, sweep, zero, predicted)
@@ -274,7 +270,7 @@ def check_square(robust_after: dict[str, float], num_images: int) -> list[Findin
     """An attack without gradients that finds what those with gradients did not.
 
     Args:
-      robust_after: name of each part of AutoAttack, in their order -> robust accuracy after it.
+      robust_after: name of each component of AutoAttack, in their order -> robust accuracy after it.
       num_images: that were attacked.
     """
     names = list(robust_after)
@@ -296,11 +292,13 @@ def check_square(robust_after: dict[str, float], num_images: int) -> list[Findin
 
 
 def check_left_out(version: str, num_classes: int) -> list[Finding]:
-    """Parts that cannot be run with so few classes, or aim at fewer than AutoAttack does."""
+    """Components that cannot be run with so few classes, or aim at fewer than AutoAttack does."""
     if num_classes >= 10 or (version == "rand" and num_classes >= 3):
         return []
     lost = {2: "The losses dlr and targeted dlr need more", 3: "The targeted dlr loss needs more"}.get(num_classes)
-    what = f"{lost}, so parts are left out" if lost else f"Targeted attacks aim at the {num_classes - 1} wrong ones"
+    what = (
+        f"{lost}, so components are left out" if lost else f"Targeted attacks aim at the {num_classes - 1} wrong ones"
+    )
     text = f"There are {num_classes} classes. {what}; the result is not that of AutoAttack with 9 targets."
     return [Finding("few classes", text)]
 

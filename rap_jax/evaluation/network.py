@@ -45,18 +45,15 @@ _FLOAT = np.dtype(np.float32)
 
 
 class ExportedFunction(NamedTuple):
-    """What the file holds.
+    """What the file holds."""
 
-    Attributes:
-      logits_fn: images [N, H, W, C] -> logits [N, K], for any N.
-      input_shape: (H, W, C), None where the file leaves one of them open.
-      num_classes: K.
-      batch_size: of the file; 0 for any. With a fixed one, other batches are filled up or taken apart.
-    """
-
+    # Images [N, H, W, C] -> logits [N, K], for any N.
     logits_fn: Callable[[jax.Array], jax.Array]
+    # (H, W, C), None where the file leaves one of them open.
     input_shape: tuple[int, int, int] | None
+    # K.
     num_classes: int
+    # Of the file; 0 for any. With a fixed one, other batches are filled up or taken apart.
     batch_size: int
 
 
@@ -173,26 +170,23 @@ _CAUSES = (
 
 
 class AttackedNetwork(NamedTuple):
-    """A network in evaluation mode.
+    """A network in evaluation mode."""
 
-    Attributes:
-      name: short, for tables and folders.
-      logits_fn: images [N, H, W, C] in [0, 1] -> logits [N, K]; of a randomised network (images, key) -> logits.
-      about: what results.json says of it: kind, checkpoint (what the user named), and what is known of it.
-      identity: what must be the same for an evaluation to be gone on with; knows no places.
-      input_shape: (H, W, C), or None if the network takes what it gets.
-      num_classes: K, or None if only a call shows it.
-      batch_size: the only one that it takes without waste; 0 for any.
-      run: what results.json of the run holds that the network comes from, if it comes from one.
-    """
-
+    # Short, for tables and folders.
     name: str
+    # Images [N, H, W, C] in [0, 1] -> logits [N, K]; of a randomised network (images, key) -> logits.
     logits_fn: LogitsFn
+    # What results.json says of it: kind, checkpoint (what the user named), and what is known of it.
     about: dict[str, Any]
+    # What must be the same for an evaluation to be gone on with; knows no places.
     identity: dict[str, Any]
+    # (H, W, C), or None if the network takes what it gets.
     input_shape: tuple[int, int, int] | None = None
+    # K, or None if only a call shows it.
     num_classes: int | None = None
+    # The only one that it takes without waste; 0 for any.
     batch_size: int = 0
+    # What results.json of the run holds that the network comes from, if it comes from one.
     run: dict[str, Any] | None = None
 
 

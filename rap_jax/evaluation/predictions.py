@@ -6,38 +6,32 @@ first images of a split or, where the split is sorted by class, images from all 
 
 import hashlib
 import math
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.functions import Captured, hoist_closure, own_mesh, trace
-from rap_jax.attacks.stepwise import keys_of
-from rap_jax.config import EvaluationConfig, require
+from rap_jax._runtime.functions import hoist_closure, own_mesh, trace
+from rap_jax.attacks import ThreatModel
+from rap_jax.config import require
 from rap_jax.data import Dataset, Split, to_unit
-from rap_jax.evaluation.auto_attack.programs import Judged, Programs
+from rap_jax.evaluation.auto_attack.programs import Programs
+from rap_jax.evaluation.correctness import Correctness
 from rap_jax.evaluation.network import AttackedNetwork
 
 
 class Sample(NamedTuple):
-    """Images, clean.
+    """The images of an evaluation."""
 
-    Attributes:
-      images: float32 in [0, 1], [N, H, W, C].
-      labels: int32, [N].
-      num_classes: of the data set.
-      class_names: name of each label.
-      about: what results.json says of the data: the data set, the split, and a hash of these images.
-    """
-
+    # Clean, float32 in [0, 1], [N, H, W, C], and int32 [N].
     images: np.ndarray
     labels: np.ndarray
+    # Classes of the data set, and the name of each.
     num_classes: int
     class_names: tuple[str, ...]
+    # What results.json says of the data: the data set, the split, and a hash of these images.
     about: dict[str, Any]
 
     @property
@@ -74,22 +68,6 @@ def take_sample(dataset: Dataset, split: str, num_images: int) -> Sample:
 _IMAGES_PER_DEVICE = 128
 
 
-class Predictions(NamedTuple):
-    """Arrays [N].
-
-    Attributes:
-      predicted: the class, int32.
-      wrong: misclassified.
-      margin: of the best wrong logit over the right one.
-      size: norm of the perturbation.
-    """
-
-    predicted: np.ndarray
-    wrong: np.ndarray
-    margin: np.ndarray
-    size: np.ndarray
-
-
 class Predictor:
     """One network on one sample, compiled once.
 
@@ -104,7 +82,7 @@ class Predictor:
         self,
         network: AttackedNetwork,
         sample: Sample,
-        config: EvaluationConfig,
+        threat_model: ThreatModel,
         mesh: Mesh,
         key: jax.Array,
         *,
@@ -116,54 +94,34 @@ class Predictor:
         draw = (key,) if randomized else ()
         own = own_mesh(trace(network.logits_fn, _some(sample.images, network.batch_size or 1), *draw).jaxpr)
         mesh = mesh if own is None else own
-        self._size = _batch_size(batch_size or network.batch_size * mesh.size, len(sample.labels), mesh)
-        self._key, self._threat = key, f"the {config.norm} ball of radius {config.epsilon:.6g}"
-        batch = _some(sample.images, self._size if own is not None else self._size // mesh.size)
+        self.batch_size = _batch_size(batch_size or network.batch_size * mesh.size, len(sample.labels), mesh)
+        self.threat_model, self._key = threat_model, key
+        batch = _some(sample.images, self.batch_size if own is not None else self.batch_size // mesh.size)
         self.programs = Programs(
             *hoist_closure(network.logits_fn, batch, *draw),
             mesh,
-            epsilon=config.epsilon,
-            norm=config.norm,
+            threat_model=threat_model,
             randomized=randomized,
             places_itself=own is not None,
         )
-        self._program = self.programs.compile(self._answer)
 
-    def batches(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Numbers of examples, int32 [B], B always the same, and how many of them count: the last one is repeated."""
-        num_examples = len(self.sample.labels)
-        for first in range(0, num_examples, self._size):
-            numbers = np.arange(first, first + self._size, dtype=np.int32)
-            yield numbers.clip(max=num_examples - 1), min(self._size, num_examples - first)
-
-    def predict(self, images: np.ndarray) -> Predictions:
-        """What the network says of `images`, float32 [N, H, W, C], which are those of the sample or perturbed ones.
+    def predict(self, images: np.ndarray) -> Correctness:
+        """Correctness of `images`, float32 [N, H, W, C], which are those of the sample or perturbed ones.
 
         Raises:
           ValueError: an image has left ball or box, or logits are NaN or infinite.
         """
-        found: list[tuple[Judged, np.ndarray]] = []
-        for numbers, count in self.batches():
-            batch = (self.sample.images[numbers], images[numbers], self.sample.labels[numbers], numbers)
-            answers = jax.device_get(self._program(self.programs.captured, self._key, self.programs.split(batch)))
-            found.append(jax.tree.map(operator.itemgetter(slice(count)), answers))
-            self.on_batch()
-        judged, predicted = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
-        self._refuse_unsound(~judged.sound)
-        return Predictions(predicted, judged.wrong, judged.margin, judged.size)
-
-    def _answer(self, captured: Captured, key: jax.Array, batch: Any) -> tuple[Judged, jax.Array]:
-        images, others, labels, numbers = batch
-        logits = self.programs.logits(captured, keys_of(key, numbers), others)
-        return self.programs.judge_images(images, others, labels, logits), jnp.argmax(logits, -1).astype(jnp.int32)
-
-    def _refuse_unsound(self, unsound: np.ndarray) -> None:
-        if unsound.any():
+        sample, on_batch = self.sample, self.on_batch
+        found = self.programs.predict(
+            self._key, images, sample.images, sample.labels, batch_size=self.batch_size, on_batch=on_batch
+        )
+        if not found.valid.all():
             raise ValueError(
-                f"{int(unsound.sum())} images get logits of {self.network.name} that are NaN or infinite, or are "
-                f"outside {self._threat} or outside [0, 1]; expected none. The weights may be NaN or far too large, or "
-                f"the attack is at fault."
+                f"{int((~found.valid).sum())} images get logits of {self.network.name} that are NaN or infinite, or "
+                f"are outside the {self.threat_model.norm} ball of radius {self.threat_model.epsilon:.6g} or outside "
+                f"[0, 1]; expected none. The weights may be NaN or far too large, or the attack is at fault."
             )
+        return found
 
 
 def _some(images: np.ndarray, number: int) -> jax.ShapeDtypeStruct:

@@ -10,7 +10,7 @@ What is done lies in the folder of the evaluation, and the same call goes on fro
 
 config.json      what decides the numbers; another evaluation is refused
 clean.npz        margins of the clean images, by which the network is recognised
-parts/           what the attacks have done so far, each in its own file
+parts/                what the attacks have done so far, each in its own file
 results.json     all that was found, written once at the end
 examples.npz     the same for each example
 report.md, *.png"""
@@ -33,10 +33,11 @@ from rap_jax._runtime.mesh import make_mesh
 from rap_jax.config import EvaluationConfig, require
 from rap_jax.config.attack import check_radius
 from rap_jax.data import Dataset
-from rap_jax.evaluation.auto_attack.versions import Part
+from rap_jax.evaluation.auto_attack.versions import Component
+from rap_jax.evaluation.correctness import Correctness
 from rap_jax.evaluation.diagnostics import Finding, check_confirmed, check_data, check_worst_case
 from rap_jax.evaluation.network import AttackedNetwork, check_finite, check_fit
-from rap_jax.evaluation.predictions import Predictions, Predictor, Sample, take_sample
+from rap_jax.evaluation.predictions import Predictor, Sample, take_sample
 from rap_jax.evaluation.report import write_robustness_report
 from rap_jax.evaluation.suite import PARTS, Setup, WorstCase, accuracy_of, all_attacks, diagnostics
 from rap_jax.runs.folder import open_run_folder
@@ -56,7 +57,7 @@ def evaluate_robustness(
     batch_size: int = 0,
     command: str = "",
     devices: list[jax.Device] | None = None,
-    parts: Sequence[Part] | None = None,
+    components: Sequence[Component] | None = None,
 ) -> dict[str, Any]:
     """Runs, or goes on with, an evaluation in `out_dir` and returns what its results.json holds.
 
@@ -69,7 +70,7 @@ def evaluate_robustness(
       batch_size: examples that are attacked at a time, over all devices; 0 chooses. Changes results by rounding alone.
       command: how to start this evaluation again, for the report.
       devices: those to run on, None for all.
-      parts: attacks that run in place of those of the version of AutoAttack that `config` names.
+      components: attacks that run in place of those of the version of AutoAttack that `config` names.
 
     Raises:
       ValueError: networks and data that do not fit, settings that cannot work, a folder with another evaluation or of
@@ -79,11 +80,11 @@ def evaluate_robustness(
     require(batch_size >= 0, "attack_batch_size", batch_size, "0, which chooses, or 1 or more images")
     sample = take_sample(dataset, config.split, config.num_images)
     _check(network, sources, sample, config)
-    identity = _identity(network, sources, sample, config, parts)
+    identity = _identity(network, sources, sample, config, components)
     with open_run_folder(Path(out_dir), identity) as folder, catch_signals() as interrupt:
         (folder.path / PARTS).mkdir(exist_ok=True)
         mesh = make_mesh(devices)
-        setup = Setup(network, tuple(sources), sample, config, mesh, folder, interrupt, batch_size, parts)
+        setup = Setup(network, tuple(sources), sample, config, mesh, folder, interrupt, batch_size, components)
         predictor = setup.predictor(network, randomized=config.is_randomized)
         clean = _clean(setup, predictor)
         results = folder.read_json("results.json", _RESULT_KEYS)
@@ -114,7 +115,7 @@ def _identity(
     sources: Sequence[AttackedNetwork],
     sample: Sample,
     config: EvaluationConfig,
-    parts: Sequence[Part] | None,
+    components: Sequence[Component] | None,
 ) -> dict[str, Any]:
     """What must be the same for an evaluation to be gone on with; by content, not by place."""
     return {
@@ -122,7 +123,7 @@ def _identity(
         "network": _network_identity(network, sample, randomized=config.is_randomized),
         "transfer_from": [_network_identity(source, sample, randomized=False) for source in sources],
         "images": sample.about["attacked_sha256"],
-        "parts": [repr(part) for part in parts or ()],
+        "parts": [repr(component) for component in components or ()],
     }
 
 
@@ -148,7 +149,7 @@ def _about(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _clean(setup: Setup, predictor: Predictor) -> Predictions:
+def _clean(setup: Setup, predictor: Predictor) -> Correctness:
     """The clean images, and whether the network is the one that this folder began with."""
     clean, path = predictor.predict(setup.sample.images), setup.folder.path / "clean.npz"
     if not path.exists():
@@ -174,7 +175,7 @@ def _read_margins(path: Path) -> np.ndarray:
         raise unreadable(path, error, "delete it to have it made again") from error
 
 
-def _attack(setup: Setup, predictor: Predictor, clean: Predictions) -> dict[str, Any]:
+def _attack(setup: Setup, predictor: Predictor, clean: Correctness) -> dict[str, Any]:
     """The part of results.json that says what was found; writes examples.npz."""
     randomized = setup.config.is_randomized
     findings = check_data(setup.network.run, setup.sample.about)
@@ -185,16 +186,16 @@ def _attack(setup: Setup, predictor: Predictor, clean: Predictions) -> dict[str,
         again = predictor.predict(attack.adversarial)
         claimed = attack.claimed(clean)
         # A randomised network may answer otherwise the next time; its images were predicted when they were found.
-        broken = claimed if randomized else claimed & again.wrong
+        broken = claimed if randomized else claimed & ~again.correct
         findings += [*attack.findings, *check_confirmed(attack.name, claimed, broken)]
-        about = {"name": attack.name} | attack.about | accuracy_of(~clean.wrong & ~broken)
+        about = {"name": attack.name} | attack.about | accuracy_of(clean.correct & ~broken)
         found.setdefault(kind, []).append(about)
         worst = worst.with_attack(attack, broken, again)
     first = {kind: attacks[0] for kind, attacks in found.items()}
-    findings += check_worst_case(first.get("auto_attack"), worst.robust) if setup.parts is None else []
+    findings += check_worst_case(first.get("auto_attack"), worst.robust) if setup.components is None else []
     write_atomically(setup.folder.path / "examples.npz", worst.to_npz(setup.sample.labels, clean))
     return {
-        "clean": accuracy_of(~clean.wrong, "natural"),
+        "clean": accuracy_of(clean.correct, "natural"),
         "pgd": first.get("pgd"),
         "auto_attack": first.get("auto_attack"),
         "transfer": found.get("transfer", []),

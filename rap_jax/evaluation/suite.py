@@ -23,31 +23,31 @@ from rap_jax._runtime.integrity import unreadable, write_atomically
 from rap_jax._runtime.interrupt import Interrupt
 from rap_jax._runtime.progress import Progress
 from rap_jax._runtime.text import PGD_ANY_STEP
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.config import AttackConfig, EvaluationConfig
+from rap_jax.data import padded_batches
 from rap_jax.evaluation.accuracy import wilson_interval
 from rap_jax.evaluation.auto_attack import AutoAttackResult, Version, auto_attack
-from rap_jax.evaluation.auto_attack.programs import AttackPrograms, Examples
-from rap_jax.evaluation.auto_attack.versions import Part
+from rap_jax.evaluation.auto_attack.programs import AttackPrograms
+from rap_jax.evaluation.auto_attack.versions import Component
+from rap_jax.evaluation.correctness import Correctness, Examples
 from rap_jax.evaluation.diagnostics import MOST_IMAGES, Finding, diagnose
 from rap_jax.evaluation.network import AttackedNetwork
-from rap_jax.evaluation.predictions import Predictions, Predictor, Sample
+from rap_jax.evaluation.predictions import Predictor, Sample
 from rap_jax.runs.folder import RunFolder
 
 
 class Transferred(NamedTuple):
-    """What the images of one source did.
+    """What the images of one source did."""
 
-    Attributes:
-      broken: the other network misclassifies the image of some restart, bool [N].
-      adversarial: that image, of the first such restart; the clean one where there is none, float32 [N, H, W, C].
-      source_right: the source is right on the clean image, bool [N].
-      source_robust: and on those of all restarts: what PGD leaves of the network that it attacks, bool [N].
-    """
-
+    # The other network misclassifies the image of some restart, bool [N].
     broken: np.ndarray
+    # That image, of the first such restart; the clean one where there is none, float32 [N, H, W, C].
     adversarial: np.ndarray
+    # Whether the source is correct on the clean image, bool [N].
     source_right: np.ndarray
+    # Whether it is on the images of all restarts as well: what PGD leaves of the network that it attacks, bool [N].
     source_robust: np.ndarray
 
 
@@ -68,33 +68,33 @@ def transfer(
       key: typed PRNG key.
       on_restart: called with the number of restarts done after each of them.
     """
-    one_start = Pgd(attack.epsilon, attack.step_size, attack.norm, num_steps=attack.num_steps)
+    one_start = Pgd(source.threat_model, attack.step_size, num_steps=attack.num_steps)
     programs = source.programs.of_attack(one_start, key)
     images = target.sample.images
-    source_right = ~source.predict(images).wrong
-    found = Transferred(np.zeros(len(images), bool), images.copy(), source_right, source_right.copy())
+    source_correct = source.predict(images).correct
+    found = Transferred(np.zeros(len(images), bool), images.copy(), source_correct, source_correct.copy())
     for restart in range(attack.num_restarts):
         perturbed = _perturb(source, programs, attack.num_steps, restart)
-        new = target.predict(perturbed).wrong & ~found.broken
+        new = ~target.predict(perturbed).correct & ~found.broken
         found.adversarial[new] = perturbed[new]
         found.broken[new] = True
-        found.source_robust[source.predict(perturbed).wrong] = False
+        found.source_robust[~source.predict(perturbed).correct] = False
         on_restart(restart + 1)
     return found
 
 
 def _perturb(source: Predictor, programs: AttackPrograms, num_steps: int, restart: int) -> np.ndarray:
     """Where PGD on the source ends, for all images."""
-    sample, parts = source.sample, []
-    for numbers, count in source.batches():
+    sample, ends = source.sample, []
+    for numbers, valid in padded_batches(len(sample.labels), source.batch_size):
         restarts = np.full_like(numbers, restart)
         examples = Examples(sample.images[numbers], sample.labels[numbers], numbers, restarts)
         state = programs.fill(None, examples, np.ones(len(numbers), bool))
         for _ in range(num_steps // programs.steps):
             state, _ = programs.advance(state, numbers)
             source.on_batch()
-        parts.append(np.asarray(state.current)[:count])
-    return np.concatenate(parts)
+        ends.append(np.asarray(state.current)[valid])
+    return np.concatenate(ends)
 
 
 def save(path: Path, found: Transferred, seconds: float) -> None:
@@ -120,63 +120,56 @@ def load(path: Path) -> tuple[Transferred, float]:
 CLEAN = "clean"
 
 
-class Attack(NamedTuple):
-    """What one attack has left.
+class AttackReport(NamedTuple):
+    """What one attack has left."""
 
-    Attributes:
-      name: `PGD, any step`, `AutoAttack standard`, `transfer from NAME`.
-      broken_by: name of the part that broke the example; empty where none did, str [N].
-      adversarial: the image by which it did, float32 [N, H, W, C].
-      about: settings, parts and time, for results.json.
-      findings: what it gives away.
-    """
-
+    # `PGD, any step`, `AutoAttack standard`, `transfer from NAME`.
     name: str
+    # Name of the component that broke the example; empty where none did, str [N].
     broken_by: np.ndarray
+    # The image by which it did, float32 [N, H, W, C].
     adversarial: np.ndarray
+    # Settings, components and time, for results.json.
     about: dict[str, Any]
+    # Reasons to doubt it.
     findings: tuple[Finding, ...] = ()
 
-    def claimed(self, clean: Predictions) -> np.ndarray:
+    def claimed(self, clean: Correctness) -> np.ndarray:
         """Which examples it says that it broke, bool [N]."""
-        return ~np.isin(self.broken_by, ("", CLEAN)) & ~clean.wrong
+        return ~np.isin(self.broken_by, ("", CLEAN)) & clean.correct
 
 
 class WorstCase(NamedTuple):
-    """Arrays [N], of all attacks together.
+    """Arrays [N], of all attacks together."""
 
-    Attributes:
-      broken_by: name of the first part that broke the example; `clean` where no attack was needed; empty where it is
-        robust.
-      adversarial: by which image; the clean one where no attack broke it.
-      predictions: of these images.
-    """
-
+    # Name of the first component that broke the example; `clean` where no attack was needed; empty where it is robust.
     broken_by: np.ndarray
+    # The image by which it did; the clean one where no attack broke it.
     adversarial: np.ndarray
-    predictions: Predictions
+    # Of the adversarial images.
+    predictions: Correctness
 
     @classmethod
-    def begin(cls, images: np.ndarray, clean: Predictions) -> Self:
+    def begin(cls, images: np.ndarray, clean: Correctness) -> Self:
         """Before any attack."""
-        return cls(np.where(clean.wrong, CLEAN, ""), images, clean)
+        return cls(np.where(clean.correct, "", CLEAN), images, clean)
 
     @property
     def robust(self) -> np.ndarray:
         """Whether nothing broke the example, bool [N]."""
         return self.broken_by == ""
 
-    def with_attack(self, attack: Attack, broken: np.ndarray, again: Predictions) -> Self:
+    def with_attack(self, attack: AttackReport, broken: np.ndarray, again: Correctness) -> Self:
         """Takes in the examples that an attack broke and those before it did not; `again` are its predictions."""
         new = broken & self.robust
         pairs = zip(again, self.predictions, strict=True)
         return self._replace(
             broken_by=np.where(new, attack.broken_by, self.broken_by),
             adversarial=np.where(new[:, None, None, None], attack.adversarial, self.adversarial),
-            predictions=Predictions(*(np.where(new, now, before) for now, before in pairs)),
+            predictions=Correctness(*(np.where(new, now, before) for now, before in pairs)),
         )
 
-    def to_npz(self, labels: np.ndarray, clean: Predictions) -> bytes:
+    def to_npz(self, labels: np.ndarray, clean: Correctness) -> bytes:
         """All that is known of each example, as the bytes of a .npz file."""
         buffer = io.BytesIO()
         np.savez_compressed(
@@ -201,9 +194,9 @@ class WorstCase(NamedTuple):
         return {"least": float(found.min()), "median": float(np.median(found)), "largest": float(found.max())}
 
 
-def accuracy_of(right: np.ndarray, kind: str = "robust") -> dict[str, Any]:
-    """Share, 95% Wilson interval and counts of what is `right`, bool [N]; keys as in results.json of a run."""
-    count, total = int(right.sum()), len(right)
+def accuracy_of(correct: np.ndarray, kind: str = "robust") -> dict[str, Any]:
+    """Share, 95% Wilson interval and counts of what is `correct`, bool [N]; keys as in results.json of a run."""
+    count, total = int(correct.sum()), len(correct)
     return {
         f"{kind}_accuracy": count / total,
         f"{kind}_interval": list(wilson_interval(count, total)),
@@ -219,14 +212,9 @@ PARTS = "parts"
 
 
 class Setup(NamedTuple):
-    """What all of it needs.
+    """What every attack of an evaluation needs."""
 
-    Attributes:
-      network: to be attacked; sources: those that images are made on.
-      batch_size: examples at a time; 0 chooses.
-      parts: in place of those of AutoAttack, or None.
-    """
-
+    # The one that is attacked, and those that images are made on.
     network: AttackedNetwork
     sources: tuple[AttackedNetwork, ...]
     sample: Sample
@@ -234,15 +222,22 @@ class Setup(NamedTuple):
     mesh: Mesh
     folder: RunFolder
     interrupt: Interrupt
+    # Examples at a time; 0 chooses.
     batch_size: int
-    parts: Sequence[Part] | None
+    # Attacks in place of those of AutoAttack, or None.
+    components: Sequence[Component] | None
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        """Of all attacks."""
+        return ThreatModel(self.config.norm, self.config.epsilon)
 
     def key(self, stream: Stream) -> jax.Array:
         """The key of one stream of random numbers."""
         return jax.random.fold_in(jax.random.key(self.config.seed), _STREAMS.index(stream))
 
     def path(self, name: str) -> Path:
-        """The file of a part."""
+        """The file of an attack's progress."""
         return self.folder.path / PARTS / name
 
     def on_look(self, where: str) -> Callable[[], None]:
@@ -254,7 +249,7 @@ class Setup(NamedTuple):
         return Predictor(
             network,
             self.sample,
-            self.config,
+            self.threat_model,
             self.mesh,
             self.key("predictions"),
             randomized=randomized,
@@ -263,7 +258,7 @@ class Setup(NamedTuple):
         )
 
 
-def all_attacks(setup: Setup, predictor: Predictor) -> Iterator[tuple[Kind, Attack]]:
+def all_attacks(setup: Setup, predictor: Predictor) -> Iterator[tuple[Kind, AttackReport]]:
     """Runs all attacks in turn; `predictor` is that of the network."""
     config = setup.config
     if config.pgd is not None and not config.is_randomized:
@@ -281,7 +276,7 @@ def diagnostics(setup: Setup) -> dict[str, Any]:
     if found is not None:
         return found
     began, look = time.monotonic(), setup.on_look("in the diagnostics")
-    sample, config = setup.sample, setup.config
+    sample = setup.sample
     num_images = min(MOST_IMAGES, len(sample.labels))
     with Progress(f"diagnostics on {num_images} images", 100, unit="percent") as progress:
 
@@ -293,8 +288,7 @@ def diagnostics(setup: Setup) -> dict[str, Any]:
             setup.network.logits_fn,
             sample.images,
             sample.labels,
-            epsilon=config.epsilon,
-            norm=config.norm,
+            threat_model=setup.threat_model,
             key=setup.key("diagnostics"),
             on_radius=on_radius,
         )
@@ -310,33 +304,32 @@ def diagnostics(setup: Setup) -> dict[str, Any]:
     return found
 
 
-def _pgd(setup: Setup, pgd: AttackConfig) -> Attack:
-    """PGD on each loss, as the parts of an ensemble."""
+def _pgd(setup: Setup, pgd: AttackConfig) -> AttackReport:
+    """PGD on each loss, as the components of an ensemble."""
     losses = setup.config.pgd_losses
-    attacks = [Pgd(pgd.epsilon, pgd.step_size, pgd.norm, loss, pgd.num_steps, pgd.num_restarts) for loss in losses]
-    parts = [Part(f"pgd-{attack.loss}", attack) for attack in attacks]
-    found = _ensemble(setup, "pgd", "standard", parts)
+    attacks = [Pgd(setup.threat_model, pgd.step_size, loss, pgd.num_steps, pgd.num_restarts) for loss in losses]
+    components = [Component(f"pgd-{attack.loss}", attack) for attack in attacks]
+    found = _ensemble(setup, "pgd", "standard", components)
     return _as_attack(PGD_ANY_STEP, found, {"attack": dataclasses.asdict(pgd), "losses": list(losses)})
 
 
-def _auto_attack(setup: Setup, version: Version) -> Attack:
-    found = _ensemble(setup, "auto_attack", version, setup.parts)
-    name = f"AutoAttack {version}" if setup.parts is None else "given attacks"
+def _auto_attack(setup: Setup, version: Version) -> AttackReport:
+    found = _ensemble(setup, "auto_attack", version, setup.components)
+    name = f"AutoAttack {version}" if setup.components is None else "given attacks"
     return _as_attack(name, found, {"version": version})
 
 
 def _ensemble(
-    setup: Setup, name: Literal["pgd", "auto_attack"], version: Version, parts: Sequence[Part] | None
+    setup: Setup, name: Literal["pgd", "auto_attack"], version: Version, components: Sequence[Component] | None
 ) -> AutoAttackResult:
     return auto_attack(
         setup.network.logits_fn,
         setup.sample.images,
         setup.sample.labels,
-        epsilon=setup.config.epsilon,
-        norm=setup.config.norm,
-        version=version,
+        threat_model=setup.threat_model,
         key=setup.key(name),
-        parts=parts,
+        version=version,
+        components=components,
         batch_size=setup.batch_size or setup.network.batch_size * setup.mesh.size,
         state_path=setup.path(f"{name}.npz"),
         devices=list(setup.mesh.devices.flat),
@@ -345,13 +338,13 @@ def _ensemble(
     )
 
 
-def _as_attack(name: str, found: AutoAttackResult, about: dict[str, Any]) -> Attack:
-    parts = [part._asdict() for part in found.parts]
-    about = about | {"parts": parts, "seconds": sum(part.seconds for part in found.parts)}
-    return Attack(name, found.broken_by, found.adversarial, about, found.findings)
+def _as_attack(name: str, found: AutoAttackResult, about: dict[str, Any]) -> AttackReport:
+    components = [component._asdict() for component in found.components]
+    about = about | {"parts": components, "seconds": sum(component.seconds for component in found.components)}
+    return AttackReport(name, found.broken_by, found.adversarial, about, found.findings)
 
 
-def _transfer(setup: Setup, number: int, predictor: Predictor) -> Attack:
+def _transfer(setup: Setup, number: int, predictor: Predictor) -> AttackReport:
     source, pgd, path = setup.sources[number], setup.config.pgd, setup.path(f"transfer_{number}.npz")
     assert pgd is not None  # `evaluate_robustness` has refused that
     name = f"transfer from {source.name}"
@@ -363,4 +356,4 @@ def _transfer(setup: Setup, number: int, predictor: Predictor) -> Attack:
     found, seconds = load(path)
     of_source = accuracy_of(found.source_right, "natural") | accuracy_of(found.source_robust)
     about = {"checkpoint": source.about["checkpoint"], "source": of_source, "seconds": seconds}
-    return Attack(name, np.where(found.broken, name, ""), found.adversarial, about)
+    return AttackReport(name, np.where(found.broken, name, ""), found.adversarial, about)

@@ -34,8 +34,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rap_jax.attacks import norm_of, pgd
+from rap_jax.attacks import ThreatModel, pgd_restarts
 from rap_jax.attacks.losses import cross_entropy, smooth_labels
+from rap_jax.attacks.pgd import strongest
 from rap_jax.attacks.stepwise import keys_of
 from rap_jax.config import AttackConfig, TrainConfig
 from rap_jax.data.batches import BatchInputs, make_batch
@@ -64,9 +65,8 @@ def move_perturbation(
     Returns:
       The perturbation for the next update, of norm scale * epsilon at most.
     """
-    ball = norm_of(attack.norm)
-    moved = perturbation + scale * attack.step_size * ball.steepest(gradient)
-    return ball.project(moved, scale * attack.epsilon)
+    threat_model = ThreatModel(attack.norm, scale * attack.epsilon)
+    return threat_model.project(perturbation + scale * attack.step_size * threat_model.steepest(gradient))
 
 
 class StepMetrics(NamedTuple):
@@ -164,11 +164,17 @@ def _attack_batch(
     def loss_fn(x: jax.Array) -> jax.Array:
         return cross_entropy(model.apply(*weights, x, train)[0], inputs.targets)
 
-    settings = dataclasses.asdict(attack) | {
-        "epsilon": inputs.scale * attack.epsilon,
-        "step_size": inputs.scale * attack.step_size,
-    }
-    return pgd(inputs.keys, loss_fn, inputs.images, **settings)
+    restarts = pgd_restarts(
+        loss_fn,
+        inputs.images,
+        threat_model=ThreatModel(attack.norm, inputs.scale * attack.epsilon),
+        key=inputs.keys,
+        step_size=inputs.scale * attack.step_size,
+        num_steps=attack.num_steps,
+        num_restarts=attack.num_restarts,
+        random_start=attack.random_start,
+    )
+    return strongest(loss_fn, restarts.adversarial)
 
 
 def _loss(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.apgd import Apgd, apgd, apgd_targeted, checkpoint_periods
 from rap_jax.attacks.losses import cross_entropy, dlr, targeted_dlr
 from rap_jax.attacks.stepwise import rank_targets
@@ -24,6 +25,7 @@ def logits_fn(images: jax.Array) -> jax.Array:
     return jnp.tanh(images.reshape(len(images), -1) @ W1) @ W2
 
 
+THREAT_MODEL = ThreatModel("linf", 0.1)
 LABELS = np.asarray(logits_fn(jnp.asarray(IMAGES)).argmax(-1)).astype(np.int32)
 
 
@@ -95,7 +97,9 @@ def test_path_is_that_of_the_paper(norm: str, epsilon: float, loss: str) -> None
 
 def check_path(norm: str, epsilon: float, loss: str) -> None:
     steps, images, labels = 40, jnp.asarray(IMAGES, jnp.float64), jnp.asarray(LABELS)
-    attack = Apgd(epsilon, norm, "dlr" if loss == "dlr" else "ce", steps, num_targets=2 * (loss == "targeted"))
+    attack = Apgd(
+        ThreatModel(norm, epsilon), "dlr" if loss == "dlr" else "ce", steps, num_targets=2 * (loss == "targeted")
+    )
     targets = jnp.argsort(logits_fn(images))[:, -3] if loss == "targeted" else labels
     loss_fns = {"ce": cross_entropy, "dlr": dlr, "targeted": lambda z, y: targeted_dlr(z, y, targets)}
     loss_fn = lambda x: loss_fns[loss](logits_fn(x), labels)
@@ -133,7 +137,8 @@ def test_checkpoints_are_those_of_the_official_code() -> None:
 
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2", 0.5)])
 def test_stays_inside_ball_and_box_and_tells_the_truth(norm: str, epsilon: float) -> None:
-    run = jax.jit(lambda key: apgd(key, logits_fn, IMAGES, LABELS, epsilon=epsilon, norm=norm, num_steps=20))
+    threat_model = ThreatModel(norm, epsilon)
+    run = jax.jit(lambda key: apgd(logits_fn, IMAGES, LABELS, threat_model=threat_model, key=key, num_steps=20))
     found = run(jax.random.key(1))
     delta = np.asarray(found.adversarial) - IMAGES
     size = np.abs(delta).max((1, 2, 3)) if norm == "linf" else np.sqrt((delta**2).sum((1, 2, 3)))
@@ -147,8 +152,9 @@ def test_stays_inside_ball_and_box_and_tells_the_truth(norm: str, epsilon: float
 
 
 def test_more_restarts_break_no_less() -> None:
+    near = ThreatModel("linf", 0.06)
     one, five = (
-        apgd(jax.random.key(2), logits_fn, IMAGES, LABELS, epsilon=0.06, num_steps=5, num_restarts=restarts)
+        apgd(logits_fn, IMAGES, LABELS, threat_model=near, key=jax.random.key(2), num_steps=5, num_restarts=restarts)
         for restarts in (1, 5)
     )
     assert (five.broken | ~one.broken).all()
@@ -157,14 +163,15 @@ def test_more_restarts_break_no_less() -> None:
 
 def test_an_example_does_not_depend_on_its_batch() -> None:
     keys = jax.random.split(jax.random.key(3), N)
-    every = apgd_targeted(keys, logits_fn, IMAGES, LABELS, epsilon=0.1, num_targets=2, num_steps=12)
-    alone = apgd_targeted(keys[2:3], logits_fn, IMAGES[2:3], LABELS[2:3], epsilon=0.1, num_targets=2, num_steps=12)
+    settings = {"threat_model": THREAT_MODEL, "num_targets": 2, "num_steps": 12}
+    every = apgd_targeted(logits_fn, IMAGES, LABELS, key=keys, **settings)
+    alone = apgd_targeted(logits_fn, IMAGES[2:3], LABELS[2:3], key=keys[2:3], **settings)
     assert bool(every.broken[2]) == bool(alone.broken[0])
     np.testing.assert_allclose(every.adversarial[2], alone.adversarial[0], atol=1e-4)
 
 
 def test_pieces_are_the_whole() -> None:
-    attack = Apgd(0.1, num_steps=20)
+    attack = Apgd(THREAT_MODEL, num_steps=20)
     arguments = (jax.random.split(jax.random.key(0), N), jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.zeros(N, int))
     state = attack.start(logits_fn, *arguments)
     whole, pieces = attack.advance(logits_fn, state, 20), state
@@ -177,7 +184,7 @@ def test_pieces_are_the_whole() -> None:
 def test_a_randomised_network_is_averaged_over_its_draws() -> None:
     noisy = lambda images, key: logits_fn(images) + 2 * jax.random.normal(key, (len(images), K))
     keys = jax.random.split(jax.random.key(0), N)
-    attack = Apgd(0.1, num_steps=3, num_samples=3)
+    attack = Apgd(THREAT_MODEL, num_steps=3, num_samples=3)
     state = attack.start(noisy, keys, jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.zeros(N, int))
     for i, key in enumerate(keys):
         loss_fn = lambda x, draw, i=i: cross_entropy(noisy(x, draw), jnp.asarray(LABELS[i : i + 1])).sum()
@@ -192,7 +199,7 @@ def test_a_randomised_network_is_averaged_over_its_draws() -> None:
 def test_noise_follows_from_an_examples_own_key(num_targets: int) -> None:
     noisy = lambda images, key: logits_fn(images) + 2 * jax.random.normal(key, (len(images), K))
     keys, images, labels = jax.random.split(jax.random.key(0), N), jnp.asarray(IMAGES), jnp.asarray(LABELS)
-    attack = Apgd(0.1, num_steps=3, num_samples=2, num_targets=num_targets)
+    attack = Apgd(THREAT_MODEL, num_steps=3, num_samples=2, num_targets=num_targets)
 
     @jax.jit
     def end_of(keys: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
@@ -213,12 +220,10 @@ def test_targets_are_ranked_at_the_clean_image() -> None:
 
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="loss is 'mse'; expected one of ce, dlr"):
-        apgd(jax.random.key(0), logits_fn, IMAGES, LABELS, epsilon=0.1, loss="mse")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="norm is 'l1'"):
-        apgd(jax.random.key(0), logits_fn, IMAGES, LABELS, epsilon=0.1, norm="l1")
+        apgd(logits_fn, IMAGES, LABELS, threat_model=THREAT_MODEL, key=jax.random.key(0), loss="mse")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"images are uint8\[6, 5, 4, 1\]"):
-        apgd(jax.random.key(0), logits_fn, (IMAGES * 255).astype(np.uint8), LABELS, epsilon=0.1)
+        apgd(logits_fn, (IMAGES * 255).astype(np.uint8), LABELS, threat_model=THREAT_MODEL, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"labels are int32\[5\]"):
-        apgd(jax.random.key(0), logits_fn, IMAGES, LABELS[:5], epsilon=0.1)
+        apgd(logits_fn, IMAGES, LABELS[:5], threat_model=THREAT_MODEL, key=jax.random.key(0))
     with pytest.raises(ValueError, match="keys of shape"):
-        apgd(jax.random.split(jax.random.key(0), 5), logits_fn, IMAGES, LABELS, epsilon=0.1)
+        apgd(logits_fn, IMAGES, LABELS, threat_model=THREAT_MODEL, key=jax.random.split(jax.random.key(0), 5))

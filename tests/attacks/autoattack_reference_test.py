@@ -14,6 +14,7 @@ from benchmarks.parity import compare, ours, reference
 from benchmarks.parity.compare import Bar
 from benchmarks.parity.reference import EPSILONS, NUM_QUERIES, NUM_STEPS, RANKS
 from benchmarks.parity.tiny_network import NUM_CLASSES, logits_fn
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.hyperplane import ONTO_HYPERPLANE
 from rap_jax.attacks.square import Square
@@ -46,7 +47,7 @@ def test_the_projections(norm: str) -> None:
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t"])
 def test_apgd_goes_the_same_way(norm: str, name: str) -> None:
     loss, num_targets = {"apgd-ce": ("ce", 0), "apgd-dlr": ("dlr", 0), "apgd-t": ("ce", NUM_CLASSES - 1)}[name]
-    attack = Apgd(EPSILONS[norm], norm, loss, num_steps=NUM_STEPS, num_targets=num_targets)
+    attack = Apgd(ThreatModel(norm, EPSILONS[norm]), loss, NUM_STEPS, num_targets=num_targets)
     found = ours.apgd_recorder(NETWORK, attack)((REFERENCE.images, REFERENCE.labels, REFERENCE.first(norm)), 0)
     theirs = REFERENCE.path(norm, name)
     errors = compare.path_errors(found, theirs, norm)
@@ -57,8 +58,9 @@ def test_apgd_goes_the_same_way(norm: str, name: str) -> None:
 
 @both_norms
 def test_targeted_fab_finds_the_same_images(norm: str) -> None:
-    part = ours.part_alone("fab-t", epsilon=EPSILONS[norm], norm=norm, num_classes=NUM_CLASSES)
-    attack = dataclasses.replace(part.attack, num_steps=NUM_STEPS)  # type: ignore[type-var]
+    threat_model = ThreatModel(norm, EPSILONS[norm])
+    component = ours.component_alone("fab-t", threat_model=threat_model, num_classes=NUM_CLASSES)
+    attack = dataclasses.replace(component.attack, num_steps=NUM_STEPS)  # type: ignore[type-var]
     theirs = REFERENCE.nearest(norm, "fab-t")
     found = ours.fab_nearest(NETWORK, attack, REFERENCE.images, REFERENCE.labels, range(len(RANKS)))
     check(*compare.nearest_bars("fab-t", found, theirs))
@@ -67,7 +69,7 @@ def test_targeted_fab_finds_the_same_images(norm: str) -> None:
 
 @both_norms
 def test_square_goes_the_same_way(norm: str) -> None:
-    attack = Square(EPSILONS[norm], norm, NUM_QUERIES)
+    attack = Square(ThreatModel(norm, EPSILONS[norm]), NUM_QUERIES)
     found = ours.square_search(NETWORK, attack, REFERENCE.images, REFERENCE.labels, REFERENCE.stream(norm))
     theirs = REFERENCE.search(norm)
     check(*compare.search_bars("square", found, theirs))

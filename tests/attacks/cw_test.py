@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax.attacks import Nearest, cw_l2
+from rap_jax.attacks import AttackResult, ThreatModel, cw_l2
 from rap_jax.attacks.losses import margin
 
 NUM_PIXELS, NUM_CLASSES = 12, 3
@@ -29,6 +29,11 @@ def bent(images: jax.Array) -> jax.Array:
     return jnp.tanh(3 * (images - 0.5)) @ WEIGHTS
 
 
+def distances(found: AttackResult, images: jax.Array) -> np.ndarray:
+    """Of the adversarial images from the clean ones, infinite where there is none."""
+    return np.where(found.broken, np.linalg.norm(found.adversarial - images, axis=1), np.inf)
+
+
 def labels_of(images: jax.Array) -> jax.Array:
     return linear(images).argmax(-1)
 
@@ -47,8 +52,8 @@ def test_nearest_image_of_a_linear_classifier(images: jax.Array, confidence: flo
     found = jax.jit(lambda x: cw_l2(two, x, labels, confidence=confidence, **FULL))(images)
     expected = distance_to_plane(images, labels, 1 - labels, confidence)
     assert found.broken.all() and (margin(two(found.adversarial), labels) > confidence).all()
-    assert (np.asarray(found.distance) > 0.9999 * expected).all()
-    np.testing.assert_allclose(found.distance, expected, rtol=0.03)
+    assert (distances(found, images) > 0.9999 * expected).all()
+    np.testing.assert_allclose(distances(found, images), expected, rtol=0.03)
 
 
 def test_nearest_image_of_a_target(images: jax.Array) -> None:
@@ -59,8 +64,8 @@ def test_nearest_image_of_a_target(images: jax.Array) -> None:
     np.testing.assert_array_equal(labels_of(found.adversarial), targets)
     assert (margin(linear(found.adversarial), targets) < -0.1).all()  # no other class comes within the confidence
     least = distance_to_plane(images, labels, targets, 0.1)
-    assert (np.asarray(found.distance) > 0.9999 * least).all()
-    assert np.median(found.distance / least) < 1.05  # more only where the third class is in the way
+    assert (distances(found, images) > 0.9999 * least).all()
+    assert np.median(distances(found, images) / least) < 1.05  # more only where the third class is in the way
 
 
 def numpy_cw_l2(image: np.ndarray, label: int, confidence: float) -> tuple[np.ndarray, float]:
@@ -97,7 +102,7 @@ def test_equals_numpy(images: jax.Array) -> None:
     for i, image in enumerate(np.asarray(images, np.float64)):
         adversarial, distance = numpy_cw_l2(image, int(labels[i]), 0.2)
         assert bool(found.broken[i]) == np.isfinite(distance)
-        np.testing.assert_allclose(found.distance[i], distance, rtol=2e-3)
+        np.testing.assert_allclose(distances(found, images)[i], distance, rtol=2e-3)
         np.testing.assert_allclose(found.adversarial[i], adversarial, atol=1e-3)
 
 
@@ -110,30 +115,42 @@ def test_reports_what_it_returns(images: jax.Array) -> None:
     assert found.adversarial.shape == edge.shape and found.adversarial.dtype == edge.dtype
     wrong = bent(found.adversarial).argmax(-1) != labels
     np.testing.assert_array_equal(wrong, found.broken)
-    lengths = np.linalg.norm(found.adversarial - edge, axis=1)
-    np.testing.assert_allclose(found.distance, np.where(found.broken, lengths, np.inf), rtol=1e-5)
+    np.testing.assert_array_equal(found.adversarial[~found.broken], edge[~found.broken])
+
+
+def test_a_threat_model_decides_which_are_near_enough(images: jax.Array) -> None:
+    labels = bent(images).argmax(-1)
+    anywhere = cw_l2(bent, images, labels, **SHORT)
+    lengths = distances(anywhere, images)
+    threat_model = ThreatModel("l2", float(np.median(lengths[np.isfinite(lengths)])))
+    found = cw_l2(bent, images, labels, threat_model=threat_model, **SHORT)
+    np.testing.assert_allclose(distances(found, images), np.where(found.broken, lengths, np.inf))
+    assert 0 < found.broken.sum() < anywhere.broken.sum()
+    assert (lengths[np.asarray(found.broken)].max() <= threat_model.epsilon * (1 + 1e-6)).all()
+    np.testing.assert_array_equal(found.adversarial[~found.broken], images[~found.broken])
+    with pytest.raises(ValueError, match="norm is 'linf'; expected l2"):
+        cw_l2(bent, images, labels, threat_model=ThreatModel("linf", 0.1), **SHORT)
 
 
 def test_misclassified_images_stay(images: jax.Array) -> None:
     labels = labels_of(images).at[:5].add(1) % NUM_CLASSES
     found = cw_l2(linear, images, labels, **SHORT)
     np.testing.assert_array_equal(found.adversarial[:5], images[:5])
-    np.testing.assert_array_equal(found.distance[:5], 0)
-    assert found.broken[:5].all() and (found.distance[5:] > 0).all()
+    assert found.broken[:5].all() and (distances(found, images)[5:] > 0).all()
 
 
 def test_nothing_found(images: jax.Array) -> None:
     always_first = lambda x: jnp.array([[1.0, 0.0]]) + 0 * x[:, :2]
     found = cw_l2(always_first, images, jnp.zeros(len(images), int), **SHORT)
-    assert not found.broken.any() and jnp.isinf(found.distance).all()
+    assert not found.broken.any()
     np.testing.assert_array_equal(found.adversarial, images)
 
 
 def test_more_search_steps_are_never_farther(images: jax.Array) -> None:
     labels = bent(images).argmax(-1)
-    distances = [cw_l2(bent, images, labels, **SHORT | {"num_search_steps": n}).distance for n in (1, 3, 6)]
-    assert (distances[1] <= distances[0]).all() and (distances[2] <= distances[1]).all()
-    assert (distances[2] < distances[0]).any()
+    found = [cw_l2(bent, images, labels, **SHORT | {"num_search_steps": n}) for n in (1, 3, 6)]
+    one, three, six = (distances(result, images) for result in found)
+    assert (three <= one).all() and (six <= three).all() and (six < one).any()
 
 
 def test_examples_are_independent(images: jax.Array) -> None:
@@ -142,8 +159,9 @@ def test_examples_are_independent(images: jax.Array) -> None:
     together = attack(images, labels)
     for i in range(3):
         alone = attack(images[i : i + 1], labels[i : i + 1])
-        np.testing.assert_allclose(alone.distance, together.distance[i : i + 1], rtol=1e-3)
-    backwards = Nearest(*(array[::-1] for array in attack(images[::-1], labels[::-1])))
+        one = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], together)
+        np.testing.assert_allclose(distances(alone, images[i : i + 1]), distances(one, images[i : i + 1]), rtol=1e-3)
+    backwards = AttackResult(*(array[::-1] for array in attack(images[::-1], labels[::-1])))
     np.testing.assert_allclose(backwards.adversarial, together.adversarial, atol=1e-4)
 
 

@@ -12,11 +12,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from numpy_hyperplane import perturbation_onto
 
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.fab import Fab, FabState, closest_adversarials, fab, fab_targeted, nearest_boundary
 from rap_jax.attacks.norms import NORMS
 from rap_jax.attacks.stepwise import fold_in_each, keys_of_examples
 
 SHAPE, NUM_CLASSES, NUM_STEPS = (3, 4, 1), 5, 12
+THREAT_MODEL = ThreatModel("linf", 0.1)
 KEY = jax.random.key(7)
 KEYS = jax.random.split(KEY, 9)
 _RNG = np.random.default_rng(0)
@@ -50,7 +52,7 @@ def make_labels(images: jax.Array) -> jax.Array:
 
 def attack_of(norm: str = "linf", num_targets: int = 0) -> Fab:
     """The same few attacks in all tests, so that each is compiled once."""
-    return Fab(0.1, norm, NUM_STEPS, num_targets, num_restarts=2)
+    return Fab(ThreatModel(norm, 0.1), NUM_STEPS, num_targets, num_restarts=2)
 
 
 @partial(jax.jit, static_argnames="attack")
@@ -128,8 +130,8 @@ def test_finds_the_nearest_boundary_of_a_linear_classifier(norm: str) -> None:
     with np.errstate(invalid="ignore"):
         distances = -behind / np.linalg.norm(normals, 1 if norm == "linf" else 2, axis=0)
     least = np.nanmin(distances, axis=1)
-    attack = Fab(1.0, norm, 20)
-    adversarial, found = jax.jit(lambda x, y: closest_adversarials(attack, KEY, linear, x, y))(images, labels)
+    attack = Fab(ThreatModel(norm, 1.0), 20)
+    adversarial, found = jax.jit(lambda x, y: closest_adversarials(attack, linear, x, y, key=KEY))(images, labels)
     assert (linear(adversarial).argmax(-1) != labels).all()
     assert (found >= 0.9999 * least).all() and (found <= 1.01 * least).all()
 
@@ -155,19 +157,19 @@ def test_the_radius_is_exact(images: jax.Array, labels: jax.Array) -> None:
     distance = run(attack_of(), images, labels).distance
     middle = jnp.sort(distance)[4]
     for epsilon, expected in ((middle, distance <= middle), (np.nextafter(middle, 0), distance < middle)):
-        attack = dataclasses.replace(attack_of(), epsilon=float(epsilon))
+        attack = dataclasses.replace(attack_of(), threat_model=ThreatModel("linf", float(epsilon)))
         np.testing.assert_array_equal(run(attack, images, labels).broken, expected)
 
 
 @pytest.mark.parametrize("num_restarts", [1, 2])
 def test_targets_are_the_next_classes(images: jax.Array, labels: jax.Array, num_restarts: int) -> None:
     ranked = np.argsort(-np.asarray(logits_fn(images)), axis=1)
-    attack = Fab(0.1, num_targets=4, num_restarts=num_restarts)
+    attack = Fab(THREAT_MODEL, num_targets=4, num_restarts=num_restarts)
     assert attack.num_starts == 4 * num_restarts
     for start in range(attack.num_starts):
         targets = begin(attack, images, labels, start).targets
         np.testing.assert_array_equal(targets, ranked[:, 1 + start // num_restarts])
-    assert Fab(0.1, num_restarts=num_restarts).num_starts == num_restarts
+    assert Fab(THREAT_MODEL, num_restarts=num_restarts).num_starts == num_restarts
 
 
 @both_kinds
@@ -223,19 +225,20 @@ def test_what_is_wrong_already_is_broken_at_no_distance(images: jax.Array, num_t
 @both_kinds
 def test_hands_over_the_first_start_that_breaks(images: jax.Array, labels: jax.Array, num_targets: int) -> None:
     function = partial(fab_targeted, num_targets=num_targets) if num_targets else fab
-    outcome = function(KEY, logits_fn, images, labels, epsilon=0.1, num_steps=NUM_STEPS, num_restarts=2)
+    settings = {"threat_model": THREAT_MODEL, "num_steps": NUM_STEPS, "num_restarts": 2}
+    found = function(logits_fn, images, labels, key=KEY, **settings)
     attack, keys = attack_of("linf", num_targets), keys_of_examples(KEY, 9)
     states = [run(attack, images, labels, i, fold_in_each(keys, i)) for i in range(attack.num_starts)]
     broken = np.stack([state.broken for state in states])
-    np.testing.assert_array_equal(outcome.broken, broken.any(0))
+    np.testing.assert_array_equal(found.broken, broken.any(0))
     first = np.stack([state.adversarial for state in states])[broken.argmax(0), np.arange(9)]
     expected = np.where(broken.any(0)[:, None, None, None], first, images)
-    np.testing.assert_allclose(outcome.adversarial, expected, atol=1e-5)
+    np.testing.assert_allclose(found.adversarial, expected, atol=1e-5)
 
 
 def test_the_closest_of_all_starts(images: jax.Array, labels: jax.Array) -> None:
     attack, keys = attack_of("linf", 3), keys_of_examples(KEY, 9)
-    adversarial, distance = closest_adversarials(attack, KEY, logits_fn, images, labels)
+    adversarial, distance = closest_adversarials(attack, logits_fn, images, labels, key=KEY)
     every = np.stack([run(attack, images, labels, i, fold_in_each(keys, i)).distance for i in range(6)])
     assert len(np.unique(every.argmin(0))) > 1  # else the choice per example is not put to the test
     np.testing.assert_allclose(distance, every.min(0), atol=1e-5)
@@ -267,12 +270,10 @@ def test_flat_networks_stay_finite(images: jax.Array) -> None:
 
 def test_too_many_targets(images: jax.Array, labels: jax.Array) -> None:
     with pytest.raises(ValueError, match="num_targets is 9; expected at most 4 with 5 classes"):
-        fab_targeted(KEY, logits_fn, images, labels, epsilon=0.1)
+        fab_targeted(logits_fn, images, labels, threat_model=THREAT_MODEL, key=KEY)
 
 
-@pytest.mark.parametrize(
-    "bad", [{"num_steps": -1}, {"num_restarts": 0}, {"num_targets": -2}, {"norm": "l1"}, {"epsilon": -0.5}]
-)
+@pytest.mark.parametrize("bad", [{"num_steps": -1}, {"num_restarts": 0}, {"num_targets": -2}, {"threat_model": 0.1}])
 def test_refuses(bad: dict) -> None:
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
-        Fab(**{"epsilon": 0.1} | bad)
+        Fab(**{"threat_model": THREAT_MODEL} | bad)

@@ -11,7 +11,7 @@ import optax
 import pytest
 from repository import ROOT
 
-from rap_jax.attacks import cw_l2, fgsm, pgd
+from rap_jax.attacks import ThreatModel, cw_l2, fgsm, pgd
 from rap_jax.attacks.losses import cross_entropy
 from rap_jax.config import ModelConfig
 from rap_jax.models import Model, create_model
@@ -84,10 +84,9 @@ def test_readme_code_agrees_with_our_pgd(trained: Trained, names: dict[str, Any]
     assert linf(trained, adversarial) <= EPSILON + 1e-6 and 0 <= adversarial.min() and adversarial.max() <= 1
     np.testing.assert_array_equal(broken, trained.logits(adversarial).argmax(-1) != trained.labels)
 
-    loss_fn = lambda x: cross_entropy(trained.logits(x), trained.labels)
-    settings = {"epsilon": EPSILON, "step_size": STEP_SIZE, "num_steps": NUM_STEPS}
-    ours = jax.jit(lambda key: pgd(key, loss_fn, trained.images, **settings))(jax.random.key(0))
-    ours_broken = np.asarray(trained.logits(ours).argmax(-1) != trained.labels)
+    settings = {"threat_model": ThreatModel("linf", EPSILON), "step_size": STEP_SIZE, "num_steps": NUM_STEPS}
+    attack = jax.jit(lambda key: pgd(trained.logits, trained.images, trained.labels, key=key, **settings))
+    ours_broken = np.asarray(attack(jax.random.key(0)).broken)
     assert 0.2 < names["robust_accuracy"] < 0.8  # at 0 or 1 everything would agree
     assert abs((1 - ours_broken.mean()) - names["robust_accuracy"]) <= 0.07
     assert (ours_broken == broken).mean() >= 0.85
@@ -98,19 +97,18 @@ def test_fgsm_gives_the_same_images(trained: Trained, norm: str, epsilon: float)
     attack = {"linf": foolbox.attacks.LinfFastGradientAttack, "l2": foolbox.attacks.L2FastGradientAttack}[norm]
     fmodel = foolbox.models.JAXModel(jax.jit(trained.soft_logits), bounds=(0, 1))
     _, expected, _ = attack(random_start=False)(fmodel, trained.images, trained.labels, epsilons=epsilon)
-    loss_fn = lambda x: cross_entropy(trained.soft_logits(x), trained.labels)
-    found = jax.jit(lambda x: fgsm(loss_fn, x, epsilon=epsilon, norm=norm))(trained.images)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    threat_model = ThreatModel(norm, epsilon)
+    ours = jax.jit(lambda x: fgsm(trained.soft_logits, x, trained.labels, threat_model=threat_model))
+    np.testing.assert_allclose(ours(trained.images).adversarial, expected, atol=1e-6)
 
 
 def test_pgd_without_random_start_gives_the_same_images(trained: Trained) -> None:
     attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=5, random_start=False)
     fmodel = foolbox.models.JAXModel(jax.jit(trained.soft_logits), bounds=(0, 1))
     _, expected, _ = attack(fmodel, trained.images, trained.labels, epsilons=EPSILON)
-    loss_fn = lambda x: cross_entropy(trained.soft_logits(x), trained.labels)
-    settings = {"epsilon": EPSILON, "step_size": STEP_SIZE, "num_steps": 5, "random_start": False}
-    found = jax.jit(lambda x: pgd(jax.random.key(0), loss_fn, x, **settings))(trained.images)
-    same = np.isclose(found, expected, atol=1e-5)
+    settings = {"threat_model": ThreatModel("linf", EPSILON), "step_size": STEP_SIZE, "num_steps": 5}
+    ours = jax.jit(lambda x: pgd(trained.soft_logits, x, trained.labels, key=None, random_start=False, **settings))
+    same = np.isclose(ours(trained.images).adversarial, expected, atol=1e-5)
     assert same.mean() > 0.999  # rounding decides where a slope is next to zero
 
 
@@ -125,5 +123,7 @@ def test_cw_finds_the_same_distances(trained: Trained, names: dict[str, Any]) ->
     )(images)
     nothing = (adversarial == 0).all((1, 2, 3))  # what foolbox returns where it has found none
     lengths = jnp.sqrt(jnp.square(adversarial - images).sum((1, 2, 3)))
-    same = np.isclose(found.distance, jnp.where(nothing, jnp.inf, lengths), rtol=1e-3, atol=1e-4)
+    ours = jnp.sqrt(jnp.square(found.adversarial - images).sum((1, 2, 3)))
+    distances = jnp.where(found.broken, ours, jnp.inf)
+    same = np.isclose(distances, jnp.where(nothing, jnp.inf, lengths), rtol=1e-3, atol=1e-4)
     assert 0.5 < found.broken.mean() and same.mean() >= 0.9  # a kink of the network may lead rounding astray

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from rap_jax.attacks import pgd
+from rap_jax.attacks import ThreatModel, pgd
 from rap_jax.attacks.losses import cross_entropy, margin
+from rap_jax.attacks.pgd import Loss
 
 EPSILON = 0.15
 WEIGHTS = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
@@ -16,22 +17,18 @@ def make_images() -> jax.Array:
     return 0.2 + 0.6 * jax.random.uniform(jax.random.key(0), (40, 30))  # no pixel is stopped by the box
 
 
-def attacked(images: jax.Array, loss: str, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
+def attacked(images: jax.Array, loss: Loss, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """The images that PGD finds for a linear classifier, and their labels, which are right without it."""
     logits_fn = lambda x: scale * (x @ WEIGHTS)
     labels = logits_fn(images).argmax(-1)
-    loss_fn = {"margin": margin, "cross_entropy": cross_entropy}[loss]
-    attack = jax.jit(
-        lambda key: pgd(
-            key, lambda x: loss_fn(logits_fn(x), labels), images, epsilon=EPSILON, step_size=0.02, num_steps=20
-        )
-    )
-    return attack(jax.random.key(1)), labels
+    settings = {"threat_model": ThreatModel("linf", EPSILON), "step_size": 0.02, "num_steps": 20, "loss": loss}
+    attack = jax.jit(lambda key: pgd(logits_fn, images, labels, key=key, **settings))
+    return attack(jax.random.key(1)).adversarial, labels
 
 
 def test_breaks_whom_a_linear_classifier_cannot_save(images: jax.Array) -> None:
     """In the ball class j gains at most epsilon ||w_j - w_y||_1 over class y, so it is known who can be broken."""
-    found, labels = attacked(images, "margin")
+    found, labels = attacked(images, margin)
     logits = np.asarray(images) @ WEIGHTS
     y = np.asarray(labels)
     gains = EPSILON * np.abs(WEIGHTS.T[None] - WEIGHTS.T[y][:, None]).sum(-1)
@@ -47,7 +44,7 @@ def test_breaks_whom_a_linear_classifier_cannot_save(images: jax.Array) -> None:
 def test_sees_through_saturated_logits(images: jax.Array) -> None:
     """Logits a thousand times larger: the cross-entropy of a right image is 0 in float32, and so is its gradient."""
     broken = {}
-    for loss in ("margin", "cross_entropy"):
+    for loss in (margin, cross_entropy):
         found, labels = attacked(images, loss, scale=1000.0)
         broken[loss] = float(((found @ WEIGHTS).argmax(-1) != labels).mean())
-    assert broken["margin"] > 2 * broken["cross_entropy"]
+    assert broken[margin] > 2 * broken[cross_entropy]

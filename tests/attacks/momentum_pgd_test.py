@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from smooth_net import raise_loss
 
-from rap_jax.attacks import NORMS, momentum_pgd, pgd, pgd_restarts
+from rap_jax.attacks import ThreatModel, momentum_pgd, pgd, pgd_restarts
+from rap_jax.attacks.norms import NORMS
 from rap_jax.attacks.pgd import momentum
 
 SHAPE = (6, 5, 4, 1)
@@ -52,9 +54,9 @@ def numpy_momentum_pgd(images: np.ndarray, norm: str, decay: float) -> np.ndarra
 @pytest.mark.parametrize("decay", [0.5, 1.0])
 @pytest.mark.parametrize("norm", NORMS)
 def test_equals_numpy(images: jax.Array, norm: str, decay: float) -> None:
-    found = momentum_pgd(jax.random.key(0), wavy_loss, images, decay=decay, norm=norm, **SETTINGS)
+    found = raise_loss(momentum_pgd, jax.random.key(0), wavy_loss, images, decay=decay, norm=norm, **SETTINGS)
     np.testing.assert_allclose(found, numpy_momentum_pgd(np.asarray(images), norm, decay), atol=2e-5)
-    plain = pgd(jax.random.key(0), wavy_loss, images, norm=norm, random_start=False, **SETTINGS)
+    plain = raise_loss(pgd, jax.random.key(0), wavy_loss, images, norm=norm, random_start=False, **SETTINGS)
     assert jnp.abs(found - plain).max() > 0.01  # else the momentum is not put to the test
 
 
@@ -71,16 +73,24 @@ def test_the_sum_of_gradients_by_hand() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_without_decay_it_is_pgd(images: jax.Array, norm: str) -> None:
     settings = SETTINGS | {"norm": norm, "num_restarts": 3, "random_start": True}
-    found = momentum_pgd(jax.random.key(3), wavy_loss, images, decay=0.0, **settings)
-    np.testing.assert_allclose(found, pgd(jax.random.key(3), wavy_loss, images, **settings), atol=1e-5)
+    found = raise_loss(momentum_pgd, jax.random.key(3), wavy_loss, images, decay=0.0, **settings)
+    np.testing.assert_allclose(found, raise_loss(pgd, jax.random.key(3), wavy_loss, images, **settings), atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("random_start", [False, True])
 def test_stays_in_ball_and_box(images: jax.Array, norm: str, random_start: bool) -> None:
     attack = jax.jit(
-        lambda key, epsilon: momentum_pgd(
-            key, wavy_loss, images, epsilon=epsilon, step_size=0.5, num_steps=3, norm=norm, random_start=random_start
+        lambda key, epsilon: raise_loss(
+            momentum_pgd,
+            key,
+            wavy_loss,
+            images,
+            epsilon=epsilon,
+            step_size=0.5,
+            num_steps=3,
+            norm=norm,
+            random_start=random_start,
         )
     )
     for seed, epsilon in enumerate((0.0, 0.1, 0.7)):
@@ -90,15 +100,16 @@ def test_stays_in_ball_and_box(images: jax.Array, norm: str, random_start: bool)
 
 
 def test_same_key_same_images(images: jax.Array) -> None:
-    attack = jax.jit(lambda key: momentum_pgd(key, wavy_loss, images, random_start=True, **SETTINGS))
+    attack = jax.jit(lambda key: raise_loss(momentum_pgd, key, wavy_loss, images, random_start=True, **SETTINGS))
     np.testing.assert_array_equal(attack(jax.random.key(5)), attack(jax.random.key(5)))
     assert jnp.abs(attack(jax.random.key(5)) - attack(jax.random.key(6))).max() > 0.05
 
 
 def test_more_restarts_are_never_worse(images: jax.Array) -> None:
     settings = SETTINGS | {"num_restarts": 4, "random_start": True, "num_steps": 2}
-    every = pgd_restarts(jax.random.key(2), wavy_loss, images, transform=momentum(1.0), **settings)
-    best = momentum_pgd(jax.random.key(2), wavy_loss, images, **settings)
+    best = raise_loss(momentum_pgd, jax.random.key(2), wavy_loss, images, **settings)
+    settings = settings | {"threat_model": ThreatModel("linf", settings.pop("epsilon")), "transform": momentum(1.0)}
+    every = pgd_restarts(wavy_loss, images, key=jax.random.key(2), **settings).adversarial
     losses = np.asarray(jax.vmap(wavy_loss)(every))
     assert len(np.unique(losses.argmax(0))) > 1  # else the choice per example is not put to the test
     np.testing.assert_allclose(wavy_loss(best), losses.max(0), rtol=1e-5)
@@ -108,7 +119,7 @@ def test_more_restarts_are_never_worse(images: jax.Array) -> None:
 def test_examples_are_independent(images: jax.Array, norm: str) -> None:
     keys = jax.random.split(jax.random.key(4), len(images))
     settings = SETTINGS | {"norm": norm, "num_restarts": 2, "random_start": True, "num_steps": 3}
-    attack = jax.jit(lambda images: momentum_pgd(keys, wavy_loss, images, **settings))
+    attack = jax.jit(lambda images: raise_loss(momentum_pgd, keys, wavy_loss, images, **settings))
     together, among_others = attack(images), attack(images.at[1:].set(1 - images[1:]))
     np.testing.assert_array_equal(together[0], among_others[0])
     assert (jnp.abs(together - among_others)[1:].max((1, 2, 3)) > 0.1).all()
@@ -117,7 +128,9 @@ def test_examples_are_independent(images: jax.Array, norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_scale_of_the_loss_does_not_matter(images: jax.Array, norm: str) -> None:
     attack = jax.jit(
-        lambda scale: momentum_pgd(jax.random.key(0), lambda x: scale * wavy_loss(x), images, norm=norm, **SETTINGS)
+        lambda scale: raise_loss(
+            momentum_pgd, jax.random.key(0), lambda x: scale * wavy_loss(x), images, norm=norm, **SETTINGS
+        )
     )
     for scale in (1e-30, 1e25):
         np.testing.assert_allclose(attack(scale), attack(1.0), atol=1e-4)
@@ -126,8 +139,8 @@ def test_the_scale_of_the_loss_does_not_matter(images: jax.Array, norm: str) -> 
 
 def test_pgd_takes_any_transform(images: jax.Array) -> None:
     settings = SETTINGS | {"random_start": False}
-    down = pgd(jax.random.key(0), wavy_loss, images, transform=optax.scale(-1.0), **settings)
-    np.testing.assert_array_equal(down, pgd(jax.random.key(0), lambda x: -wavy_loss(x), images, **settings))
+    down = raise_loss(pgd, jax.random.key(0), wavy_loss, images, transform=optax.scale(-1.0), **settings)
+    np.testing.assert_array_equal(down, raise_loss(pgd, jax.random.key(0), lambda x: -wavy_loss(x), images, **settings))
 
 
 @pytest.mark.parametrize(
@@ -141,4 +154,4 @@ def test_pgd_takes_any_transform(images: jax.Array) -> None:
 )
 def test_refuses(images: jax.Array, bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        momentum_pgd(jax.random.key(0), wavy_loss, images, **(SETTINGS | bad))
+        raise_loss(momentum_pgd, jax.random.key(0), wavy_loss, images, **(SETTINGS | bad))

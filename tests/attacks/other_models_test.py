@@ -1,5 +1,6 @@
 """The attacks on models of other libraries: Flax NNX, Equinox, and a plain function of a dict of weights."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rap_jax.attacks import cw_l2, fgsm, momentum_pgd, pgd
+from rap_jax.attacks import AttackResult, ThreatModel, cw_l2, fgsm, momentum_pgd, pgd
 from rap_jax.attacks.losses import cross_entropy
 
 NUM_PIXELS, NUM_HIDDEN, NUM_CLASSES = 20, 16, 3
 EPSILON = 0.4
+THREAT_MODEL = ThreatModel("linf", EPSILON)
 
 
 class Classifier(NamedTuple):
@@ -72,12 +74,11 @@ def make_images() -> jax.Array:
     return jax.random.uniform(jax.random.key(1), (32, NUM_PIXELS), minval=0.4, maxval=0.6)
 
 
-Attack = Callable[[jax.Array, Callable[[jax.Array], jax.Array], jax.Array], jax.Array]
-STEPS: dict[str, Any] = {"epsilon": EPSILON, "step_size": 0.1, "num_steps": 10}
-ATTACKS: dict[str, Attack] = {
-    "fgsm": lambda key, loss_fn, images: fgsm(loss_fn, images, epsilon=EPSILON),
-    "pgd": lambda key, loss_fn, images: pgd(key, loss_fn, images, num_restarts=2, **STEPS),
-    "momentum_pgd": lambda key, loss_fn, images: momentum_pgd(key, loss_fn, images, **STEPS),
+STEPS: dict[str, Any] = {"step_size": 0.1, "num_steps": 10}
+ATTACKS: dict[str, Callable[..., AttackResult]] = {
+    "fgsm": fgsm,
+    "pgd": functools.partial(pgd, num_restarts=2, **STEPS),
+    "momentum_pgd": functools.partial(momentum_pgd, **STEPS),
 }
 
 
@@ -86,14 +87,16 @@ def test_raises_the_loss_and_breaks(classifier: Classifier, images: jax.Array, n
     labels = classifier.apply(classifier.weights, images).argmax(-1)  # all are right before the attack
 
     @jax.jit
-    def attack(key: jax.Array, weights: Any, images: jax.Array) -> jax.Array:
-        return ATTACKS[name](key, lambda x: cross_entropy(classifier.apply(weights, x), labels), images)
+    def attack(key: jax.Array, weights: Any, images: jax.Array) -> AttackResult:
+        logits_fn = lambda x: classifier.apply(weights, x)
+        return ATTACKS[name](logits_fn, images, labels, threat_model=THREAT_MODEL, key=key)
 
     found = attack(jax.random.key(2), classifier.weights, images)
-    assert jnp.abs(found - images).max() <= EPSILON + 1e-6
-    before, after = (classifier.apply(classifier.weights, x) for x in (images, found))
+    assert THREAT_MODEL.contains(found.adversarial, images).all()
+    before, after = (classifier.apply(classifier.weights, x) for x in (images, found.adversarial))
     assert (cross_entropy(after, labels) > cross_entropy(before, labels)).all()
-    assert (after.argmax(-1) != labels).mean() > 0.7
+    np.testing.assert_array_equal(found.broken, after.argmax(-1) != labels)
+    assert found.broken.mean() > 0.7
 
 
 def test_cw_breaks_nearby(classifier: Classifier, images: jax.Array) -> None:
@@ -107,14 +110,14 @@ def test_cw_breaks_nearby(classifier: Classifier, images: jax.Array) -> None:
     found = attack(classifier.weights, images)
     assert (classifier.apply(classifier.weights, found.adversarial).argmax(-1) != labels).all()
     corner = EPSILON * NUM_PIXELS**0.5  # as far as the other attacks go
-    assert found.broken.all() and (found.distance > 0).all() and found.distance.max() < corner
+    distances = jnp.linalg.norm(found.adversarial - images, axis=1)
+    assert found.broken.all() and (distances > 0).all() and distances.max() < corner
 
 
 def test_batch_norm_of_nnx_is_in_evaluation_mode(images: jax.Array) -> None:
     """The attack of an image is then its own: it does not see the batch, and dropout draws nothing."""
     classifier = of_nnx()
     labels = classifier.apply(classifier.weights, images).argmax(-1)
-    attack = lambda x, labels: fgsm(
-        lambda x: cross_entropy(classifier.apply(classifier.weights, x), labels), x, epsilon=EPSILON
-    )
+    logits_fn = lambda x: classifier.apply(classifier.weights, x)
+    attack = lambda x, labels: fgsm(logits_fn, x, labels, threat_model=THREAT_MODEL).adversarial
     np.testing.assert_allclose(attack(images, labels)[:1], attack(images[:1], labels[:1]), atol=1e-6)

@@ -4,11 +4,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
+from smooth_net import raise_loss
 
-from rap_jax.attacks import NORMS, pgd, pgd_restarts
+from rap_jax.attacks import ThreatModel, pgd, pgd_restarts
+from rap_jax.attacks.norms import NORMS
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -53,7 +54,7 @@ def numpy_pgd(images: np.ndarray, norm: str, epsilon: float, step_size: float, n
 @pytest.mark.parametrize("norm,epsilon,step_size", [("linf", 0.3, 0.1), ("linf", 0.05, 0.04), ("l2", 0.8, 0.3)])
 def test_equals_numpy(images: jax.Array, norm: str, epsilon: float, step_size: float) -> None:
     settings = {"norm": norm, "epsilon": epsilon, "step_size": step_size, "num_steps": 7}
-    found = pgd(jax.random.key(1), smooth_loss, images, random_start=False, **settings)
+    found = raise_loss(pgd, jax.random.key(1), smooth_loss, images, random_start=False, **settings)
     expected = numpy_pgd(np.asarray(images), norm, epsilon, step_size, 7)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
@@ -64,7 +65,8 @@ def test_equals_numpy(images: jax.Array, norm: str, epsilon: float, step_size: f
 @pytest.mark.parametrize("num_restarts", [1, 3])
 def test_stays_in_ball_and_box(images: jax.Array, norm: str, epsilon: float, num_steps: int, num_restarts: int) -> None:
     attack = jax.jit(
-        lambda key: pgd(
+        lambda key: raise_loss(
+            pgd,
             key,
             smooth_loss,
             images,
@@ -85,16 +87,25 @@ def test_stays_in_ball_and_box(images: jax.Array, norm: str, epsilon: float, num
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_attack_raises_the_loss_of_every_example(images: jax.Array, norm: str) -> None:
-    found = pgd(
-        jax.random.key(0), smooth_loss, images, norm=norm, epsilon=0.2, step_size=0.02, num_steps=20, random_start=False
+    found = raise_loss(
+        pgd,
+        jax.random.key(0),
+        smooth_loss,
+        images,
+        norm=norm,
+        epsilon=0.2,
+        step_size=0.02,
+        num_steps=20,
+        random_start=False,
     )
     assert (smooth_loss(found) > smooth_loss(images)).all()
 
 
 def test_more_restarts_are_never_worse(images: jax.Array) -> None:
-    settings = {"epsilon": 0.3, "step_size": 0.05, "num_steps": 2, "num_restarts": 4}
-    every = pgd_restarts(jax.random.key(2), smooth_loss, images, **settings)
-    best = pgd(jax.random.key(2), smooth_loss, images, **settings)
+    settings = {"step_size": 0.05, "num_steps": 2, "num_restarts": 4}
+    threat_model, key = ThreatModel("linf", 0.3), jax.random.key(2)
+    every = pgd_restarts(smooth_loss, images, threat_model=threat_model, key=key, **settings).adversarial
+    best = raise_loss(pgd, key, smooth_loss, images, epsilon=0.3, **settings)
     chex.assert_shape(every, (4, *SHAPE))
     losses = np.asarray(jax.vmap(smooth_loss)(every))
     assert len(np.unique(losses.argmax(0))) > 1  # else the choice per example is not put to the test
@@ -103,23 +114,25 @@ def test_more_restarts_are_never_worse(images: jax.Array) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_key_for_each_example_frees_it_from_its_batch(images: jax.Array, norm: str) -> None:
-    settings = {"norm": norm, "epsilon": 0.3, "step_size": 0.05, "num_steps": 2, "num_restarts": 3}
+    settings = {"threat_model": ThreatModel(norm, 0.3), "step_size": 0.05, "num_steps": 2, "num_restarts": 3}
     keys = jax.random.split(jax.random.key(4), len(images))
-    together = pgd_restarts(keys, smooth_loss, images, **settings)
+    together = pgd_restarts(smooth_loss, images, key=keys, **settings).adversarial
     for i, key in enumerate(keys):
-        alone = pgd_restarts(key, smooth_loss, images[i : i + 1], **settings)
+        alone = pgd_restarts(smooth_loss, images[i : i + 1], key=key, **settings).adversarial
         np.testing.assert_allclose(together[:, i : i + 1], alone, atol=1e-5)
     others = jnp.asarray([4, 1, 3])
-    some = pgd_restarts(keys[others], smooth_loss, images[others], **settings)
+    some = pgd_restarts(smooth_loss, images[others], key=keys[others], **settings).adversarial
     np.testing.assert_allclose(together[:, others], some, atol=1e-5)
-    assert jnp.abs(together - pgd_restarts(keys[::-1], smooth_loss, images, **settings)).max() > 0.1
+    assert jnp.abs(together - pgd_restarts(smooth_loss, images, key=keys[::-1], **settings).adversarial).max() > 0.1
 
 
 def test_starts_fill_the_ball() -> None:
     grey = jnp.full((2000, 3), 0.5)
     starts = {
         norm: np.asarray(
-            pgd(jax.random.key(0), lambda x: x.sum(1), grey, norm=norm, epsilon=0.4, step_size=0.1, num_steps=0)
+            raise_loss(
+                pgd, jax.random.key(0), lambda x: x.sum(1), grey, norm=norm, epsilon=0.4, step_size=0.1, num_steps=0
+            )
         )
         - 0.5
         for norm in NORMS
@@ -134,8 +147,8 @@ def test_starts_fill_the_ball() -> None:
 def test_zero_gradient_stays_finite(images: jax.Array) -> None:
     flat = lambda x: 0 * x.sum((1, 2, 3))
     for norm in NORMS:
-        found = pgd(
-            jax.random.key(0), flat, images, norm=norm, epsilon=0.1, step_size=0.1, num_steps=2, random_start=False
+        found = raise_loss(
+            pgd, jax.random.key(0), flat, images, norm=norm, epsilon=0.1, step_size=0.1, num_steps=2, random_start=False
         )
         np.testing.assert_array_equal(found, images)
 
@@ -146,31 +159,33 @@ def test_a_step_is_as_long_whatever_the_scale_of_the_loss(images: jax.Array, nor
     """Confident networks have gradients whose squares are zero in float32."""
     settings = {"norm": norm, "epsilon": 0.5, "step_size": 0.01, "num_steps": 1, "random_start": False}
     inside = 0.25 + images / 2  # nothing is clipped
-    found = pgd(jax.random.key(0), lambda x: scale * smooth_loss(x), inside, **settings)
+    found = raise_loss(pgd, jax.random.key(0), lambda x: scale * smooth_loss(x), inside, **settings)
     np.testing.assert_allclose(NORMS[norm].size(found - inside), 0.01, rtol=1e-4)
 
 
 def test_bytes_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8.*; expected floating point"):
-        pgd(jax.random.key(0), smooth_loss, jnp.zeros(SHAPE, jnp.uint8), epsilon=0.1, step_size=0.1, num_steps=1)
+        raise_loss(
+            pgd, jax.random.key(0), smooth_loss, jnp.zeros(SHAPE, jnp.uint8), epsilon=0.1, step_size=0.1, num_steps=1
+        )
 
 
 def test_as_many_keys_as_images(images: jax.Array) -> None:
     keys = jax.random.split(jax.random.key(0), 5)
     with pytest.raises(ValueError, match="There are 5 keys; expected one, or one for each of the 6 images"):
-        pgd(keys, smooth_loss, images, epsilon=0.1, step_size=0.1, num_steps=1)
+        raise_loss(pgd, keys, smooth_loss, images, epsilon=0.1, step_size=0.1, num_steps=1)
 
 
 def test_no_gradient_flows_through(images: jax.Array) -> None:
-    total = lambda x: pgd(jax.random.key(0), smooth_loss, x, epsilon=0.1, step_size=0.1, num_steps=1).sum()
+    total = lambda x: raise_loss(pgd, jax.random.key(0), smooth_loss, x, epsilon=0.1, step_size=0.1, num_steps=1).sum()
     np.testing.assert_array_equal(jax.grad(total)(images), jnp.zeros_like(images))
 
 
 def test_radius_may_be_traced(images: jax.Array) -> None:
     attack = jax.jit(
         chex.assert_max_traces(
-            lambda epsilon: pgd(
-                jax.random.key(0), smooth_loss, images, epsilon=epsilon, step_size=epsilon / 4, num_steps=2
+            lambda epsilon: raise_loss(
+                pgd, jax.random.key(0), smooth_loss, images, epsilon=epsilon, step_size=epsilon / 4, num_steps=2
             ),
             n=1,
         )
@@ -183,13 +198,14 @@ def test_breaks_a_model_of_another_library() -> None:
     model = nnx.Linear(20, 3, rngs=nnx.Rngs(0))
     images = jax.random.uniform(jax.random.key(1), (32, 20), minval=0.4, maxval=0.6)
     labels = model(images).argmax(-1)
-    loss_fn = lambda x: optax.losses.softmax_cross_entropy_with_integer_labels(model(x), labels)
-    found = pgd(jax.random.key(2), loss_fn, images, epsilon=0.3, step_size=0.1, num_steps=10)
-    assert (model(found).argmax(-1) == labels).mean() < 0.2
+    settings = {"threat_model": ThreatModel("linf", 0.3), "step_size": 0.1, "num_steps": 10}
+    found = pgd(model, images, labels, key=jax.random.key(2), **settings)
+    assert found.broken.mean() > 0.8
+    np.testing.assert_array_equal(found.broken, model(found.adversarial).argmax(-1) != labels)
 
 
 @pytest.mark.parametrize("bad", [{"num_steps": -1}, {"num_restarts": 0}, {"norm": "l1"}])
 def test_refuses(images: jax.Array, bad: dict) -> None:
     settings = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 1} | bad
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
-        pgd(jax.random.key(0), smooth_loss, images, **settings)
+        raise_loss(pgd, jax.random.key(0), smooth_loss, images, **settings)

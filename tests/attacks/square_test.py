@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy_square import numpy_first, numpy_next, numpy_pattern
 
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.norms import NORMS
 from rap_jax.attacks.square import Square, SquareState, accept, square
@@ -28,6 +29,7 @@ from rap_jax.attacks.square_candidates import (
 SHAPE = (6, 11, 13, 2)
 SHAPES = [(11, 13, 2), (28, 28, 1), (13, 7, 3), (2, 5, 1)]
 RADIUS = {"linf": 0.1, "l2": 1.0}
+LINF = ThreatModel("linf", RADIUS["linf"])
 by_norm = pytest.mark.parametrize("norm", NORMS)
 
 
@@ -68,7 +70,7 @@ Advance = Callable[[SquareState, int], SquareState]
 @functools.cache
 def a_search(norm: str) -> tuple[Square, SquareState, Advance]:
     """An attack, its start, and the compiled function (state, number of steps) -> state."""
-    attack, (images, labels) = Square(RADIUS[norm], norm, num_steps=60), labelled()
+    attack, (images, labels) = Square(ThreatModel(norm, RADIUS[norm]), num_steps=60), labelled()
     start = jax.jit(lambda keys: attack.start(a_network(), keys, images, labels, labels))
     return attack, start(keys_for(images)), jax.jit(lambda state, steps: attack.advance(a_network(), state, steps))
 
@@ -95,6 +97,7 @@ def assert_same(found: Any, expected: Any, **tolerance: float) -> None:
 
 def numpy_search(attack: Square, state: SquareState, num_steps: int) -> list[np.ndarray]:
     """The best images after `num_steps` candidates, in float64 but for the network."""
+    norm, epsilon = attack.threat_model.norm, float(attack.threat_model.epsilon)
     images, best = (np.asarray(x, np.float64) for x in (state.images, state.adversarial))
     queries = jnp.broadcast_to(jnp.arange(1, num_steps + 1)[:, None], (num_steps, len(images)))
     draws = jax.jit(jax.vmap(draw, (None, 0, None)), static_argnums=2)(state.keys, queries, SHAPE[-1])
@@ -111,9 +114,9 @@ def numpy_search(attack: Square, state: SquareState, num_steps: int) -> list[np.
             if wrong:
                 break
             halvings = sum(iteration > step for step in (10, 50))
-            side = int(window_sides(attack.norm, *SHAPE[1:3], 0.8)[halvings])
+            side = int(window_sides(norm, *SHAPE[1:3], 0.8)[halvings])
             one = Draws(*(x[iteration, i] for x in draws))
-            candidate = numpy_next(attack.norm, images[i], best[i], one, side, attack.epsilon)
+            candidate = numpy_next(norm, images[i], best[i], one, side, epsilon)
             new_lead, new_wrong = ask(i, candidate)
             if new_lead < lead or new_lead <= 0:
                 best[i], lead, wrong = candidate, new_lead, new_wrong
@@ -170,7 +173,7 @@ def test_sides_follow_the_schedule() -> None:
     np.testing.assert_array_equal(window_sides("linf", 8, 40, 0.8)[:4], [8, 8, 8, 6])
     np.testing.assert_array_equal(window_sides("l2", 2, 2, 0.8), [2] * 10)
     steps = jnp.asarray([0, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2001, 4001, 6001, 8000, 8001, 20000])
-    sides = Square(0.3).sides(steps, 28, 28)
+    sides = Square(LINF).sides(steps, 28, 28)
     np.testing.assert_array_equal(sides, [25, 25, 18, 18, 13, 13, 9, 9, 6, 6, 4, 3, 2, 2, 2, 1, 1])
 
 
@@ -279,7 +282,7 @@ def test_an_example_goes_its_own_way(norm: str) -> None:
 
 def test_the_key_decides() -> None:
     images, labels = labelled()
-    attack = jax.jit(lambda key: square(key, a_network(), images, labels, epsilon=RADIUS["linf"], num_steps=9))
+    attack = jax.jit(lambda key: square(a_network(), images, labels, threat_model=LINF, key=key, num_steps=9))
     first, again, other = (attack(jax.random.key(seed)) for seed in (5, 5, 6))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert first.broken.any() and jnp.abs(first.adversarial - other.adversarial).max() > 0.01
@@ -305,8 +308,8 @@ def test_what_is_broken_stays(norm: str) -> None:
 def test_breaks_an_easy_network_and_ends(norm: str) -> None:
     """Long before the last of more steps than anybody can wait for."""
     images, labels = labelled()
-    easy = {"epsilon": 5 * RADIUS[norm], "norm": norm, "num_steps": 2**31 - 1}
-    found = jax.jit(lambda key: square(key, a_network(), images, labels, **easy))(jax.random.key(0))
+    easy = {"threat_model": ThreatModel(norm, 5 * RADIUS[norm]), "num_steps": 2**31 - 1}
+    found = jax.jit(lambda key: square(a_network(), images, labels, key=key, **easy))(jax.random.key(0))
     assert found.broken.all()
     assert (a_network()(found.adversarial).argmax(-1) != labels).all()
 
@@ -315,16 +318,16 @@ def test_a_constant_network_is_not_broken() -> None:
     """All classes tie, and `argmax` names the first."""
     images, labels = jnp.asarray(some_images()), jnp.asarray([0, 0, 0, 0, 1, 2])
     constant = lambda images: jnp.zeros((len(images), 3))
-    found = jax.jit(lambda key: square(key, constant, images, labels, epsilon=0.1, num_steps=20))(jax.random.key(0))
+    attack = jax.jit(lambda key: square(constant, images, labels, threat_model=LINF, key=key, num_steps=20))
+    found = attack(jax.random.key(0))
     np.testing.assert_array_equal(found.broken, labels > 0)
     np.testing.assert_array_equal(found.adversarial[:4], images[:4])
 
 
 def test_restarts_break_more() -> None:
     images, labels = labelled(24)
-    run = lambda num_restarts: square(
-        jax.random.key(0), a_network(), images, labels, epsilon=0.08, num_steps=4, num_restarts=num_restarts
-    )
+    settings = {"threat_model": ThreatModel("linf", 0.08), "key": jax.random.key(0), "num_steps": 4}
+    run = lambda num_restarts: square(a_network(), images, labels, num_restarts=num_restarts, **settings)
     once, often = (jax.jit(run, static_argnums=0)(num_restarts).broken for num_restarts in (1, 8))
     assert (often | ~once).all() and once.sum() < often.sum() < len(images)
 
@@ -346,7 +349,8 @@ def test_no_gradient_flows_through() -> None:
 
     def total(scale: jax.Array, images: jax.Array) -> jax.Array:
         network = lambda images: scale * a_network()(images)
-        return square(jax.random.key(0), network, images, labels, epsilon=0.1, num_steps=2).adversarial.sum()
+        found = square(network, images, labels, threat_model=LINF, key=jax.random.key(0), num_steps=2)
+        return found.adversarial.sum()
 
     for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(jnp.ones(()), images):
         np.testing.assert_array_equal(gradient, jnp.zeros_like(gradient))
@@ -355,7 +359,7 @@ def test_no_gradient_flows_through() -> None:
 @pytest.mark.parametrize(
     "bad,message",
     [
-        ({"norm": "l1"}, "norm is 'l1'; expected one of linf, l2"),
+        ({"threat_model": 0.1}, "threat_model is 0.1; expected one"),
         ({"num_steps": -1}, "num_steps is -1; expected at least 0 steps"),
         ({"num_restarts": 0}, "num_restarts is 0; .* 1 restart"),
         ({"initial_share": 0.0}, "initial_share is 0.0; expected above 0"),
@@ -364,10 +368,10 @@ def test_no_gradient_flows_through() -> None:
 )
 def test_refuses_settings(bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Square(**{"epsilon": 0.1} | bad)
+        Square(**{"threat_model": LINF} | bad)
 
 
 def test_refuses_images_without_channels() -> None:
     flat = jnp.zeros((2, 5, 5))
     with pytest.raises(ValueError, match=r"images have shape \[2, 5, 5\]; expected \[N, H, W, C\]"):
-        square(jax.random.key(0), lambda x: x[:, 0], flat, jnp.zeros(2, int), epsilon=0.1)
+        square(lambda x: x[:, 0], flat, jnp.zeros(2, int), threat_model=LINF, key=jax.random.key(0))

@@ -6,51 +6,43 @@ import numpy as np
 import pytest
 from smooth_net import examples, logits_fn
 
-from rap_jax.attacks import pgd
+from rap_jax.attacks import ThreatModel, pgd
 from rap_jax.attacks.losses import cross_entropy, margin
-from rap_jax.attacks.norms import is_inside
 from rap_jax.attacks.stepwise import run_attack
 from rap_jax.attacks.stepwise_pgd import Pgd
 
 IMAGES, LABELS = map(jnp.asarray, examples(30, wrong=2))
+THREAT_MODEL = ThreatModel("linf", 0.04)
 KEYS = jax.random.split(jax.random.key(0), 30)
 
 
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.04), ("l2", 0.4)])
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_it_goes_the_way_of_pgd(norm: str, epsilon: float, loss: str) -> None:
-    attack = Pgd(epsilon, epsilon / 4, norm, loss, num_steps=8)  # type: ignore[arg-type]
+    threat_model = ThreatModel(norm, epsilon)
+    attack = Pgd(threat_model, epsilon / 4, loss, num_steps=8)  # type: ignore[arg-type]
     state = attack.start(logits_fn, KEYS, IMAGES, LABELS, jnp.zeros(30, jnp.int32))
     state = attack.advance(logits_fn, attack.advance(logits_fn, state, 3), 5)
     loss_fn = {"ce": cross_entropy, "margin": margin}[loss]
-    end = pgd(
-        KEYS,
-        lambda x: loss_fn(logits_fn(x), LABELS),
-        IMAGES,
-        epsilon=epsilon,
-        step_size=epsilon / 4,
-        num_steps=8,
-        norm=norm,
-    )
-    np.testing.assert_allclose(state.current, end, atol=1e-5)
-    wrong_at_the_end = np.asarray(logits_fn(end).argmax(-1) != LABELS)
-    assert np.asarray(state.broken)[wrong_at_the_end].all()
+    settings = {"step_size": epsilon / 4, "num_steps": 8, "loss": loss_fn}
+    end = pgd(logits_fn, IMAGES, LABELS, threat_model=threat_model, key=KEYS, **settings)
+    np.testing.assert_allclose(state.current, end.adversarial, atol=1e-5)
+    assert np.asarray(state.broken)[np.asarray(end.broken)].all()
     np.testing.assert_array_equal(logits_fn(state.adversarial).argmax(-1) != LABELS, state.broken)
-    assert is_inside(state.adversarial, IMAGES, epsilon=epsilon, norm=norm).all()
+    assert threat_model.contains(state.adversarial, IMAGES).all()
 
 
 def test_more_starts_break_more() -> None:
-    broken = lambda restarts: np.asarray(
-        run_attack(Pgd(0.04, 0.01, num_steps=5, num_restarts=restarts), logits_fn, KEYS, IMAGES, LABELS).broken
-    )
-    one, three = broken(1), broken(3)
+    attack = lambda restarts: Pgd(THREAT_MODEL, 0.01, num_steps=5, num_restarts=restarts)
+    run = lambda restarts: run_attack(attack(restarts), logits_fn, IMAGES, LABELS, key=KEYS)
+    one, three = np.asarray(run(1).broken), np.asarray(run(3).broken)
     assert three[one].all() and 2 < one.sum() <= three.sum() < 30
 
 
 def test_refuses_settings() -> None:
     with pytest.raises(ValueError, match="loss is 'dlr'; expected one of ce, margin"):
-        Pgd(0.1, 0.1, loss="dlr")  # type: ignore[arg-type]
+        Pgd(THREAT_MODEL, 0.1, loss="dlr")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_restarts is 0; expected at least 1 restart"):
-        Pgd(0.1, 0.1, num_restarts=0)
-    with pytest.raises(ValueError, match="norm is 'l1'"):
-        Pgd(0.1, 0.1, "l1")
+        Pgd(THREAT_MODEL, 0.1, num_restarts=0)
+    with pytest.raises(ValueError, match="threat_model is 0.1; expected one, such as ThreatModel"):
+        Pgd(0.1, 0.1)  # type: ignore[arg-type]

@@ -12,8 +12,7 @@ import pytest
 from numpy_networks import random_weights
 from tiers import large_later, nightly_but
 
-from rap_jax.attacks.losses import cross_entropy
-from rap_jax.attacks.pgd import pgd
+from rap_jax.attacks import ThreatModel, pgd
 from rap_jax.compaction import CompactNetwork, compact, compaction_plan, fold_batch_norm, mask_unwritten_batch_norms
 from rap_jax.config import ModelConfig
 from rap_jax.models import NETWORKS, Model, create_model
@@ -220,10 +219,9 @@ def test_an_attack_has_the_same_success(name: str) -> None:
 
     def attacked(model: Model, params: Any, batch_stats: Any) -> np.ndarray:
         classify = lambda images: model.apply(params, batch_stats, images, False)[0]
-        loss_fn = lambda images: cross_entropy(classify(images), labels)
-        attack = lambda key: pgd(key, loss_fn, images, epsilon=0.3, step_size=0.05, num_steps=10)
-        found = jax.jit(lambda key: classify(attack(key)).argmax(-1) != labels)(jax.random.key(1))
-        return np.asarray(found)
+        settings = {"threat_model": ThreatModel("linf", 0.3), "step_size": 0.05, "num_steps": 10}
+        attack = jax.jit(lambda key: pgd(classify, images, labels, key=key, **settings))
+        return np.asarray(attack(jax.random.key(1)).broken)
 
     found, expected = attacked(*of(small)), attacked(model, params, batch_stats)
     assert 0 < expected.mean()

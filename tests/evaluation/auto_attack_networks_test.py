@@ -17,19 +17,20 @@ from jax.sharding import PartitionSpec as P
 from smooth_net import _W1, _W2, CLASSES, examples, logits_fn
 
 from rap_jax._runtime.functions import on_any_batch, own_mesh, trace
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.square import Square
 from rap_jax.evaluation.auto_attack import auto_attack
-from rap_jax.evaluation.auto_attack.versions import Part
+from rap_jax.evaluation.auto_attack.versions import Component
 from rap_jax.evaluation.diagnostics import diagnose
 
 pytestmark = pytest.mark.e2e
 
-EPSILON = 0.04
+THREAT_MODEL = ThreatModel("linf", 0.04)
 IMAGES, LABELS = examples(11, wrong=1)
 KEY = jax.random.key(0)
-APGD = (Part("apgd-ce", Apgd(EPSILON, num_steps=4)),)
-SQUARE = (Part("square", Square(EPSILON, num_steps=20)),)
+APGD = (Component("apgd-ce", Apgd(THREAT_MODEL, num_steps=4)),)
+SQUARE = (Component("square", Square(THREAT_MODEL, num_steps=20)),)
 MESH = Mesh(np.array(jax.devices()[:2]), ("model",))
 COLUMNS, ROWS = NamedSharding(MESH, P(None, "model")), NamedSharding(MESH, P("model"))
 WEIGHT = jax.device_put(np.random.default_rng(0).normal(size=(36, 16)).astype(np.float32), COLUMNS)
@@ -38,10 +39,10 @@ LAST = jnp.asarray(np.random.default_rng(1).normal(size=(16, CLASSES)), jnp.floa
 Network = Callable[[jax.Array], jax.Array]
 
 
-def broken_by(network: Network, parts: tuple[Part, ...] = APGD, **settings: object) -> list[str]:
+def broken_by(network: Network, components: tuple[Component, ...] = APGD, **settings: object) -> list[str]:
     found = auto_attack(
         network, IMAGES, LABELS,
-        **{"epsilon": EPSILON, "key": KEY, "parts": parts, "diagnostics": False} | settings,
+        **{"threat_model": THREAT_MODEL, "key": KEY, "components": components, "diagnostics": False} | settings,
     )  # fmt: skip
     return list(found.broken_by)
 
@@ -125,8 +126,8 @@ def test_what_a_network_without_a_gradient_cannot_have_is_said() -> None:
     with pytest.raises(
         ValueError, match=r"has no gradient \(ValueError: Pure callbacks.*\), which apgd-ce, mine need;"
     ):
-        broken_by(network, (*APGD, *SQUARE, Part("mine", Apgd(EPSILON, num_targets=2))))
-    found = diagnose(network, IMAGES, LABELS, epsilon=EPSILON, key=KEY)
+        broken_by(network, (*APGD, *SQUARE, Component("mine", Apgd(THREAT_MODEL, num_targets=2))))
+    found = diagnose(network, IMAGES, LABELS, threat_model=THREAT_MODEL, key=KEY)
     assert [finding.name for finding in found.findings] == ["no gradient"]
     assert found.zero_gradients == 1 and [point.epsilon for point in found.sweep] == [0]
 
@@ -214,15 +215,15 @@ def test_what_is_no_network_is_refused(network: Network, message: str) -> None:
         broken_by(network, devices=jax.devices()[:2])
 
 
-@pytest.mark.parametrize("parts", [APGD, SQUARE])
+@pytest.mark.parametrize("components", [APGD, SQUARE])
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
-def test_logits_that_are_no_numbers_are_never_counted(parts: tuple[Part, ...], bad: float) -> None:
+def test_logits_that_are_no_numbers_are_never_counted(components: tuple[Component, ...], bad: float) -> None:
     def network(images: jax.Array) -> jax.Array:
         moved = jnp.abs(images[:, None] - jnp.asarray(IMAGES)[None]).max((2, 3, 4)).min(1) > 1e-6
         return jnp.where(moved[:, None], bad, logits_fn(images))
 
     with pytest.raises(ValueError, match="NaN"):
-        broken_by(network, parts)
+        broken_by(network, components)
 
 
 class Normed(nnx.Module):

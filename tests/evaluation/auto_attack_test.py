@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from smooth_net import CLASSES, examples, logits_fn
 
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.fab import Fab
 from rap_jax.attacks.square import Square
@@ -20,21 +21,28 @@ from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.evaluation.auto_attack import AutoAttackResult, auto_attack
 from rap_jax.evaluation.auto_attack.programs import steps_between_checks
 from rap_jax.evaluation.auto_attack.slots import even_slots
-from rap_jax.evaluation.auto_attack.versions import NAMES, Part, parts_of, stream_of
+from rap_jax.evaluation.auto_attack.versions import NAMES, Component, components_of, stream_of
 
 EPSILON = 0.04
+THREAT_MODEL = ThreatModel("linf", EPSILON)
 IMAGES, LABELS = examples(50, wrong=4)
 KEY = jax.random.key(0)
-PARTS = (
-    Part("apgd-ce", Apgd(EPSILON, num_steps=10)),
-    Part("apgd-t", Apgd(EPSILON, num_steps=10, num_targets=3)),
-    Part("fab-t", Fab(EPSILON, num_steps=10, num_targets=2)),
-    Part("square", Square(EPSILON, num_steps=40)),
+GIVEN: dict[str, Any] = {"threat_model": THREAT_MODEL, "key": KEY}
+COMPONENTS = (
+    Component("apgd-ce", Apgd(THREAT_MODEL, num_steps=10)),
+    Component("apgd-t", Apgd(THREAT_MODEL, num_steps=10, num_targets=3)),
+    Component("fab-t", Fab(THREAT_MODEL, num_steps=10, num_targets=2)),
+    Component("square", Square(THREAT_MODEL, num_steps=40)),
 )
 
 
 def attack(**changes: object) -> AutoAttackResult:
-    settings = {"epsilon": EPSILON, "key": KEY, "parts": PARTS, "diagnostics": False, "devices": jax.devices()[:2]}
+    settings = {
+        **GIVEN,
+        "components": COMPONENTS,
+        "diagnostics": False,
+        "devices": jax.devices()[:2],
+    }
     return auto_attack(logits_fn, IMAGES, LABELS, **settings | changes)  # type: ignore[arg-type]
 
 
@@ -47,6 +55,7 @@ def test_every_example_is_accounted_for(result: AutoAttackResult) -> None:
     logits = np.asarray(logits_fn(jnp.asarray(result.adversarial)))
     right = logits.argmax(-1) == LABELS
     np.testing.assert_array_equal(right, result.robust)
+    np.testing.assert_array_equal(~right, result.broken)
     np.testing.assert_array_equal(result.broken_by[:4], "clean")
     assert (result.broken_by[4:] != "clean").all()
     delta = result.adversarial - IMAGES
@@ -60,27 +69,27 @@ def test_every_example_is_accounted_for(result: AutoAttackResult) -> None:
     assert 0 < result.robust_accuracy < result.clean_accuracy == 46 / 50
 
 
-def test_parts_add_up(result: AutoAttackResult) -> None:
+def test_components_add_up(result: AutoAttackResult) -> None:
     left = 46
-    for part in result.parts:
-        assert part.attacked == left
-        assert part.broken == (result.broken_by == part.name).sum()
-        left -= part.broken
-        assert part.robust_accuracy == left / 50
+    for component in result.components:
+        assert component.attacked == left
+        assert component.broken == (result.broken_by == component.name).sum()
+        left -= component.broken
+        assert component.robust_accuracy == left / 50
     assert left == result.robust.sum()
 
 
 @pytest.mark.e2e
-def test_each_part_is_the_attack_of_the_library(result: AutoAttackResult) -> None:
-    """What is broken by a part alone is what `run_attack` breaks under the key of that part."""
-    for part in PARTS:
-        alone = attack(parts=[part])
-        key = jax.random.fold_in(KEY, NAMES.index(part.name))
-        found = run_attack(part.attack, logits_fn, key, jnp.asarray(IMAGES), jnp.asarray(LABELS))
+def test_each_component_is_the_attack_of_the_library(result: AutoAttackResult) -> None:
+    """What is broken by a component alone is what `run_attack` breaks under the key of that component."""
+    for component in COMPONENTS:
+        alone = attack(components=[component])
+        key = jax.random.fold_in(KEY, NAMES.index(component.name))
+        found = run_attack(component.attack, logits_fn, jnp.asarray(IMAGES), jnp.asarray(LABELS), key=key)
         broken = np.asarray(found.broken)
-        np.testing.assert_array_equal(alone.broken_by[4:] == part.name, broken[4:])
+        np.testing.assert_array_equal(alone.broken_by[4:] == component.name, broken[4:])
         union = result.broken_by != ""
-        assert union[alone.broken_by != ""].all()  # the ensemble is never above a part
+        assert union[alone.broken_by != ""].all()  # the ensemble is never above a component
 
 
 @pytest.mark.e2e
@@ -130,21 +139,21 @@ def test_goes_on_after_a_kill(result: AutoAttackResult, tmp_path: Path, looks: i
 
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.npz"
-    parts = PARTS[:1]
-    attack(state_path=path, parts=parts)
-    wider = [Part("apgd-ce", Apgd(0.05, num_steps=10))]
+    components = COMPONENTS[:1]
+    attack(state_path=path, components=components)
+    wider = [Component("apgd-ce", Apgd(ThreatModel("linf", 0.05), num_steps=10))]
     with pytest.raises(ValueError, match="epsilon: 0.04 in the folder, 0.05 now"):
-        attack(state_path=path, parts=wider, epsilon=0.05)
+        attack(state_path=path, components=wider, threat_model=ThreatModel("linf", 0.05))
     without_gradient = lambda x: logits_fn(jax.lax.stop_gradient(x)) + 0 * x.sum()
     for other in (lambda x: 2 * logits_fn(x), without_gradient):
         with pytest.raises(ValueError, match="holds another evaluation:\n  program and weights of the network"):
             auto_attack(
-                other, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=parts, state_path=path,
+                other, IMAGES, LABELS, **GIVEN, components=components, state_path=path,
                 diagnostics=False, devices=jax.devices()[:2],
             )  # fmt: skip
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="is damaged"):
-        attack(state_path=path, parts=parts)
+        attack(state_path=path, components=components)
 
 
 @pytest.mark.e2e
@@ -152,7 +161,7 @@ def test_a_network_that_answers_one_class_is_robust_and_one_that_is_wrong_is_not
     constant = lambda x: jnp.zeros((len(x), CLASSES)).at[:, 2].set(1.0) + 0 * x.sum((1, 2, 3))[:, None]
     labels = np.full(50, 2, np.int32)
     labels[:10] = 1
-    found = auto_attack(constant, IMAGES, labels, epsilon=EPSILON, key=KEY, parts=PARTS, diagnostics=False)
+    found = auto_attack(constant, IMAGES, labels, **GIVEN, components=COMPONENTS, diagnostics=False)
     assert found.robust.tolist() == [False] * 10 + [True] * 40
 
 
@@ -160,45 +169,56 @@ def test_captured_weights_may_lie_on_one_device(result: AutoAttackResult) -> Non
     weight = jax.device_put(jnp.ones(()), jax.devices()[1])
     committed = jax.jit(lambda x: logits_fn(x) * weight)
     found = auto_attack(
-        committed, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS[:1], diagnostics=False,
+        committed, IMAGES, LABELS, **GIVEN, components=COMPONENTS[:1], diagnostics=False,
         devices=jax.devices()[:2],
     )  # fmt: skip
     np.testing.assert_array_equal(found.broken_by == "apgd-ce", result.broken_by == "apgd-ce")
 
 
 def test_versions() -> None:
-    names = lambda version, classes: [p.name for p in parts_of(version, epsilon=0.1, norm="l2", num_classes=classes)]
+    names = lambda version, classes: [
+        p.name for p in components_of(version, threat_model=ThreatModel("l2", 0.1), num_classes=classes)
+    ]
     assert names("standard", 10) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert names("plus", 10) == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
     assert names("rand", 10) == ["apgd-ce", "apgd-dlr"]
     assert names("standard", 3) == ["apgd-ce", "fab-t", "square"]
     assert names("plus", 2) == ["apgd-ce", "fab", "square", "fab-t"]
-    starts = {p.name: p.attack.num_starts for p in parts_of("plus", epsilon=0.1, norm="linf", num_classes=10)}
+    starts = {
+        p.name: p.attack.num_starts
+        for p in components_of("plus", threat_model=ThreatModel("linf", 0.1), num_classes=10)
+    }
     assert starts == {"apgd-ce": 5, "apgd-dlr": 5, "fab": 5, "square": 1, "apgd-t": 9, "fab-t": 9}
-    steps = {p.name: p.attack.num_steps for p in parts_of("standard", epsilon=0.1, norm="linf", num_classes=10)}
+    steps = {
+        p.name: p.attack.num_steps
+        for p in components_of("standard", threat_model=ThreatModel("linf", 0.1), num_classes=10)
+    }
     assert steps == {"apgd-ce": 100, "apgd-t": 100, "fab-t": 100, "square": 5000}
     with pytest.raises(ValueError, match="version is 'custom'; expected one of standard, plus, rand"):
-        parts_of("custom", epsilon=0.1, norm="linf", num_classes=10)  # type: ignore[arg-type]
+        components_of("custom", threat_model=ThreatModel("linf", 0.1), num_classes=10)  # type: ignore[arg-type]
 
 
-def test_random_numbers_follow_from_the_name_of_a_part() -> None:
+def test_random_numbers_follow_from_the_name_of_a_component() -> None:
     assert [stream_of(name) for name in NAMES] == list(range(len(NAMES)))  # what was published stays as it is
     streams = {stream_of(name) for name in (*NAMES, "my-apgd", "my-square", "apgd-ce ", "")}
     assert len(streams) == len(NAMES) + 4 and max(streams) < 2**31
     assert stream_of("my-apgd") == 78904572  # in every process
 
 
-def test_a_part_may_have_any_name_and_its_own_random_numbers() -> None:
-    parts = [Part("square", Square(EPSILON, num_steps=1)), Part("mine", Square(EPSILON, num_steps=1))]
-    images = {part.name: attack(parts=[part]).adversarial for part in parts}
+def test_a_component_may_have_any_name_and_its_own_random_numbers() -> None:
+    components = [
+        Component("square", Square(THREAT_MODEL, num_steps=1)),
+        Component("mine", Square(THREAT_MODEL, num_steps=1)),
+    ]
+    images = {component.name: attack(components=[component]).adversarial for component in components}
     assert np.abs(images["mine"] - images["square"]).max() > EPSILON / 2
-    assert [part.name for part in attack(parts=parts).parts] == ["square", "mine"]
+    assert [component.name for component in attack(components=components).components] == ["square", "mine"]
 
 
-def test_a_part_without_steps_is_its_start_alone() -> None:
-    found = attack(parts=[Part("square", Square(EPSILON, num_steps=0))])
-    keys = jax.random.fold_in(KEY, NAMES.index("square"))
-    first = run_attack(Square(EPSILON, num_steps=0), logits_fn, keys, jnp.asarray(IMAGES), jnp.asarray(LABELS))
+def test_a_component_without_steps_is_its_start_alone() -> None:
+    found = attack(components=[Component("square", Square(THREAT_MODEL, num_steps=0))])
+    key, start = jax.random.fold_in(KEY, NAMES.index("square")), Square(THREAT_MODEL, num_steps=0)
+    first = run_attack(start, logits_fn, jnp.asarray(IMAGES), jnp.asarray(LABELS), key=key)
     np.testing.assert_array_equal(found.broken_by[4:] == "square", first.broken[4:])
 
 
@@ -209,23 +229,26 @@ class NoAttack:
 
 
 @pytest.mark.parametrize(
-    ("parts", "message"),
+    ("components", "message"),
     [
-        ((), r"parts is \(\); expected a sequence of Part"),
-        ("square", "parts is 'square'; expected a sequence"),
-        (PARTS[0], r"parts is Part\(.*; expected a sequence"),
-        ((PARTS[0].attack,), "expected a sequence of Part"),
-        ((PARTS[0], PARTS[0]), "parts is 'apgd-ce'; expected another name for each"),
-        ((Part("clean", PARTS[0].attack),), "name of a part is 'clean'; expected text other than clean"),
-        ((Part("", PARTS[0].attack),), "name of a part is ''"),
-        ((Part("mine", NoAttack()),), "attack of mine is .*; expected an attack with start, advance"),
-        ((Part("mine", Apgd),), "attack of mine is .*; expected an attack with start, advance"),
-        ((Part("mine", SimpleNamespace(start=0, advance=0, num_steps=5, num_starts=0)),), "num_starts of mine is 0"),
+        ((), r"components is \(\); expected a sequence of Component"),
+        ("square", "components is 'square'; expected a sequence"),
+        (COMPONENTS[0], r"components is Component\(.*; expected a sequence"),
+        ((COMPONENTS[0].attack,), "expected a sequence of Component"),
+        ((COMPONENTS[0], COMPONENTS[0]), "components is 'apgd-ce'; expected another name for each"),
+        ((Component("clean", COMPONENTS[0].attack),), "name of a component is 'clean'; expected text other than clean"),
+        ((Component("", COMPONENTS[0].attack),), "name of a component is ''"),
+        ((Component("mine", NoAttack()),), "attack of mine is .*; expected an attack with start, advance"),
+        ((Component("mine", Apgd),), "attack of mine is .*; expected an attack with start, advance"),
+        (
+            (Component("mine", SimpleNamespace(start=0, advance=0, num_steps=5, num_starts=0)),),
+            "num_starts of mine is 0",
+        ),
     ],
 )
-def test_parts_that_cannot_be_are_refused(parts: Any, message: str) -> None:
+def test_components_that_cannot_be_are_refused(components: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        attack(parts=parts)
+        attack(components=components)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +256,7 @@ def test_parts_that_cannot_be_are_refused(parts: Any, message: str) -> None:
 )
 @pytest.mark.parametrize("images", [IMAGES.astype(">f8"), jnp.asarray(IMAGES), IMAGES.tolist()])
 def test_arrays_of_any_kind(result: AutoAttackResult, images: Any, labels: Any) -> None:
-    found = auto_attack(logits_fn, images, labels, epsilon=EPSILON, key=KEY, parts=PARTS[:1], diagnostics=False)
+    found = auto_attack(logits_fn, images, labels, **GIVEN, components=COMPONENTS[:1], diagnostics=False)
     np.testing.assert_array_equal(found.broken_by == "apgd-ce", result.broken_by == "apgd-ce")
 
 
@@ -244,7 +267,7 @@ def test_arrays_of_any_kind(result: AutoAttackResult, images: Any, labels: Any) 
 )
 def test_labels_that_cannot_be_are_refused(labels: Any) -> None:
     with pytest.raises(ValueError, match=r"labels are .*; expected (whole numbers \[50\]|0 to 4)"):
-        auto_attack(logits_fn, IMAGES, labels, epsilon=EPSILON, key=KEY, parts=PARTS)
+        auto_attack(logits_fn, IMAGES, labels, **GIVEN, components=COMPONENTS)
 
 
 @pytest.mark.parametrize(
@@ -254,21 +277,25 @@ def test_labels_that_cannot_be_are_refused(labels: Any) -> None:
 )
 def test_images_that_cannot_be_are_refused(images: Any) -> None:
     with pytest.raises(ValueError, match=r"images (is|cannot)|Pixels go from"):
-        auto_attack(logits_fn, images, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS)
+        auto_attack(logits_fn, images, LABELS, **GIVEN, components=COMPONENTS)
 
 
 def test_images_that_were_given_away_are_refused() -> None:
     images = jnp.asarray(IMAGES) + 0
     images.delete()
     with pytest.raises(ValueError, match=r"images cannot be read \(.*deleted"):
-        auto_attack(logits_fn, images, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS)
+        auto_attack(logits_fn, images, LABELS, **GIVEN, components=COMPONENTS)
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("promotion", ["standard", "strict"])
 def test_wide_numbers_and_strict_promotion_of_dtypes(promotion: Any) -> None:
-    parts = (PARTS[0], PARTS[3])
-    settings: dict[str, Any] = {"epsilon": EPSILON, "key": KEY, "parts": parts, "devices": jax.devices()[:1]}
+    components = (COMPONENTS[0], COMPONENTS[3])
+    settings: dict[str, Any] = {
+        **GIVEN,
+        "components": components,
+        "devices": jax.devices()[:1],
+    }
     usual = auto_attack(logits_fn, IMAGES[:12], LABELS[:12], **settings, diagnostics=False)
     with jax.numpy_dtype_promotion(promotion), jax.enable_x64(True):
         found = auto_attack(logits_fn, IMAGES[:12], LABELS[:12], **settings)
@@ -279,16 +306,16 @@ def test_wide_numbers_and_strict_promotion_of_dtypes(promotion: Any) -> None:
 @pytest.mark.e2e
 def test_a_randomised_network_is_attacked_with_its_key() -> None:
     noisy = lambda x, key: logits_fn(x) + 0.01 * jax.random.normal(key, (len(x), CLASSES))
-    parts = [Part("apgd-ce", Apgd(EPSILON, num_steps=10, num_samples=2))]
-    found = auto_attack(noisy, IMAGES, LABELS, epsilon=EPSILON, key=KEY, version="rand", parts=parts)
+    components = [Component("apgd-ce", Apgd(THREAT_MODEL, num_steps=10, num_samples=2))]
+    found = auto_attack(noisy, IMAGES, LABELS, **GIVEN, version="rand", components=components)
     assert 0 < found.robust_accuracy < found.clean_accuracy
 
 
 @pytest.mark.e2e
 def test_the_noise_of_a_randomised_network_does_not_depend_on_the_batch() -> None:
     noisy = lambda x, key: logits_fn(x) + 0.3 * jax.random.normal(key, (len(x), CLASSES))
-    parts = [Part("apgd-ce", Apgd(EPSILON, num_steps=3, num_samples=2))]
-    settings: dict[str, Any] = {"epsilon": EPSILON, "key": KEY, "version": "rand", "parts": parts}
+    components = [Component("apgd-ce", Apgd(THREAT_MODEL, num_steps=3, num_samples=2))]
+    settings: dict[str, Any] = {**GIVEN, "version": "rand", "components": components}
     whole = auto_attack(noisy, IMAGES[:9], LABELS[:9], **settings, devices=jax.devices()[:1])
     split = auto_attack(noisy, IMAGES[:9], LABELS[:9], **settings, devices=jax.devices()[:2], batch_size=4)
     np.testing.assert_array_equal(whole.broken_by, split.broken_by)
@@ -304,9 +331,9 @@ def test_checks_come_often_enough(num_steps: int, expected: int) -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"epsilon": 0.0}, "epsilon is 0.0; expected a number above 0"),
-        ({"norm": "l1"}, "norm is 'l1'"),
-        ({"version": "fast", "parts": None}, "version is 'fast'"),
+        ({"threat_model": ThreatModel("linf", 0.0)}, "epsilon is 0.0; expected a number above 0"),
+        ({"threat_model": 0.3}, "threat_model is 0.3; expected one, such as ThreatModel"),
+        ({"version": "fast", "components": None}, "version is 'fast'"),
         ({"batch_size": -1}, "batch_size is -1"),
     ],
 )
@@ -316,7 +343,7 @@ def test_refuses_settings(changes: dict[str, object], message: str) -> None:
 
 
 def test_refuses_arrays() -> None:
-    call = lambda images, labels, fn=logits_fn: auto_attack(fn, images, labels, epsilon=EPSILON, key=KEY, parts=PARTS)
+    call = lambda images, labels, fn=logits_fn: auto_attack(fn, images, labels, **GIVEN, components=COMPONENTS)
     with pytest.raises(ValueError, match=r"Pixels go from 0 to 255; expected \[0, 1\]"):
         call(np.linspace(0, 255, IMAGES.size, dtype=np.float32).reshape(IMAGES.shape), LABELS)
     with pytest.raises(ValueError, match=r"images is 'uint8\[50, 6, 6, 1\]'"):
@@ -332,11 +359,7 @@ def test_refuses_arrays() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epsilon": 8.0}, "epsilon is 8.0; expected at most 1"),
-        ({"epsilon": 30.0, "norm": "l2"}, "epsilon is 30.0; expected at most"),
-        ({"epsilon": float("nan")}, "epsilon is nan; expected a number above 0"),
-        ({"epsilon": "8/255"}, "epsilon is '8/255'; expected a number"),
-        ({"norm": "l1"}, "norm is 'l1'; expected one of linf, l2"),
+        ({"threat_model": ThreatModel("l2", 30.0)}, "epsilon is 30.0; expected at most"),
         ({"key": 0}, "key is 0; expected a single typed PRNG key"),
         ({"state_path": "."}, "state_path is '.'; expected a file"),
         ({"key": jax.random.PRNGKey(0)}, "key is .*; expected a single typed PRNG key"),
@@ -355,7 +378,7 @@ def test_settings_that_cannot_be_are_refused_at_once(changes: dict[str, object],
 
 @pytest.mark.e2e
 def test_logits_alone_are_expected_and_may_be_narrow(result: AutoAttackResult, tmp_path: Path) -> None:
-    settings = {"epsilon": EPSILON, "key": KEY, "parts": PARTS, "diagnostics": False}
+    settings = {**GIVEN, "components": COMPONENTS, "diagnostics": False}
     with pytest.raises(ValueError, match="logits_fn returns a tuple; expected an array of logits"):
         auto_attack(lambda x: (logits_fn(x), x), IMAGES, LABELS, **settings)  # type: ignore[arg-type]
     path = tmp_path / "new" / "folder" / "state.npz"
@@ -367,7 +390,7 @@ def test_logits_alone_are_expected_and_may_be_narrow(result: AutoAttackResult, t
 def test_a_gradient_that_is_nan_is_called_that() -> None:
     without = lambda x: logits_fn(x) + jnp.sqrt(0 * x.sum((1, 2, 3)))[:, None]
     with pytest.raises(ValueError, match="have survived an attack that met logits or gradients that are NaN"):
-        auto_attack(without, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS, diagnostics=False)
+        auto_attack(without, IMAGES, LABELS, **GIVEN, components=COMPONENTS, diagnostics=False)
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 8])
@@ -382,45 +405,46 @@ def test_slots_are_full_to_the_end(num_devices: int) -> None:
             assert rounds(slots) <= rounds(most)
             if num_examples >= most:
                 assert slots * rounds(slots) - tasks <= 0.1 * tasks
-            parts = -(-slots // num_devices // 32)
-            assert slots // num_devices % parts == 0  # equal parts for the caches
+            microbatches = -(-slots // num_devices // 32)
+            assert slots // num_devices % microbatches == 0  # equal microbatches for the caches
     assert even_slots(212, 212, 128, 2) == 108
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+@pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"epsilon": 0.01}, "has epsilon 0.01; expected 0.04, that of the call"),
-        ({"epsilon": 0.3}, "has epsilon 0.3; expected 0.04, that of the call"),
-        ({"norm": "l2"}, "has norm l2; expected linf, that of the call"),
+        (ThreatModel("linf", 0.01), r"has .*epsilon=0.01\); expected .*epsilon=0.04\), that of the call"),
+        (ThreatModel("linf", 0.3), r"has .*epsilon=0.3\); expected .*epsilon=0.04\), that of the call"),
+        (ThreatModel("l2", EPSILON), "has .*norm='l2'.*; expected .*norm='linf'.*, that of the call"),
     ],
 )
-def test_a_part_of_another_threat_model_is_refused(part: Part, other: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"part {part.name} {message}"):
-        attack(parts=[PARTS[0]._replace(name="first"), part._replace(attack=dataclasses.replace(part.attack, **other))])
+def test_a_component_of_another_threat_model_is_refused(component: Component, other: ThreatModel, message: str) -> None:
+    with pytest.raises(ValueError, match=f"component {component.name} {message}"):
+        changed = component._replace(attack=dataclasses.replace(component.attack, threat_model=other))  # type: ignore[type-var]
+        attack(components=[COMPONENTS[0]._replace(name="first"), changed])
 
 
 @pytest.mark.parametrize("epsilon", [np.float32(EPSILON), np.array(EPSILON), jnp.float32(EPSILON), Fraction(1, 25)])
 def test_a_radius_is_one_number_of_any_kind(epsilon: Any) -> None:
     few: dict[str, Any] = {"key": KEY, "diagnostics": False, "devices": jax.devices()[:1]}
-    found = auto_attack(logits_fn, IMAGES[:4], LABELS[:4], epsilon=epsilon, parts=PARTS[3:], **few)
-    assert type(found.epsilon) is float and found.epsilon == pytest.approx(EPSILON)
-    with pytest.raises(ValueError, match="epsilon is .*; expected a number"):
-        attack(epsilon=np.full(1, EPSILON))
+    threat_model = ThreatModel("linf", epsilon)
+    found = auto_attack(logits_fn, IMAGES[:4], LABELS[:4], threat_model=threat_model, components=COMPONENTS[3:], **few)
+    radius = found.to_json()["epsilon"]
+    assert type(radius) is float and radius == pytest.approx(EPSILON)
 
 
 @pytest.mark.parametrize("attack_of", [Apgd, Fab, Square, Pgd])
 def test_an_attack_without_draws_is_refused_for_a_randomised_network(attack_of: Any) -> None:
     settings = {"step_size": 0.01} if attack_of is Pgd else {}
     with pytest.raises(ValueError, match="mine has num_samples 0 and calls logits_fn.images.; version rand needs"):
-        attack(version="rand", parts=[Part("mine", attack_of(EPSILON, **settings))])
+        attack(version="rand", components=[Component("mine", attack_of(THREAT_MODEL, **settings))])
 
 
 @pytest.mark.parametrize("version", ["standard", "plus"])
 def test_an_attack_with_draws_is_refused_for_a_network_without_a_key(version: str) -> None:
     with pytest.raises(ValueError, match=f"mine has num_samples 2 and calls .*; version {version} needs num_samples"):
-        attack(version=version, parts=[Part("mine", Apgd(EPSILON, num_samples=2))])
+        attack(version=version, components=[Component("mine", Apgd(THREAT_MODEL, num_samples=2))])
 
 
 @pytest.mark.e2e
@@ -433,11 +457,9 @@ def test_batch_norm_in_training_mode_is_found_in_a_randomised_network(spatial: b
         normed = images - images.mean(axes, keepdims=True)
         return logits_fn(normed) + 0.1 * jax.random.normal(key, (len(images), CLASSES))
 
-    parts = [Part("apgd-ce", Apgd(EPSILON, num_steps=1, num_samples=1))]
-    found = auto_attack(
-        network, IMAGES[:num_images], LABELS[:num_images], epsilon=EPSILON, key=KEY, version="rand", parts=parts,
-        diagnostics=False,
-    )  # fmt: skip
+    components = [Component("apgd-ce", Apgd(THREAT_MODEL, num_steps=1, num_samples=1))]
+    settings: dict[str, Any] = GIVEN | {"version": "rand", "components": components, "diagnostics": False}
+    found = auto_attack(network, IMAGES[:num_images], LABELS[:num_images], **settings)
     assert [finding.name for finding in found.findings] == ["depends on the batch"]
     assert "BatchNorm is in training mode" in found.findings[0].text
     assert "attacked one image at a time" in found.findings[0].text
@@ -457,11 +479,11 @@ def test_clean_images_without_finite_logits_are_named(logit: float, message: str
         return jnp.where(bad[:, None], logits_fn(images).at[:, 1].set(logit), logits_fn(images))
 
     with pytest.raises(ValueError, match=rf"2 clean images get logits that are NaN or infinite \({message}"):
-        auto_attack(network, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=PARTS)
+        auto_attack(network, IMAGES, LABELS, **GIVEN, components=COMPONENTS)
 
 
 def test_masked_arrays_and_traced_ones_are_refused() -> None:
-    call = lambda images, labels: auto_attack(logits_fn, images, labels, epsilon=EPSILON, key=KEY, parts=PARTS)
+    call = lambda images, labels: auto_attack(logits_fn, images, labels, **GIVEN, components=COMPONENTS)
     with pytest.raises(ValueError, match="images is 'a masked array'"):
         call(np.ma.masked_greater(IMAGES, 0.9), LABELS)
     with pytest.raises(ValueError, match="labels is 'a masked array'"):

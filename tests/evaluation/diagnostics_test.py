@@ -13,19 +13,21 @@ from absl import logging as absl_logging
 from smooth_net import CLASSES, examples, logits_fn
 
 from rap_jax._runtime.functions import fingerprint
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.evaluation.auto_attack import auto_attack
-from rap_jax.evaluation.auto_attack.versions import Part
+from rap_jax.evaluation.auto_attack.versions import Component
 from rap_jax.evaluation.diagnostics import Diagnosis, check_left_out, check_square, diagnose
 from rap_jax.evaluation.sweep import epsilon_sweep
 
 IMAGES, LABELS = examples(60, wrong=2)
 KEY = jax.random.key(0)
 EPSILON = 0.05
+THREAT_MODEL = ThreatModel("linf", EPSILON)
 
 
 def of(network: Callable[[jax.Array], jax.Array], images: np.ndarray = IMAGES, norm: str = "linf") -> Diagnosis:
-    return diagnose(network, images, LABELS, epsilon=EPSILON, norm=norm, key=KEY)
+    return diagnose(network, images, LABELS, threat_model=ThreatModel(norm, EPSILON), key=KEY)
 
 
 def names(diagnosis: Diagnosis) -> set[str]:
@@ -102,7 +104,7 @@ def test_pixels_outside_the_box() -> None:
 
 
 def test_sweep_counts_what_smaller_radii_have_broken() -> None:
-    sweep = epsilon_sweep(jax.jit(logits_fn), IMAGES, LABELS, epsilon=0.3, norm="linf", key=KEY)
+    sweep = epsilon_sweep(jax.jit(logits_fn), IMAGES, LABELS, threat_model=ThreatModel("linf", 0.3), key=KEY)
     assert [round(point.epsilon, 3) for point in sweep] == [0, 0.075, 0.15, 0.225, 0.3, 0.45, 0.6, 1.0]
 
 
@@ -129,7 +131,7 @@ def test_a_network_is_forgotten_afterwards(wrap: Callable[..., Any]) -> None:
 
 def test_few_classes() -> None:
     assert check_left_out("standard", 10) == []
-    assert "The targeted dlr loss needs more, so parts are left out;" in check_left_out("standard", 3)[0].text
+    assert "The targeted dlr loss needs more, so components are left out;" in check_left_out("standard", 3)[0].text
     assert "The losses dlr and targeted dlr need more, so" in check_left_out("standard", 2)[0].text
     assert "aim at the 6 wrong ones" in check_left_out("plus", 7)[0].text
 
@@ -137,8 +139,8 @@ def test_few_classes() -> None:
 def test_auto_attack_hands_findings_on(monkeypatch: pytest.MonkeyPatch) -> None:
     warned: list[str] = []
     monkeypatch.setattr(absl_logging, "warning", lambda text, *values: warned.append(text % values))
-    parts = [Part("apgd-ce", Apgd(EPSILON, num_steps=2))]
+    components = [Component("apgd-ce", Apgd(THREAT_MODEL, num_steps=2))]
     network = lambda x: jax.nn.softmax(logits_fn(x))
-    found = auto_attack(network, IMAGES, LABELS, epsilon=EPSILON, key=KEY, parts=parts)
+    found = auto_attack(network, IMAGES, LABELS, threat_model=THREAT_MODEL, key=KEY, components=components)
     assert "probabilities" in [finding.name for finding in found.findings]
     assert any("Return the logits" in text for text in warned)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from rap_jax._runtime.mesh import DeviceSplit, make_mesh, put_split, replicated
-from rap_jax.attacks import pgd
-from rap_jax.attacks.losses import cross_entropy
-from rap_jax.attacks.pgd import Ascent
+from rap_jax.attacks import ThreatModel, pgd
+from rap_jax.attacks.pgd import Restarts
 from rap_jax.config import AttackConfig
 from rap_jax.data import to_unit
 from rap_jax.evaluation.accuracy import Accuracy, make_evaluator, wilson_interval
@@ -45,8 +44,10 @@ def plain_counts(images: np.ndarray, labels: np.ndarray, attack: AttackConfig, k
 
     @jax.jit
     def attacked(key: jax.Array, image: jax.Array, label: jax.Array) -> jax.Array:
-        loss_fn = lambda x: cross_entropy(linear_apply(PARAMS, {}, x, False)[0], label)
-        return pgd(key, loss_fn, image, **dataclasses.asdict(dataclasses.replace(attack, num_restarts=1)))
+        settings = {"step_size": attack.step_size, "num_steps": attack.num_steps}
+        threat_model = ThreatModel(attack.norm, attack.epsilon)
+        logits_fn = lambda x: linear_apply(PARAMS, {}, x, False)[0]
+        return pgd(logits_fn, image, label, threat_model=threat_model, key=key, **settings).adversarial
 
     natural = robust = 0
     for number, (image, label) in enumerate(zip(to_unit(images)[:, None], labels[:, None], strict=True)):
@@ -186,9 +187,9 @@ def test_a_gradient_that_is_nan_is_refused_though_the_logits_are_finite(images: 
 def test_an_attack_that_leaves_the_ball_is_refused(
     images: np.ndarray, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = lambda images: jnp.ones((1, len(images)), bool)
-    escape = lambda key, loss_fn, images, settings: Ascent(jnp.clip(images + 0.21, 0, 1)[None], sound(images))
-    monkeypatch.setattr("rap_jax.evaluation.correctness.ascend", escape)
+    valid = lambda images: jnp.ones((1, len(images)), bool)
+    escape = lambda loss_fn, images, **settings: Restarts(jnp.clip(images + 0.21, 0, 1)[None], valid(images))
+    monkeypatch.setattr("rap_jax.evaluation.correctness.pgd_restarts", escape)
     mesh = make_mesh()
     with pytest.raises(ValueError, match="outside the linf ball"):
         make_evaluator(LINEAR, ATTACK, mesh, batch_size=40)(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiers import nightly_but
-from tiny_run import CONFIG, EPSILON, PARTS, mislabelled, tiny_function
+from tiny_run import COMPONENTS, CONFIG, EPSILON, THREAT_MODEL, mislabelled, tiny_function
 
 from rap_jax._runtime.integrity import read_checked
 from rap_jax._runtime.interrupt import Interrupted
@@ -53,7 +53,7 @@ class Done(NamedTuple):
 
 def evaluate(folder: Path, network: AttackedNetwork, *sources: AttackedNetwork, **changes: Any) -> Done:
     config = dataclasses.replace(CONFIG, **{k: v for k, v in changes.items() if k in CONFIG.__dataclass_fields__})
-    given = {"devices": jax.devices()[:2], "parts": PARTS, "command": "the command"}
+    given = {"devices": jax.devices()[:2], "components": COMPONENTS, "command": "the command"}
     given |= {k: v for k, v in changes.items() if k not in CONFIG.__dataclass_fields__}
     results = robustness.evaluate_robustness(network, DATA, config, folder, sources=sources, **given)
     with np.load(folder / "examples.npz") as file:
@@ -147,14 +147,15 @@ def test_pgd_is_worst_case_over_restarts_and_losses(done: Done, network: Attacke
     key = jax.random.fold_in(jax.random.key(0), 2)
     broken = np.zeros(40, bool)
     for number, loss in ((6, "ce"), (7, "margin")):
-        attack = Pgd(EPSILON, 2.5 * EPSILON / 4, "linf", loss, num_steps=4, num_restarts=2)  # type: ignore[arg-type]
-        arrays = jax.random.fold_in(key, number), jnp.asarray(SAMPLE.images), jnp.asarray(SAMPLE.labels)
-        broken |= np.asarray(run_attack(attack, network.logits_fn, *arrays).broken)
+        attack = Pgd(THREAT_MODEL, 2.5 * EPSILON / 4, loss, num_steps=4, num_restarts=2)  # type: ignore[arg-type]
+        images, labels = jnp.asarray(SAMPLE.images), jnp.asarray(SAMPLE.labels)
+        found = run_attack(attack, network.logits_fn, images, labels, key=jax.random.fold_in(key, number))
+        broken |= np.asarray(found.broken)
     assert done.results["pgd"]["robust_accuracy"] == (~broken).mean()
 
 
 def test_pgd_on_one_loss(done: Done, network: AttackedNetwork, tmp_path: Path) -> None:
-    found = evaluate(tmp_path / "margin", network, auto_attack="none", parts=None, pgd_losses=("margin",)).results
+    found = evaluate(tmp_path / "margin", network, auto_attack="none", components=None, pgd_losses=("margin",)).results
     assert [part["name"] for part in done.results["pgd"]["parts"]] == ["pgd-ce", "pgd-margin"]
     assert [part["name"] for part in found["pgd"]["parts"]] == ["pgd-margin"]
     assert found["pgd"]["losses"] == found["config"]["pgd_losses"] == ["margin"]
@@ -283,7 +284,7 @@ def test_a_damaged_file_is_named(
 def test_a_randomised_network(network: AttackedNetwork, tmp_path: Path) -> None:
     noisy = lambda images, key: network.logits_fn(images) + 0.1 * jax.random.normal(key, (len(images), 10))
     randomized = network._replace(logits_fn=noisy, name="noisy")
-    results = evaluate(tmp_path / "rand", randomized, auto_attack="rand", parts=rand_parts()).results
+    results = evaluate(tmp_path / "rand", randomized, auto_attack="rand", components=rand_components()).results
     assert results["pgd"] is None and results["diagnostics"] is None and results["findings"] == []
     assert results["auto_attack"]["robust_accuracy"] < results["clean"]["natural_accuracy"]
     assert not (tmp_path / "rand" / "robustness.png").exists()
@@ -292,8 +293,8 @@ def test_a_randomised_network(network: AttackedNetwork, tmp_path: Path) -> None:
         evaluate(tmp_path / "not", network, auto_attack="rand")
 
 
-def rand_parts() -> tuple[Any, ...]:
-    return tuple(part._replace(attack=dataclasses.replace(part.attack, num_samples=2)) for part in PARTS[:1])
+def rand_components() -> tuple[Any, ...]:
+    return tuple(one._replace(attack=dataclasses.replace(one.attack, num_samples=2)) for one in COMPONENTS[:1])
 
 
 def test_networks_that_do_not_fit_are_refused(network: AttackedNetwork, tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_networks_that_do_not_fit_are_refused(network: AttackedNetwork, tmp_path
 
 
 def test_a_predictor_refuses_what_left_the_ball(network: AttackedNetwork) -> None:
-    predictor = Predictor(network, SAMPLE, CONFIG, make_mesh(jax.devices()[:1]), jax.random.key(0))
+    predictor = Predictor(network, SAMPLE, THREAT_MODEL, make_mesh(jax.devices()[:1]), jax.random.key(0))
     outside = SAMPLE.images.copy()
     outside[3] = 1 - outside[3]
     with pytest.raises(ValueError, match=r"1 images get .*outside the linf ball of radius 0\.08"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from rap_jax.evaluation.accuracy import find_survivors
+from rap_jax.evaluation.accuracy import robust_examples
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -28,7 +28,7 @@ def test_the_answer_and_what_it_took(
         batches.append(list(zip(numbers.tolist(), restarts.tolist(), strict=True)))
         return ~broken[numbers, restarts]
 
-    found = find_survivors(
+    found = robust_examples(
         examples, attack_batch, num_restarts=num_restarts, batch_size=batch_size, on_batch=left.append
     )
     np.testing.assert_array_equal(found, [n for n in examples if not broken[n].any()])
@@ -50,6 +50,6 @@ def test_the_answer_and_what_it_took(
 def test_refuses(bad: dict[str, int]) -> None:
     name = next(iter(bad))
     with pytest.raises(ValueError, match=f"{name} is 0; expected 1 or more"):
-        find_survivors(
+        robust_examples(
             np.zeros(0, np.int32), lambda *pairs: pairs[0] == 0, **({"num_restarts": 1, "batch_size": 1} | bad)
         )

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from tiny_run import EPSILON, tiny_function
 
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.square import Square
 from rap_jax.config import AttackConfig
 from rap_jax.export.onnx.file import onnx_model, open_session
@@ -24,7 +25,7 @@ def images_and_labels(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
 def test_square_outside_jax_is_square(norm: str) -> None:
     """The same keys, the same queries, the same images broken; asked by a plain function of numpy arrays."""
     images, labels = images_and_labels()
-    attack = Square({"linf": 0.12, "l2": 1.5}[norm], norm, num_steps=15)
+    attack = Square(ThreatModel(norm, {"linf": 0.12, "l2": 1.5}[norm]), num_steps=15)
     logits_fn, key, asked = tiny_function(), jax.random.key(5), []
 
     def on_host(batch: np.ndarray) -> np.ndarray:

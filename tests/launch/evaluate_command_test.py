@@ -16,7 +16,7 @@ import pytest
 import tiny
 from absl import flags
 from jax import export
-from tiny_run import EPSILON, PARTS, make_run, tiny_function
+from tiny_run import COMPONENTS, EPSILON, make_run, tiny_function
 
 from launch import evaluate, evaluate_flags
 from launch import flags as training_flags
@@ -48,9 +48,9 @@ def tiny_data_and_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "load_dataset", lambda config, seed: tiny.tiny_dataset())
 
     def short(*given: Any, **settings: Any) -> AutoAttackResult:
-        radius = {"epsilon": settings["epsilon"], "norm": settings["norm"]}
-        parts = [part._replace(attack=dataclasses.replace(part.attack, **radius)) for part in PARTS]
-        return auto_attack(*given, **settings | {"parts": settings["parts"] or parts})
+        threat_model = settings["threat_model"]
+        same = [one._replace(attack=dataclasses.replace(one.attack, threat_model=threat_model)) for one in COMPONENTS]
+        return auto_attack(*given, **settings | {"components": settings["components"] or same})
 
     monkeypatch.setattr(suite, "auto_attack", short)
 

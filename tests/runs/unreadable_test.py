@@ -18,7 +18,7 @@ from rap_jax.runs import network
 READERS: dict[str, Callable[[Path], Any]] = {
     "margins": robustness._read_margins,
     "transfer": suite.load,
-    "record": lambda path: record.load(path, np.zeros((1, 2, 2, 1)), np.zeros(1), {}),
+    "record": lambda path: record.load(path, np.zeros((1, 2, 2, 1)), {}),
     "raw": lambda path: read_verified(path, RawFile("http://example.invalid/file", "0")),
 }
 

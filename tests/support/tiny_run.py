@@ -10,17 +10,22 @@ import numpy as np
 import tiny
 
 from rap_jax._runtime.integrity import write_checked
+from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.square import Square
 from rap_jax.config import EvaluationConfig, ModelConfig
 from rap_jax.data import Dataset, Split
-from rap_jax.evaluation.auto_attack.versions import Part
+from rap_jax.evaluation.auto_attack.versions import Component
 from rap_jax.models import create_model
 from rap_jax.runs.network import save_network
 
 EPSILON = 0.08
 CONFIG = EvaluationConfig(EPSILON, num_images=40, pgd_num_steps=4, pgd_num_restarts=2)
-PARTS = (Part("apgd-ce", Apgd(EPSILON, num_steps=5)), Part("square", Square(EPSILON, num_steps=10)))
+THREAT_MODEL = ThreatModel("linf", EPSILON)
+COMPONENTS = (
+    Component("apgd-ce", Apgd(THREAT_MODEL, num_steps=5)),
+    Component("square", Square(THREAT_MODEL, num_steps=10)),
+)
 
 
 def tiny_function(seed: int = 0) -> Callable[[jax.Array], jax.Array]:

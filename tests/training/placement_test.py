@@ -19,7 +19,8 @@ from rap_jax._runtime.mesh import (
     put_split,
     replicated,
 )
-from rap_jax.attacks import pgd
+from rap_jax.attacks import pgd_restarts
+from rap_jax.attacks.pgd import Restarts
 from rap_jax.config import AttackConfig, ModelConfig, TrainConfig
 from rap_jax.data.batches import BatchInputs
 from rap_jax.models import create_model, from_linen
@@ -126,11 +127,11 @@ def test_microbatches_of_a_share_change_nothing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("rap_jax._runtime.mesh.MAX_MICROBATCH_SIZE", 4)
     sizes = set()
 
-    def watched(keys: jax.Array, loss_fn: Any, images: jax.Array, **settings: Any) -> jax.Array:
+    def watched(loss_fn: Any, images: jax.Array, **settings: Any) -> Restarts:
         sizes.add(len(images))
-        return pgd(keys, loss_fn, images, **settings)
+        return pgd_restarts(loss_fn, images, **settings)
 
-    monkeypatch.setattr("rap_jax.training.step.pgd", watched)
+    monkeypatch.setattr("rap_jax.training.step.pgd_restarts", watched)
     np.testing.assert_allclose(attacked(functions, 2), whole, atol=1e-5)
     assert sizes == {4}
 

@@ -1,4 +1,4 @@
-"""AutoAttack for any JAX model: `auto_attack(logits_fn, images, labels, epsilon=0.3, key=key)`.
+"""AutoAttack for any JAX model: `auto_attack(logits_fn, images, labels, threat_model=..., key=...)`.
 
 inputs     what a caller may get wrong
 versions   which attacks, in which order
@@ -10,7 +10,7 @@ result     what comes out
 """
 
 from rap_jax.evaluation.auto_attack.ensemble import auto_attack
-from rap_jax.evaluation.auto_attack.result import AutoAttackResult, PartResult
+from rap_jax.evaluation.auto_attack.result import AutoAttackResult, ComponentResult
 from rap_jax.evaluation.auto_attack.versions import VERSIONS, Version
 
-__all__ = ["VERSIONS", "AutoAttackResult", "PartResult", "Version", "auto_attack"]
+__all__ = ["VERSIONS", "AutoAttackResult", "ComponentResult", "Version", "auto_attack"]

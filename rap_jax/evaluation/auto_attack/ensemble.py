@@ -1,13 +1,13 @@
 """AutoAttack: several attacks in turn, each on what the ones before it have left.
 
 Croce and Hein, 2020, https://arxiv.org/abs/2003.01690. What is broken, and by what, does not depend on the order of the
-images, the batch size or the devices, but for rounding: everything random follows from the key, the part, the number of
-the example and the start.
+images, the batch size or the devices, but for rounding: everything random follows from the key, the component, the
+number of the example and the start.
 
 Differs from the official implementation: (1) Examples leave an attack as soon as they are broken, and others take their
 place; theirs goes on to the end of a batch. (2) Every adversarial image is predicted anew when it is found, and its
 norm and range are checked; an image that does not hold is no success. (3) A state on disk can be gone on with. (4) With
-fewer classes than a part needs it is left out, with a finding; theirs warns and fails."""
+fewer classes than a component needs it is left out, with a finding; theirs warns and fails."""
 
 import dataclasses
 import hashlib
@@ -26,11 +26,12 @@ from rap_jax._runtime.mesh import make_mesh
 from rap_jax._runtime.progress import Progress
 from rap_jax.attacks.checks import LogitsFn, in_float32
 from rap_jax.attacks.losses import check_labels
+from rap_jax.attacks.norms import ThreatModel, check_threat_model
+from rap_jax.config.attack import check_radius
 from rap_jax.config.checks import require, require_choice
 from rap_jax.evaluation.auto_attack.inputs import (
     check_arrays,
     check_devices,
-    check_epsilon,
     check_gradients,
     check_key,
     check_network,
@@ -39,15 +40,23 @@ from rap_jax.evaluation.auto_attack.inputs import (
     for_this_platform,
     refuse_logits,
 )
-from rap_jax.evaluation.auto_attack.programs import Judged, Programs
+from rap_jax.evaluation.auto_attack.programs import Programs
 from rap_jax.evaluation.auto_attack.record import Record, Saved, load, save
-from rap_jax.evaluation.auto_attack.result import AutoAttackResult, PartResult, names_of_parts
+from rap_jax.evaluation.auto_attack.result import AutoAttackResult, ComponentResult, component_names
 from rap_jax.evaluation.auto_attack.slots import Found, Slots, even_slots
-from rap_jax.evaluation.auto_attack.versions import VERSIONS, Part, Version, check_parts, parts_of, stream_of
+from rap_jax.evaluation.auto_attack.versions import (
+    VERSIONS,
+    Component,
+    Version,
+    check_components,
+    components_of,
+    stream_of,
+)
+from rap_jax.evaluation.correctness import Correctness
 from rap_jax.evaluation.diagnostics import check_alone, check_left_out, check_square, diagnose
 
 _SECONDS_BETWEEN_SAVES = 30.0
-# On a CPU the parts that a device works on at a time are no larger than 32 images; accelerators want more at once.
+# On a CPU the microbatches of a device are no larger than 32 images; accelerators want more at once.
 _SLOTS_PER_CPU, _SLOTS_PER_ACCELERATOR = 64, 512
 
 
@@ -56,30 +65,28 @@ def auto_attack(
     images: np.ndarray | jax.Array,
     labels: np.ndarray | jax.Array,
     *,
-    epsilon: float,
-    norm: str = "linf",
-    version: Version = "standard",
+    threat_model: ThreatModel,
     key: jax.Array,
-    parts: Sequence[Part] | None = None,
+    version: Version = "standard",
+    components: Sequence[Component] | None = None,
     batch_size: int = 0,
     state_path: str | Path | None = None,
     devices: list[jax.Device] | None = None,
     diagnostics: bool = True,
     on_look: Callable[[], None] = lambda: None,
 ) -> AutoAttackResult:
-    """Attacks images with all parts of a version of AutoAttack.
+    """Attacks images with all components of a version of AutoAttack.
 
     Args:
       logits_fn: images [N, H, W, C] in [0, 1] -> logits [N, K], a pure function with the network in evaluation mode;
         with `version="rand"` (images, key) -> logits.
       images: float in [0, 1], [N, H, W, C].
       labels: int [N], 0 to K - 1.
-      epsilon: radius in input units (8/255, not 8), one number of any kind.
-      norm: `linf` or `l2`.
-      version: `standard`, `plus` or `rand`.
+      threat_model: norm and radius.
       key: typed PRNG key.
-      parts: other attacks than those of the version, in this order, each with a name of its own, and with this
-        epsilon and norm. With `rand` they have `num_samples` of 1 or more.
+      version: `standard`, `plus` or `rand`.
+      components: other attacks than those of the version, in this order, each with a name of its own, and with this
+        threat model. With `rand` they have `num_samples` of 1 or more.
       batch_size: examples that are attacked at a time, over all devices; 0 chooses. It changes nothing but rounding. A
         network that takes batches of this size only is called with no others.
       state_path: file in which the progress is kept; a call that was killed goes on from there.
@@ -93,43 +100,42 @@ def auto_attack(
       ValueError: arrays or settings that cannot be, a state of another evaluation, logits that are NaN, or an attack
         that left ball or box.
     """
-    check_outside_jit(images=images, labels=labels, epsilon=epsilon, key=key)
+    check_outside_jit(images=images, labels=labels, epsilon=check_threat_model(threat_model).epsilon, key=key)
     images, labels = check_arrays(images, labels)
-    epsilon = check_epsilon(norm, epsilon, images[0].size)
+    check_radius(threat_model.norm, float(threat_model.epsilon), images[0].size)
     check_key(key)
     path = check_state_path(state_path)
     require_choice("version", version, VERSIONS)
-    given = None if parts is None else check_parts(parts, epsilon=epsilon, norm=norm, version=version)
+    given = None if components is None else check_components(components, threat_model=threat_model, version=version)
     draw = (key,) if version == "rand" else ()
     network = _open_network(logits_fn, images, batch_size, make_mesh(check_devices(devices)), draw)
     logits_fn, num_classes = network.logits_fn, network.num_classes
     labels = np.asarray(check_labels(labels, num_classes=num_classes), np.int32)
-    chosen = given or parts_of(version, epsilon=epsilon, norm=norm, num_classes=num_classes)
+    chosen = given or components_of(version, threat_model=threat_model, num_classes=num_classes)
     check_gradients(network.no_gradient, chosen, logits_fn, network.batch)
-    programs = network.programs(epsilon, norm)
+    programs = network.programs(threat_model)
     with for_this_platform():
-        clean = _judge_all(programs, key, images, images, labels, network.num_slots)
-    refuse_logits(logits_fn, images, ~clean.sound, *draw)
-    identity = _identity(images, labels, chosen, epsilon, norm, version, key)
+        clean = programs.predict(key, images, images, labels, batch_size=network.num_slots)
+    refuse_logits(logits_fn, images, ~clean.valid, *draw)
+    identity = _identity(images, labels, chosen, threat_model, version, key)
     if path is not None:
         identity["program and weights of the network"] = fingerprint(logits_fn, images.shape[1:], *draw)
     title = "AutoAttack " if given is None else ""
-    run = _Run(programs, chosen, images, labels, key, network.num_slots, path, identity, title, on_look)
+    run = _Ensemble(programs, chosen, images, labels, key, network.num_slots, path, identity, title, on_look)
     findings = check_left_out(version, num_classes) if given is None else []
     if version == "rand":
         findings += check_alone(logits_fn, images)
     elif diagnostics:
-        findings += diagnose(logits_fn, images, labels, epsilon=epsilon, norm=norm, key=key).findings
+        findings += diagnose(logits_fn, images, labels, threat_model=threat_model, key=key).findings
     record, results = run.go_on(_begin(path, images, clean, identity))
-    findings += check_square({part.name: part.robust_accuracy for part in results}, len(images))
+    findings += check_square({component.name: component.robust_accuracy for component in results}, len(images))
     for finding in findings:
         logging.warning("%s: %s", finding.name, finding.text)
     return AutoAttackResult(
         version=version,
-        norm=norm,
-        epsilon=epsilon,
-        parts=results,
-        broken_by=names_of_parts(record.broken_by, tuple(part.name for part in chosen)),
+        threat_model=threat_model,
+        components=results,
+        broken_by=component_names(record.broken_by, tuple(component.name for component in chosen)),
         adversarial=record.adversarial,
         size=record.size,
         margin=record.margin,
@@ -139,35 +145,29 @@ def auto_attack(
 
 
 class _Network(NamedTuple):
-    """A network as it is attacked.
+    """A network as it is attacked."""
 
-    Attributes:
-      logits_fn: images [N, H, W, C] -> float32 logits [N, K], for any N; of a randomised network (images, key).
-      draw: the key of a randomised network, else nothing.
-      num_classes: K.
-      batch: of images, as a device has them.
-      no_gradient: why it has none; empty if it has one.
-      mesh: the devices; its own, if it places itself.
-      places_itself: whether it does.
-      num_slots: images at a time, over all devices.
-    """
-
+    # Images [N, H, W, C] -> float32 logits [N, K], for any N; of a randomised network (images, key).
     logits_fn: LogitsFn
+    # The key of a randomised network, else nothing.
     draw: tuple[jax.Array, ...]
     num_classes: int
+    # Shape and dtype of the images that a device has.
     batch: jax.ShapeDtypeStruct
+    # Why it has no gradient; empty if it has one.
     no_gradient: str
+    # The devices, those of the network if it places itself, and whether it does.
     mesh: jax.sharding.Mesh
     places_itself: bool
+    # Images at a time, over all devices.
     num_slots: int
 
-    def programs(self, epsilon: float, norm: str) -> Programs:
+    def programs(self, threat_model: ThreatModel) -> Programs:
         """Its programs for a threat model."""
         return Programs(
             *hoist_closure(self.logits_fn, self.batch, *self.draw),
             self.mesh,
-            epsilon=epsilon,
-            norm=norm,
+            threat_model=threat_model,
             randomized=bool(self.draw),
             places_itself=self.places_itself,
         )
@@ -191,11 +191,11 @@ def _open_network(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
-    """One evaluation, from a record to the last part."""
+class _Ensemble:
+    """One evaluation, from a record to the last component."""
 
     programs: Programs
-    parts: tuple[Part, ...]
+    components: tuple[Component, ...]
     images: np.ndarray
     labels: np.ndarray
     key: jax.Array
@@ -205,21 +205,21 @@ class _Run:
     title: str
     on_look: Callable[[], None]
 
-    def go_on(self, saved: Saved) -> tuple[Record, tuple[PartResult, ...]]:
+    def go_on(self, saved: Saved) -> tuple[Record, tuple[ComponentResult, ...]]:
         """Runs what is missing."""
         record, seconds = saved.record, dict(saved.seconds)
-        for number, part in enumerate(self.parts, start=1):
-            if number < saved.part:
+        for number, component in enumerate(self.components, start=1):
+            if number < saved.component:
                 continue
-            if number > saved.part:
+            if number > saved.component:
                 record.survived[:] = 0
-            self._run_part(number, part, record, seconds)
+            self._run_component(number, component, record, seconds)
         return record, self._results(record, seconds)
 
-    def _run_part(self, number: int, part: Part, record: Record, seconds: dict[str, float]) -> None:
-        before, began = seconds.get(part.name, 0.0), time.monotonic()
-        attack, examples = part.attack, record.robust
-        label = f"{self.title}{part.name}"
+    def _run_component(self, number: int, component: Component, record: Record, seconds: dict[str, float]) -> None:
+        before, began = seconds.get(component.name, 0.0), time.monotonic()
+        attack, examples = component.attack, record.robust
+        label = f"{self.title}{component.name}"
         num_tasks = len(examples) * attack.num_starts - int(record.survived[examples].sum())
         num_slots = even_slots(len(examples), num_tasks, self.num_slots, self.programs.num_devices)
         last_save = began
@@ -227,7 +227,7 @@ class _Run:
         def store() -> None:
             nonlocal last_save
             last_save = time.monotonic()
-            seconds[part.name] = before + last_save - began
+            seconds[component.name] = before + last_save - began
             if self.path is not None:
                 save(self.path, Saved(record, number, seconds), self.identity)
 
@@ -244,7 +244,7 @@ class _Run:
                 self.on_look()
 
             slots = Slots(
-                self.programs.of_attack(attack, jax.random.fold_in(self.key, stream_of(part.name))),
+                self.programs.of_attack(attack, jax.random.fold_in(self.key, stream_of(component.name))),
                 self.images,
                 self.labels,
                 num_slots=num_slots,
@@ -256,32 +256,20 @@ class _Run:
             finally:
                 store()
 
-    def _results(self, record: Record, seconds: dict[str, float]) -> tuple[PartResult, ...]:
-        left, results = int((record.broken_by != 0).sum()), list[PartResult]()
-        for number, part in enumerate(self.parts, start=1):
+    def _results(self, record: Record, seconds: dict[str, float]) -> tuple[ComponentResult, ...]:
+        left, results = int((record.broken_by != 0).sum()), list[ComponentResult]()
+        for number, component in enumerate(self.components, start=1):
             broken = int((record.broken_by == number).sum())
             left, attacked = left - broken, left
             share = left / len(self.images)
-            results.append(PartResult(part.name, attacked, broken, share, seconds.get(part.name, 0.0)))
+            results.append(ComponentResult(component.name, attacked, broken, share, seconds.get(component.name, 0.0)))
         return tuple(results)
 
 
-def _begin(path: Path | None, images: np.ndarray, clean: Judged, identity: dict[str, Any]) -> Saved:
+def _begin(path: Path | None, images: np.ndarray, clean: Correctness, identity: dict[str, Any]) -> Saved:
     if path is not None and path.exists():
-        return load(path, images, clean.margin, identity)
-    return Saved(Record.begin(images, clean.wrong, clean.margin), 1, {})
-
-
-def _judge_all(
-    programs: Programs, key: jax.Array, images: np.ndarray, others: np.ndarray, labels: np.ndarray, num_slots: int
-) -> Judged:
-    """Predicts all `others`, a batch at a time; the gaps of the last one repeat its last image."""
-    numbers = np.arange(math.ceil(len(images) / num_slots) * num_slots).clip(max=len(images) - 1)
-    batches = [
-        programs.judge(key, (images[batch], others[batch], labels[batch], batch))
-        for batch in numbers.astype(np.int32).reshape(-1, num_slots)
-    ]
-    return Judged(*(np.concatenate(leaves)[: len(images)] for leaves in zip(*batches, strict=True)))
+        return load(path, images, identity)
+    return Saved(Record.begin(images, ~clean.correct, clean.margin), 1, {})
 
 
 def _num_slots(batch_size: int, num_images: int, mesh: jax.sharding.Mesh) -> int:
@@ -306,9 +294,8 @@ def _sizes(batch_size: int, num_slots: int, num_devices: int) -> list[int]:
 def _identity(
     images: np.ndarray,
     labels: np.ndarray,
-    parts: tuple[Part, ...],
-    epsilon: float,
-    norm: str,
+    components: tuple[Component, ...],
+    threat_model: ThreatModel,
     version: str,
     key: jax.Array,
 ) -> dict[str, Any]:
@@ -316,10 +303,10 @@ def _identity(
     content = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     return {
         "version": version,
-        "norm": norm,
-        "epsilon": float(epsilon),
-        "parts": ", ".join(part.name for part in parts),
-        "settings of the parts": hashlib.sha256(repr(parts).encode()).hexdigest()[:12],
+        "norm": threat_model.norm,
+        "epsilon": threat_model.epsilon,
+        "parts": ", ".join(component.name for component in components),
+        "settings of the parts": hashlib.sha256(repr(components).encode()).hexdigest()[:12],
         "key": jax.random.key_data(key).tolist(),
         "num_images": len(images),
         "images and labels": content,

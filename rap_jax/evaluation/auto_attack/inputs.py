@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from rap_jax._runtime.arrays import in_words, is_number
+from rap_jax._runtime.arrays import in_words
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.losses import check_labels
 from rap_jax.attacks.stepwise import StepwiseAttack
-from rap_jax.config.attack import check_radius
 from rap_jax.config.checks import require
-from rap_jax.evaluation.auto_attack.versions import Part
+from rap_jax.evaluation.auto_attack.versions import Component
 from rap_jax.evaluation.diagnostics import check_images
 
 _MOST_NAMED = 5
@@ -49,13 +48,6 @@ def check_outside_jit(**values: Any) -> None:
             f"auto_attack is called inside jax.jit, jax.vmap or jax.grad ({found or 'arrays are traced'}); expected a "
             f"call outside of them: it compiles its own programs."
         )
-
-
-def check_epsilon(norm: str, epsilon: Any, num_pixels: int) -> float:
-    """The radius as a number of Python, from any kind of number; a `ValueError` for what `check_radius` refuses."""
-    require(is_number(epsilon), "epsilon", epsilon, "a number, in the units of pixels in [0, 1] (8 / 255, not 8)")
-    check_radius(norm, float(epsilon), num_pixels)
-    return float(epsilon)
 
 
 def refuse_logits(logits_fn: LogitsFn, images: np.ndarray, bad: np.ndarray, *draw: jax.Array) -> None:
@@ -136,24 +128,28 @@ def check_devices(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
     return chosen
 
 
-def check_gradients(no_gradient: str, parts: Sequence[Part], logits_fn: LogitsFn, batch: jax.ShapeDtypeStruct) -> None:
+def check_gradients(
+    no_gradient: str, components: Sequence[Component], logits_fn: LogitsFn, batch: jax.ShapeDtypeStruct
+) -> None:
     """Refuses attacks that need a gradient of a network that has none.
 
     Args:
       no_gradient: why there is none; empty if there is one.
-      parts: of the evaluation.
+      components: of the evaluation.
       logits_fn: the network; batch: of images that it takes.
 
     Raises:
       ValueError: names them.
     """
-    need = [part.name for part in parts if no_gradient and not _can_be_traced(part.attack, logits_fn, batch)]
+    if not no_gradient:
+        return
+    need = [component.name for component in components if not _can_be_traced(component.attack, logits_fn, batch)]
     if need:
         way = "`exported.serialize(vjp_order=1)` keeps" if "No VJP" in no_gradient else "`jax.custom_vjp` gives"
         raise ValueError(
             f"The network has no gradient ({no_gradient}), which {', '.join(need)} need; expected one, such as "
             f"{way} it, or attacks that need none: "
-            f'parts=(Part("square", Square(epsilon, norm)),) of rap_jax.evaluation.auto_attack.versions.'
+            f'components=(Component("square", Square(threat_model)),) of rap_jax.evaluation.auto_attack.versions.'
         )
 
 

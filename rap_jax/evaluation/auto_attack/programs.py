@@ -1,4 +1,4 @@
-"""The compiled programs of one attack: examples are put into slots, go on some steps, and are judged.
+"""The compiled programs of one attack: examples are put into slots, go on some steps, and are predicted anew.
 
 A batch is a row of slots. An example that is broken, or has gone through all steps, makes room for another one in the
 same compiled program, so that no work is done on what is decided. The batch is split over the devices; no device waits
@@ -6,6 +6,7 @@ for another inside a program (see `rap_jax._runtime.mesh`). A network that place
 these, on the whole batch, as it is.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,46 +16,26 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rap_jax._runtime.functions import Captured
-from rap_jax._runtime.mesh import map_microbatches, replicated, split_over_data
+from rap_jax._runtime.mesh import replicated, split_over_data
 from rap_jax.attacks.checks import LogitsFn
-from rap_jax.attacks.losses import margin
-from rap_jax.attacks.norms import is_inside, norm_of
+from rap_jax.attacks.norms import ThreatModel
 from rap_jax.attacks.stepwise import StepwiseAttack, keys_of, where, with_own_keys
+from rap_jax.data import padded_batches
+from rap_jax.evaluation.correctness import Correctness, Examples, in_microbatches, on_each_device, predict_correct
 
 _FEWEST_CHECKS = 10
 _MOST_STEPS = 100
 
 
-class Examples(NamedTuple):
-    """What a slot begins with, leaves [N, ...].
+class Attacked(NamedTuple):
+    """What an attack has made of the examples in the slots, leaves [N]."""
 
-    Attributes:
-      images: clean, float in [0, 1].
-      labels, numbers, starts: int32; of the example in its data set, and which start of the attack this is.
-    """
-
-    images: Any
-    labels: Any
-    numbers: Any
-    starts: Any
-
-
-class Judged(NamedTuple):
-    """What a network makes of images, leaves [N].
-
-    Attributes:
-      wrong: misclassified.
-      margin: of the best wrong logit over the right one.
-      size: norm of the perturbation.
-      sound: finite logits; inside ball and box.
-      lost: an attack has met logits or gradients that are NaN on its way, so that surviving it means nothing.
-    """
-
-    wrong: Any
-    margin: Any
-    size: Any
-    sound: Any
-    lost: Any
+    # Of the adversarial images, predicted anew.
+    correctness: Correctness
+    # Whether the attack says that it broke the example and the network misclassifies the image, bool.
+    broken: Any
+    # Whether no logits and no gradients on the way were NaN, bool; else surviving the attack means nothing.
+    valid: Any
 
 
 class Programs:
@@ -74,66 +55,81 @@ class Programs:
         captured: Captured,
         mesh: Mesh,
         *,
-        epsilon: float,
-        norm: str,
+        threat_model: ThreatModel,
         randomized: bool,
         places_itself: bool = False,
     ):
         self._logits_fn, self._mesh, self._randomized = logits_fn, mesh, randomized
-        self._epsilon, self._norm, self._places_itself = epsilon, norm, places_itself
+        self._threat_model, self._places_itself = threat_model, places_itself
         # What is split over these devices already stays so.
         stays = lambda array: places_itself and array.sharding.device_set == set(mesh.devices.flat)
         self.captured = [array if stays(array) else jax.device_put(array, replicated(mesh)) for array in captured]
-        self._judge = self.compile(self._judge_examples)
+        self._predict = self.compile(self._predict_batch)
 
     @property
     def num_devices(self) -> int:
         """Of the mesh."""
         return self._mesh.size
 
-    def judge(self, key: jax.Array, batch: tuple[np.ndarray, ...]) -> Judged:
-        """Predicts others anew: batch of images, others, perturbed images, [N, ...], and labels, numbers int32 [N]."""
-        return jax.device_get(self._judge(self.captured, self._on_all(key), self.split(batch)))
+    def predict(
+        self,
+        key: jax.Array,
+        adversarial: np.ndarray,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        batch_size: int,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> Correctness:
+        """Correctness of all `adversarial` images, a batch at a time, as arrays of NumPy.
+
+        Args:
+          key: of a randomised network, which draws for each example by its number.
+          adversarial, images: perturbed and clean, float32 in [0, 1], [N, H, W, C].
+          labels: int32 [N].
+          batch_size: over all devices, which divide it.
+          on_batch: called after every batch; may raise to stop.
+        """
+        key, found = self._on_all(key), list[Correctness]()
+        for numbers, valid in padded_batches(len(images), batch_size):
+            batch = self.split((adversarial[numbers], images[numbers], labels[numbers], numbers))
+            answer = jax.device_get(self._predict(self.captured, key, batch))
+            found.append(jax.tree.map(operator.itemgetter(valid), answer))
+            on_batch()
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
     def of_attack(self, attack: StepwiseAttack, key: jax.Array) -> "AttackPrograms":
         """Those of one attack."""
         return AttackPrograms(self, attack, self._on_all(key))
 
-    def judge_images(self, images: jax.Array, others: jax.Array, labels: jax.Array, logits: jax.Array) -> Judged:
-        """What the logits [N, K] of `others` say."""
-        size = norm_of(self._norm).size(others - images)
-        inside = is_inside(others, images, epsilon=self._epsilon, norm=self._norm)
-        sound = jnp.isfinite(logits).all(-1) & inside
-        wrong = logits.argmax(-1).astype(labels.dtype) != labels
-        return Judged(wrong, margin(logits, labels), size, sound, jnp.zeros_like(wrong))
-
-    def logits(self, captured: Captured, keys: jax.Array, images: jax.Array) -> jax.Array:
-        """Of images [N, ...]; a randomised network draws for each by its own key [N]."""
+    def correctness(
+        self,
+        captured: Captured,
+        key: jax.Array,
+        numbers: jax.Array,
+        adversarial: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+    ) -> Correctness:
+        """Inside of a program; a randomised network draws for each example by its number, int32 [N]."""
         logits_fn = self.unbound(captured)
-        return with_own_keys(logits_fn)(images, keys) if self._randomized else logits_fn(images)
+        draws = lambda: with_own_keys(logits_fn)(adversarial, keys_of(key, numbers))
+        logits = draws() if self._randomized else logits_fn(adversarial)
+        return predict_correct(logits, adversarial, images, labels, self._threat_model)
 
     def unbound(self, captured: Captured) -> LogitsFn:
         """The network with its arrays, without a draw: an attack on a randomised one makes its own."""
         return lambda images, *draw: self._logits_fn(captured, images, *draw)
 
-    def _judge_examples(self, captured: Captured, key: jax.Array, batch: Any) -> Judged:
-        images, others, labels, numbers = batch
-        return self.judge_images(images, others, labels, self.logits(captured, keys_of(key, numbers), others))
+    def _predict_batch(self, captured: Captured, key: jax.Array, batch: Any) -> Correctness:
+        adversarial, images, labels, numbers = batch
+        return self.correctness(captured, key, numbers, adversarial, images, labels)
 
     def compile(self, function: Callable[[Captured, jax.Array, Any], Any]) -> jax.stages.Wrapped:
-        """Each device has arrays and key whole, and its share of the batch, which it goes through in parts.
-
-        With a network that places itself, XLA and the network decide that.
-        """
-
-        def on_share(captured: Captured, key: jax.Array, batch: Any) -> Any:
-            return map_microbatches(lambda part: function(captured, key, part), batch, self._mesh)
-
+        """`on_each_device`; with a network that places itself, XLA and the network decide that."""
         if self._places_itself:
-            return jax.jit(on_share)
-        whole, share = replicated(self._mesh).spec, split_over_data(self._mesh).spec
-        specs = (whole, whole, share)
-        return jax.jit(jax.shard_map(on_share, mesh=self._mesh, in_specs=specs, out_specs=share, check_vma=False))
+            return jax.jit(in_microbatches(function, self._mesh))
+        return on_each_device(function, self._mesh)
 
     def split(self, batch: Any) -> Any:
         """Puts a batch on the devices."""
@@ -144,14 +140,11 @@ class Programs:
 
 
 class AttackPrograms:
-    """Fills slots and lets them go on; made by `Programs.of_attack`.
-
-    Attributes:
-      steps: that `advance` does, a divisor of the attack's.
-    """
+    """Fills slots and lets them go on; made by `Programs.of_attack`."""
 
     def __init__(self, programs: Programs, attack: StepwiseAttack, key: jax.Array):
         self._programs, self._attack, self._key = programs, attack, key
+        # Steps that `advance` does, a divisor of the attack's.
         self.steps = steps_between_checks(attack.num_steps)
         self._start = programs.compile(self._start_examples)
         self._advance = programs.compile(self._advance_state)
@@ -164,27 +157,27 @@ class AttackPrograms:
             return fresh
         return self._merge([], self._key, (self._programs.split(taken), fresh, state))
 
-    def advance(self, state: Any, numbers: np.ndarray) -> tuple[Any, Judged]:
-        """`steps` further, and what the network makes of the adversarial images; wrong where the attack says so too.
+    def advance(self, state: Any, numbers: np.ndarray) -> tuple[Any, Attacked]:
+        """The state after `steps` further steps, and what the attack has made of the examples, as arrays of NumPy.
 
         Args:
           numbers: of the examples in the slots, int32 [N].
         """
         batch = (state, self._programs.split(numbers))
-        state, judged = self._advance(self._programs.captured, self._key, batch)
-        return state, jax.device_get(judged)
+        state, attacked = self._advance(self._programs.captured, self._key, batch)
+        return state, jax.device_get(attacked)
 
     def _start_examples(self, captured: Captured, key: jax.Array, examples: Examples) -> Any:
         keys = jax.vmap(jax.random.fold_in)(keys_of(key, examples.numbers), examples.starts)
         logits_fn = self._programs.unbound(captured)
         return self._attack.start(logits_fn, keys, examples.images, examples.labels, examples.starts)
 
-    def _advance_state(self, captured: Captured, key: jax.Array, batch: Any) -> tuple[Any, Judged]:
+    def _advance_state(self, captured: Captured, key: jax.Array, batch: Any) -> tuple[Any, Attacked]:
         state, numbers = batch
         state = self._attack.advance(self._programs.unbound(captured), state, self.steps)
-        logits = self._programs.logits(captured, keys_of(key, numbers), state.adversarial)
-        judged = self._programs.judge_images(state.images, state.adversarial, state.labels, logits)
-        return state, judged._replace(wrong=judged.wrong & state.broken, lost=judged.lost | ~jnp.asarray(state.sound))
+        found = self._programs.correctness(captured, key, numbers, state.adversarial, state.images, state.labels)
+        valid = jnp.broadcast_to(state.valid, found.correct.shape)
+        return state, Attacked(found, ~found.correct & state.broken, valid)
 
 
 def steps_between_checks(num_steps: int) -> int:

@@ -12,28 +12,23 @@ from rap_jax._runtime.integrity import difference, unreadable, write_atomically
 from rap_jax.evaluation.auto_attack.slots import Found
 
 ROBUST, CLEAN = -1, 0
-# Two runs of one network on other devices differ by rounding; two networks differ by more.
-_SAME_MARGIN = 1e-2
 
 
 class Record(NamedTuple):
-    """Arrays [N], changed in place.
+    """Arrays [N], changed in place."""
 
-    Attributes:
-      broken_by: int8; -1 while nothing has broken the example, 0 where the clean image is misclassified, else the
-        number of the part that broke it, from 1.
-      adversarial: float32 [N, ...]; the clean image where no part broke the example.
-      clean_margin: of the best wrong logit over the right one, at the clean image.
-      margin: the same at `adversarial`.
-      size: norm of the perturbation.
-      survived: starts of the part in progress that the example has survived, int32.
-    """
-
+    # Int8; -1 while nothing has broken the example, 0 where the clean image is misclassified, else the number of the
+    # component that broke it, from 1.
     broken_by: np.ndarray
+    # Float32 [N, ...]; the clean image where no component broke the example.
     adversarial: np.ndarray
+    # Of the best wrong logit over the right one, at the clean image.
     clean_margin: np.ndarray
+    # The same at `adversarial`.
     margin: np.ndarray
+    # Norm of the perturbation.
     size: np.ndarray
+    # Starts of the component in progress that the example has survived, int32.
     survived: np.ndarray
 
     @classmethod
@@ -53,9 +48,9 @@ class Record(NamedTuple):
         """Numbers of the examples that nothing has broken so far, int32."""
         return np.flatnonzero(self.broken_by == ROBUST).astype(np.int32)
 
-    def add(self, found: Found, part: int) -> None:
-        """Takes in what a look at the slots of a part has shown."""
-        self.broken_by[found.broken] = part
+    def add(self, found: Found, component: int) -> None:
+        """Takes in what a look at the slots of a component has shown."""
+        self.broken_by[found.broken] = component
         self.adversarial[found.broken] = found.adversarial
         self.margin[found.broken] = found.margin
         self.size[found.broken] = found.size
@@ -63,10 +58,12 @@ class Record(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A record on disk. Attributes: record; part: in progress, from 1; seconds: spent on each part so far."""
+    """A record on disk."""
 
     record: Record
-    part: int
+    # In progress, from 1.
+    component: int
+    # Spent on each component so far.
     seconds: dict[str, float]
 
 
@@ -74,19 +71,18 @@ def save(path: Path, saved: Saved, identity: dict[str, Any]) -> None:
     """Writes all of it to `path`, whole or not at all; images only where they are no longer clean."""
     changed = saved.record.broken_by > CLEAN
     arrays = saved.record._asdict() | {"adversarial": saved.record.adversarial[changed]}
-    about = {"identity": identity, "part": saved.part, "seconds": saved.seconds}
+    about = {"identity": identity, "part": saved.component, "seconds": saved.seconds}
     buffer = io.BytesIO()
     np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path, images: np.ndarray, clean_margin: np.ndarray, identity: dict[str, Any]) -> Saved:
+def load(path: Path, images: np.ndarray, identity: dict[str, Any]) -> Saved:
     """Reads what `save` wrote.
 
     Args:
       path: the file.
       images: clean, [N, ...].
-      clean_margin: of the network as it is now, by which it is recognised.
       identity: of this evaluation.
 
     Raises:
@@ -106,11 +102,5 @@ def load(path: Path, images: np.ndarray, clean_margin: np.ndarray, identity: dic
         raise ValueError(
             f"{path} holds another evaluation:\n{difference(about['identity'], expected)}\n"
             f"Name another file, or move it away to begin anew."
-        )
-    if not np.allclose(record.clean_margin, clean_margin, rtol=_SAME_MARGIN, atol=_SAME_MARGIN):
-        raise ValueError(
-            f"{path} was made with another network, or computed otherwise, such as with another "
-            f"JAX_DEFAULT_MATMUL_PRECISION; expected margins of the clean images within {_SAME_MARGIN}. Name another "
-            f"file, or move it away to begin anew."
         )
     return saved

@@ -10,23 +10,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rap_jax._runtime.mesh import MAX_MICROBATCH_SIZE
-from rap_jax.evaluation.auto_attack.programs import AttackPrograms, Examples, Judged
+from rap_jax.evaluation.auto_attack.programs import Attacked, AttackPrograms
+from rap_jax.evaluation.correctness import Examples
 
 
 class Found(NamedTuple):
-    """What a look at the slots has shown.
+    """What a look at the slots has shown."""
 
-    Attributes:
-      broken: numbers of examples that have just been broken, int32 [B].
-      adversarial: their images, [B, ...].
-      margin, size: of these, [B].
-      survived: numbers of examples that have survived one more start, int32 [S].
-    """
-
+    # Numbers of examples that have just been broken, int32 [B].
     broken: np.ndarray
+    # Their images, [B, ...].
     adversarial: np.ndarray
+    # Margin and norm of the perturbation of these, [B].
     margin: np.ndarray
     size: np.ndarray
+    # Numbers of examples that have survived one more start, int32 [S].
     survived: np.ndarray
 
 
@@ -71,9 +69,9 @@ class Slots:
         waiting = deque(pair for pair in zip(examples, survived, strict=True) if pair[1] < self._num_starts)
         while waiting or (self._example >= 0).any():
             self._fill(waiting)
-            self._state, judged = self._programs.advance(self._state, self._numbers)
+            self._state, attacked = self._programs.advance(self._state, self._numbers)
             self._left -= self._programs.steps
-            tell(self._clear(judged, waiting))
+            tell(self._clear(attacked, waiting))
 
     @property
     def _numbers(self) -> np.ndarray:
@@ -93,23 +91,21 @@ class Slots:
         examples = Examples(self._images[numbers], self._labels[numbers], numbers, self._start)
         self._state = self._programs.fill(self._state, examples, np.isin(np.arange(len(numbers)), taken))
 
-    def _clear(self, judged: Judged, waiting: deque[tuple[int, int]]) -> Found:
+    def _clear(self, attacked: Attacked, waiting: deque[tuple[int, int]]) -> Found:
         """Empties the slots that are done."""
         active = self._example >= 0
-        broken = active & judged.wrong
+        broken, found = active & attacked.broken, attacked.correctness
         survived = active & ~broken & (self._left <= 0)
-        if (broken & ~judged.sound).any():
-            raise _unsound(np.asarray(self._state.adversarial)[broken & ~judged.sound])
-        if (survived & judged.lost).any():
-            raise _lost(int((survived & judged.lost).sum()))
+        if (broken & ~found.valid).any():
+            raise _invalid_images(np.asarray(self._state.adversarial)[broken & ~found.valid])
+        if (survived & ~attacked.valid).any():
+            raise _invalid_attack(int((survived & ~attacked.valid).sum()))
         images = np.asarray(self._state.adversarial)[broken] if broken.any() else self._images[:0]
-        found = Found(
-            self._example[broken], images, judged.margin[broken], judged.size[broken], self._example[survived]
-        )
+        looked = Found(self._example[broken], images, found.margin[broken], found.size[broken], self._example[survived])
         further = zip(self._example[survived], self._start[survived] + 1, strict=True)
         waiting.extend(pair for pair in further if pair[1] < self._num_starts)
         self._example[broken | survived] = -1
-        return found
+        return looked
 
 
 def even_slots(num_examples: int, num_tasks: int, most: int, num_devices: int) -> int:
@@ -127,7 +123,7 @@ def even_slots(num_examples: int, num_tasks: int, most: int, num_devices: int) -
     return min(most, num_devices * num_parts * math.ceil(on_device / num_parts))
 
 
-def _unsound(images: np.ndarray) -> ValueError:
+def _invalid_images(images: np.ndarray) -> ValueError:
     if not np.isfinite(images).all():
         return ValueError(
             f"{len(images)} adversarial images are NaN: the gradient of the network is NaN or infinite somewhere, and "
@@ -139,7 +135,7 @@ def _unsound(images: np.ndarray) -> ValueError:
     )
 
 
-def _lost(number: int) -> ValueError:
+def _invalid_attack(number: int) -> ValueError:
     return ValueError(
         f"{number} images have survived an attack that met logits or gradients that are NaN, so they are not known to "
         f"be robust; expected finite ones at every image in [0, 1]. Usual causes are sqrt, log or a division at 0, and "

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rap_jax.attacks import pgd
-from rap_jax.attacks.losses import cross_entropy, margin
+from rap_jax.attacks import ThreatModel, pgd
+from rap_jax.attacks.losses import margin
 from rap_jax.attacks.square import Square, SquareState, accept
 from rap_jax.attacks.square_candidates import CANDIDATES, draw, draw_first
 from rap_jax.config import AttackConfig
@@ -55,12 +55,13 @@ def measure(
     """
     file_logits, known = _finite("the file", file_logits), _finite("the float network", jax.jit(float_logits))
     keys = jax.random.split(jax.random.key(seed), 2)
-    adversarial = np.asarray(jax.jit(_pgd(float_logits, attack))(keys[0], images, labels))
+    threat_model = ThreatModel(attack.norm, attack.epsilon)
+    adversarial = np.asarray(jax.jit(_pgd(float_logits, attack, threat_model))(keys[0], images, labels))
     right = lambda logits_fn, batch: np.asarray(logits_fn(batch)).argmax(-1) == labels
     of_file = {"clean": right(file_logits, images), "transfer": right(file_logits, adversarial)}
     of_float = {"clean": right(known, images), "transfer": right(known, adversarial)}
     if num_queries:
-        square = Square(attack.epsilon, attack.norm, num_steps=num_queries)
+        square = Square(threat_model, num_queries)
         for right_under, logits_fn in ((of_file, file_logits), (of_float, known)):
             right_under["square"] = ~square_on_host(square, logits_fn, keys[1], images, labels)
     return {
@@ -98,20 +99,20 @@ def square_on_host(
 ) -> np.ndarray:
     """Square against a function outside JAX: which images [N] it breaks, bool [N]; clean errors count as broken."""
     _, height, width, channels = images.shape
-    candidates, correct = CANDIDATES[attack.norm], jnp.asarray(labels, jnp.int32)
+    candidates, correct = CANDIDATES[attack.threat_model.norm], jnp.asarray(labels, jnp.int32)
 
     @jax.jit
     def start(keys: jax.Array, images: jax.Array) -> jax.Array:
         draws = draw_first(keys, candidates.grid(height, width), channels)
-        return candidates.first(images, draws, attack.epsilon)
+        return candidates.first(images, draws, attack.threat_model.epsilon)
 
     @jax.jit
     def propose(state: SquareState) -> jax.Array:
         draws, sides = draw(state.keys, state.iteration + 1, channels), attack.sides(state.iteration, height, width)
-        return candidates.next(state.images, state.adversarial, draws, sides, attack.epsilon)
+        return candidates.next(state.images, state.adversarial, draws, sides, attack.threat_model.epsilon)
 
     @jax.jit
-    def judge(state: SquareState, candidate: jax.Array, logits: jax.Array) -> SquareState:
+    def accept_if_better(state: SquareState, candidate: jax.Array, logits: jax.Array) -> SquareState:
         return accept(state, candidate, margin(logits, correct), logits.argmax(-1).astype(jnp.int32) != correct)
 
     ask = lambda candidate: jnp.asarray(logits_fn(np.asarray(candidate)))
@@ -120,20 +121,31 @@ def square_on_host(
     wrong = ask(clean).argmax(-1).astype(jnp.int32) != correct
     state = SquareState(keys, clean, correct, asked, clean, nothing, wrong, jnp.ones(len(images), bool))
     first = start(keys, clean)
-    state = judge(state, first, ask(first))
+    state = accept_if_better(state, first, ask(first))
     for _ in range(attack.num_steps):
         if bool(state.broken.all()):
             break
         candidate = propose(state)
-        state = judge(state, candidate, ask(candidate))
+        state = accept_if_better(state, candidate, ask(candidate))
     return np.asarray(state.broken)
 
 
-def _pgd(logits_fn: Callable[[jax.Array], jax.Array], attack: AttackConfig) -> Callable[..., jax.Array]:
+def _pgd(
+    logits_fn: Callable[[jax.Array], jax.Array], attack: AttackConfig, threat_model: ThreatModel
+) -> Callable[..., jax.Array]:
     def run(key: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
-        loss = lambda batch: cross_entropy(logits_fn(batch), labels)
-        settings = {name: getattr(attack, name) for name in type(attack).__dataclass_fields__}
-        return pgd(key, loss, images, **settings)
+        found = pgd(
+            logits_fn,
+            images,
+            labels,
+            threat_model=threat_model,
+            key=key,
+            step_size=attack.step_size,
+            num_steps=attack.num_steps,
+            num_restarts=attack.num_restarts,
+            random_start=attack.random_start,
+        )
+        return found.adversarial
 
     return run
 

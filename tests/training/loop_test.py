@@ -109,6 +109,7 @@ def test_steps_know_their_numbers_and_the_dual_steps() -> None:
     assert dual == [False, True, False, True, False]
 
 
+@pytest.mark.e2e
 def test_a_run_has_the_same_bits_with_a_step_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead, given = list[int](), {"devices": jax.devices()[:1], "output": tiny.EVERY_LINE}
     watched = lambda *steps, num_ahead: (ahead.append(num_ahead), run_steps(*steps, num_ahead=num_ahead))[1]
@@ -121,6 +122,7 @@ def test_a_run_has_the_same_bits_with_a_step_in_flight(tmp_path: Path, monkeypat
     assert tiny.metrics_of(tmp_path / "ahead") == tiny.metrics_of(tmp_path / "waiting")
 
 
+@pytest.mark.e2e
 def test_a_signal_with_a_step_in_flight_stops_at_its_boundary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(tiny.tiny_config(), admm=StageConfig(0), retrain=StageConfig(0))
     given = {"devices": jax.devices()[:1], "output": tiny.EVERY_LINE}
