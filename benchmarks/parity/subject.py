@@ -10,7 +10,7 @@ import numpy as np
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.config import DataConfig
 from rap_jax.data import load_dataset, to_unit
-from rap_jax.models import Implementation, Model, create_model
+from rap_jax.models import Implementation, Model
 from rap_jax.models.model import Weights
 from rap_jax.runs.network import load_network
 
@@ -59,15 +59,13 @@ def load_subject(
     Raises:
       ValueError: the run has not finished, or its network is no LeNet; the data cannot be read.
     """
-    saved = load_network(run)
+    saved = load_network(run, implementation=implementation)
     if saved.config.name != "lenet_mnist":
         raise ValueError(f"{run} holds a network {saved.config.name}; expected lenet_mnist.")
-    shape, classes = saved.model.input_shape, saved.model.num_classes
-    model = create_model(saved.config, input_shape=shape, num_classes=classes, implementation=implementation)
     data = DataConfig(saved.results["dataset"], data_dir=data_dir, raw_data_dir=raw_data_dir)
     test = load_dataset(data, seed=saved.results["seed"]).test
     return Subject(
-        model=model,
+        model=saved.model,
         weights=saved.weights,
         state=lenet_state(saved.weights.params),
         images=np.asarray(to_unit(test.images[:num_images])),
