@@ -17,9 +17,8 @@ from rap_jax.config import STAGES, AttackConfig, ComputeConfig, RunConfig, Stage
 from rap_jax.data import Dataset, Split
 from rap_jax.evaluation.accuracy import Accuracy
 from rap_jax.models import create_model
-from rap_jax.pruning.specs import specs_from_config
 from rap_jax.training import pipeline
-from rap_jax.training.optimizer import plan_stage
+from rap_jax.training.optimizer import plan_stage, specs_from_config
 
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "svhn": (32, 32, 3)}
 # Evaluation takes as long to compile as training does: it is left out where another recipe does the same.
@@ -107,7 +106,7 @@ def test_a_recipe_prunes_layers_of_its_network(name: str) -> None:
     shape = SHAPES[config.data.dataset]
     model = create_model(config.model, input_shape=shape, num_classes=10, implementation="xla")
     params, _ = jax.eval_shape(model.init, jax.random.key(0))
-    specs = specs_from_config(params, config.prune, output_layer=model.output_layer)
+    specs = specs_from_config(config.prune, params, output_layer=model.output_layer)
     assert bool(specs) is bool(config.prune.sparsity)
 
 

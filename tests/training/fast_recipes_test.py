@@ -1,7 +1,6 @@
 """The cheaper kinds of training, from their flags to what a step does."""
 
 import re
-from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from tiny import parse_flags
 
 from launch.configs import config_from_flags
-from rap_jax.attacks import pgd
+from rap_jax.attacks import ThreatModel, pgd_restarts
 from rap_jax.config import AttackConfig, TrainConfig, fgsm_attack, free_attack
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -71,11 +70,17 @@ def test_fgsm_takes_its_step_from_anywhere_in_the_ball() -> None:
     generator = np.random.default_rng(0)
     images, slope = generator.uniform(size=(64, 3, 3, 1)), generator.normal(size=(1, 3, 3, 1))
     images = images.astype(np.float32)
-    settings: dict[str, Any] = dict(vars(fgsm_attack("linf", 0.2)))
-    attack = lambda **changes: pgd(
-        jax.random.key(0), lambda x: (x * slope).sum((1, 2, 3)), images, **(settings | changes)
-    )
-    start, found = np.asarray(attack(num_steps=0)), np.asarray(attack())
+    config = fgsm_attack("linf", 0.2)
+    attack = lambda num_steps: pgd_restarts(
+        lambda x: (x * slope).sum((1, 2, 3)),
+        images,
+        threat_model=ThreatModel(config.norm, config.epsilon),
+        key=jax.random.key(0),
+        step_size=config.step_size,
+        num_steps=num_steps,
+        random_start=config.random_start,
+    ).adversarial[0]
+    start, found = np.asarray(attack(0)), np.asarray(attack(config.num_steps))
     inside = (images > 0.2) & (images < 0.8)
     moved = (start - images)[inside]
     assert np.abs(moved).max() <= 0.2 + 1e-6 and abs(moved.mean()) < 0.02 and abs(moved.var() - 0.2**2 / 3) < 2e-3
