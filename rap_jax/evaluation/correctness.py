@@ -87,7 +87,7 @@ def clean_program(model: Model, threat_model: ThreatModel, mesh: Mesh) -> Progra
     def predict(weights: Weights, key: jax.Array, examples: Examples) -> Correctness:
         del key
         images = to_unit(examples.images)
-        return predict_correct(_logits(model, weights, images), images, images, examples.labels, threat_model)
+        return predict_correct(model.logits(weights, images), images, images, examples.labels, threat_model)
 
     return on_each_device(predict, mesh)
 
@@ -101,7 +101,7 @@ def attack_program(model: Model, attack: AttackConfig, threat_model: ThreatModel
     def predict(weights: Weights, key: jax.Array, examples: Examples) -> Correctness:
         images, labels = to_unit(examples.images), examples.labels
         (adversarial,), (valid,) = pgd_restarts(
-            lambda x: cross_entropy(_logits(model, weights, x), labels),
+            lambda x: cross_entropy(model.logits(weights, x), labels),
             images,
             threat_model=threat_model,
             key=jax.vmap(start_key, (None, 0, 0))(key, examples.numbers, examples.starts),
@@ -109,7 +109,7 @@ def attack_program(model: Model, attack: AttackConfig, threat_model: ThreatModel
             num_steps=attack.num_steps,
             random_start=attack.random_start,
         )
-        found = predict_correct(_logits(model, weights, adversarial), adversarial, images, labels, threat_model)
+        found = predict_correct(model.logits(weights, adversarial), adversarial, images, labels, threat_model)
         return found._replace(valid=found.valid & valid)
 
     return on_each_device(predict, mesh)
@@ -118,10 +118,6 @@ def attack_program(model: Model, attack: AttackConfig, threat_model: ThreatModel
 def start_key(key: jax.Array, number: jax.Array | int, restart: jax.Array | int) -> jax.Array:
     """The key of one random start: that of the example `number`, in this restart."""
     return jax.random.fold_in(jax.random.fold_in(key, number), restart)
-
-
-def _logits(model: Model, weights: Weights, images: jax.Array) -> jax.Array:
-    return model.apply(*weights, images, False)[0]
 
 
 class EvaluationInputs(NamedTuple):

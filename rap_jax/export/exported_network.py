@@ -48,7 +48,7 @@ class ExportedNetwork(NamedTuple):
     @property
     def logits_fn(self) -> Callable[[jax.Array], jax.Array]:
         """Images [N, H, W, C] in [0, 1] -> logits [N, K], in evaluation mode, the weights inside."""
-        return lambda images: self.model.apply(*self.weights, images, False)[0]
+        return lambda images: self.model.logits(self.weights, images)
 
 
 def open_exported_network(run_dir: str | Path, *, compact: bool = True, fold: bool = True) -> ExportedNetwork:

@@ -168,7 +168,7 @@ def _open_stablehlo(path: Path) -> OpenFile:
 
 def _open_npz(path: Path) -> OpenFile:
     model, weights, metadata = read_npz(path)
-    run = jax.jit(lambda images: model.apply(*weights, images, False)[0])
+    run = jax.jit(lambda images: model.logits(weights, images))
     return OpenFile(lambda images: np.asarray(run(images)), model.input_shape, model.num_classes, metadata)
 
 

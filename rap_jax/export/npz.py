@@ -9,7 +9,8 @@ The arrays are compressed, so zeros make the file small. They do not make the ne
 same dense network with its zeros.
 
 network = read_npz("network.npz")
-logits, _ = network.model.apply(*network.weights, images, False)"""
+logits = network.model.logits(network.weights, images)
+"""
 
 import io
 import json
@@ -84,7 +85,7 @@ def _model(network: Mapping[str, Any]) -> Model:
 
 def _in_place(path: str | Path, model: Model, arrays: Mapping[str, np.ndarray]) -> Weights:
     """The arrays as the trees of the model."""
-    expected = jax.eval_shape(lambda key: Weights(*model.init(key)), jax.random.key(0))
+    expected = jax.eval_shape(model.init, jax.random.key(0))
     shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in _by_name(expected).items()}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if shapes != found:
