@@ -149,7 +149,7 @@ sys.exit(str({"matplotlib", "tensorflow_datasets"} & set(sys.modules) or xla_bri
 
 _FULL = """
 import jax
-from rap_jax import pipeline
+from rap_jax.training import pipeline
 def full(*_, **__):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
 pipeline.run = full
