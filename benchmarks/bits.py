@@ -26,7 +26,7 @@ _RESNET = """--flagfile=launch/resnet18_cifar10_small.flags --dataset=mnist_5k -
     --steps_per_epoch=2 --pretrain_epochs=1 --pretrain_epsilon_ramp_epochs=0 --admm_epochs=1 --retrain_epochs=1
     --report_num_steps=2 --train_num_steps=2 --select_num_steps=2 --nomeasure_cost"""
 # Of results.json: what says where and when, and what a later revision may say in other words.
-_NOT_NUMBERS = ("checksum", "command", "run_dir", "versions", "network", "fingerprint", "seconds", "config")
+_NOT_NUMBERS = ("checksum", "command", "run_dir", "out_dir", "versions", "network", "fingerprint", "seconds", "config")
 
 
 def numbers(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

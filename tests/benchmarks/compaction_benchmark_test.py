@@ -59,5 +59,7 @@ def test_a_run_of_another_network_is_refused(tmp_path: Path) -> None:
     weights.params["fc1"]["kernel"][:, :100] = 0
     weights.params["fc1"]["bias"][:100] = 0
     save_network(tmp_path, weights, initial=weights)
-    with pytest.raises(ValueError, match=r"lenet_mnist of width 8 with .*'fc1': 104.* expected .*: --width=8 --sparsity=0.75"):
+    with pytest.raises(
+        ValueError, match=r"lenet_mnist of width 8 with .*'fc1': 104.* expected .*: --width=8 --sparsity=0.75"
+    ):
         networks_of_run(str(tmp_path))
