@@ -1,4 +1,4 @@
-"""Networks by name. A new network is one Linen module in a file of its own and one entry of `_NETWORKS`."""
+"""Networks by name. A new network is a Linen module in a file of its own, an entry here, and its name in the config."""
 
 import dataclasses
 import functools

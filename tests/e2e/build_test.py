@@ -1,4 +1,4 @@
-"""What BUILD.md says of adding a network and a data set: one file and one line each, and then a whole run."""
+"""What BUILD.md says of adding an attack, a network and a data set, and then a whole run."""
 
 import dataclasses
 import hashlib
@@ -8,13 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from repository import ROOT
 
+from rap_jax.attacks import ThreatModel
+from rap_jax.attacks.stepwise import run_attack
 from rap_jax.config import DataConfig, ModelConfig, PruneConfig
 from rap_jax.data import load, load_dataset
+from rap_jax.evaluation.auto_attack import auto_attack
+from rap_jax.evaluation.auto_attack.versions import Component
 from rap_jax.models import create
 from rap_jax.runs.network import load_network
 from rap_jax.training import pipeline
@@ -27,7 +33,7 @@ SHORT = dataclasses.replace(CONFIG.pretrain, num_epochs=1)
 def file_and_line(heading: str) -> tuple[str, str, str]:
     """Name and content of the file that a section of BUILD.md shows, and the line that goes into the table."""
     section = BUILD.split(f"## {heading}\n")[1].split("\n## ")[0]
-    name = re.findall(r"`rap_jax/(?:models|data)/(\w+)\.py`:\n", section)[0]
+    name = re.findall(r"`rap_jax/(?:attacks|models|data)/(\w+)\.py`:\n", section)[0]
     code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
     return name, code, re.findall(r'`("\w+": [^`]*),`', section)[0]
 
@@ -86,3 +92,25 @@ def test_a_new_network_on_a_new_data_set(modules: Path, tmp_path: Path, monkeypa
     assert gone.sum() == 4 and (np.asarray(params["shift"])[gone] == 0).all()
     assert (np.asarray(params["kernel"])[..., gone] == 0).all()
     assert results["data"]["name"] == "dots" and results["data"]["num_classes"] == 2
+
+
+@pytest.mark.parametrize("threat_model", [ThreatModel("linf", 0.3), ThreatModel("l2", 1.0)])
+def test_a_new_attack(modules: Path, threat_model: ThreatModel) -> None:
+    section = BUILD.split("## To add an attack\n")[1].split("\n## ")[0]
+    (modules / "random_search.py").write_text(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0])
+    attack = __import__("random_search").RandomSearch(
+        ThreatModel(norm, 0.3 if norm == "linf" else 1.0), num_steps=20, num_restarts=2
+    )
+    images = np.random.default_rng(0).uniform(0, 1, (12, 4, 4, 1)).astype(np.float32)
+    logits_fn = lambda x: jnp.stack([x[:, 0, 0, 0], x[:, 0, 1, 0], 0 * x[:, 0, 0, 0]], -1)
+    labels = np.asarray(logits_fn(images).argmax(-1), np.int32)
+    alone = run_attack(attack, logits_fn, jnp.asarray(images), jnp.asarray(labels), key=jax.random.key(0))
+    assert threat_model.contains(alone.adversarial, images).all() and 0 < alone.broken.sum() < 12 + (norm == "linf")
+    np.testing.assert_array_equal(logits_fn(alone.adversarial).argmax(-1) != labels, alone.broken)
+    given = {"threat_model": threat_model, "key": jax.random.key(0), "diagnostics": False}
+    found = auto_attack(logits_fn, images, labels, components=(Component("random-search", attack),), **given)
+    broken = found.broken_by == "random-search"
+    np.testing.assert_array_equal(logits_fn(found.adversarial).argmax(-1) != labels, broken)
+    assert 0 < broken.sum() < 12
+    nothing = run_attack(attack, lambda x: logits_fn(x) * jnp.nan, images[:0], labels[:0], key=jax.random.key(0))
+    assert nothing.broken.shape == (0,)
