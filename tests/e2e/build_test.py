@@ -98,9 +98,7 @@ def test_a_new_network_on_a_new_data_set(modules: Path, tmp_path: Path, monkeypa
 def test_a_new_attack(modules: Path, threat_model: ThreatModel) -> None:
     section = BUILD.split("## To add an attack\n")[1].split("\n## ")[0]
     (modules / "random_search.py").write_text(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0])
-    attack = __import__("random_search").RandomSearch(
-        ThreatModel(norm, 0.3 if norm == "linf" else 1.0), num_steps=20, num_restarts=2
-    )
+    attack = __import__("random_search").RandomSearch(threat_model, num_steps=20, num_restarts=2)
     images = np.random.default_rng(0).uniform(0, 1, (12, 4, 4, 1)).astype(np.float32)
     logits_fn = lambda x: jnp.stack([x[:, 0, 0, 0], x[:, 0, 1, 0], 0 * x[:, 0, 0, 0]], -1)
     labels = np.asarray(logits_fn(images).argmax(-1), np.int32)
