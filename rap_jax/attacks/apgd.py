@@ -281,7 +281,10 @@ def apgd(
     num_steps: int = 100,
     num_restarts: int = 1,
 ) -> AttackResult:
-    """APGD-CE or APGD-DLR: `Apgd` with these settings by `run_attack`."""
+    """APGD-CE (loss `ce`) or APGD-DLR (`dlr`, for 3 classes or more): the settings are those of `Apgd`.
+
+    Images, labels, key, result, errors and warnings are those of `run_attack`.
+    """
     attack = Apgd(threat_model, loss, num_steps, num_restarts=num_restarts)
     return run_attack(attack, logits_fn, images, labels, key=key)
 
@@ -297,6 +300,10 @@ def apgd_targeted(
     num_steps: int = 100,
     num_restarts: int = 1,
 ) -> AttackResult:
-    """APGD-T, towards the classes that are next to the label: `Apgd` with these settings by `run_attack`."""
+    """APGD-T, for 4 classes or more: towards the `num_targets` most likely wrong classes, one after the other.
+
+    The settings are those of `Apgd`; `num_targets` is below the number of classes. Images, labels, key, result, errors
+    and warnings are those of `run_attack`.
+    """
     attack = Apgd(threat_model, num_steps=num_steps, num_targets=num_targets, num_restarts=num_restarts)
     return run_attack(attack, logits_fn, images, labels, key=key)

@@ -172,7 +172,10 @@ def fab(
     num_steps: int = 100,
     num_restarts: int = 1,
 ) -> AttackResult:
-    """FAB, which takes the gradients of all classes at each step: `Fab` with these settings by `run_attack`."""
+    """FAB, which takes the gradients of all classes at each step: the settings are those of `Fab`.
+
+    Images, labels, key, result, errors and warnings are those of `run_attack`.
+    """
     attack = Fab(threat_model, num_steps, num_restarts=num_restarts)
     return run_attack(attack, logits_fn, images, labels, key=key)
 
@@ -188,7 +191,11 @@ def fab_targeted(
     num_steps: int = 100,
     num_restarts: int = 1,
 ) -> AttackResult:
-    """FAB-T, towards `num_targets` classes in turn: `Fab` with these settings by `run_attack`."""
+    """FAB-T, towards the `num_targets` most likely wrong classes, one after the other.
+
+    The settings are those of `Fab`; `num_targets` is below the number of classes. Images, labels, key, result, errors
+    and warnings are those of `run_attack`.
+    """
     attack = Fab(threat_model, num_steps, num_targets, num_restarts)
     return run_attack(attack, logits_fn, images, labels, key=key)
 

@@ -102,8 +102,9 @@ def pgd(
       through them.
 
     Raises:
-      ValueError: an impossible number of steps, restarts or keys, a step that is no number of 0 or more, images that
-        are not float [N, ...] in [0, 1], labels that are not whole numbers [N], or losses that are not float [N].
+      ValueError: an impossible number of steps, restarts or keys, restarts that are all the same, a step that is no
+        number of 0 or more, no threat model, images that are not float [N, ...] in [0, 1], labels that are not whole
+        numbers [N], or losses that are not float [N].
 
     Warns:
       RuntimeWarning: logits or a gradient were NaN; outside `jax.jit` only, where that is known.
@@ -178,10 +179,8 @@ def momentum_pgd(
         1 all gradients count alike.
 
     Raises:
-      ValueError: a negative decay, or restarts that are all the same.
+      ValueError: a negative decay.
     """
-    if num_restarts > 1 and not random_start:
-        raise ValueError(f"num_restarts is {num_restarts!r} without random_start; expected 1, or random_start=True.")
     return pgd(
         logits_fn,
         images,
@@ -223,7 +222,9 @@ def pgd_restarts(
     num_steps = check_count("num_steps", num_steps, 0, "0 steps")
     num_restarts = check_count("num_restarts", num_restarts, 1, "1 restart")
     check_threat_model(threat_model)
-    if random_start or num_restarts > 1:
+    if num_restarts > 1 and not random_start:  # all would be the same
+        raise ValueError(f"num_restarts is {num_restarts!r} without random_start; expected 1, or random_start=True.")
+    if random_start:
         _check_key(key, len(images))
     if not len(images):
         shape = (num_restarts, 0)

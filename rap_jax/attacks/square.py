@@ -145,5 +145,8 @@ def square(
     num_steps: int = 5000,
     num_restarts: int = 1,
 ) -> AttackResult:
-    """`Square` with these settings by `run_attack`."""
+    """Square: `num_steps` queries after the first, no gradient. The settings are those of `Square`.
+
+    Images, labels, key, result, errors and warnings are those of `run_attack`.
+    """
     return run_attack(Square(threat_model, num_steps, num_restarts), logits_fn, images, labels, key=key)

@@ -17,7 +17,7 @@ from rap_jax._runtime.functions import trace
 from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.losses import cross_entropy
-from rap_jax.attacks.norms import NORMS
+from rap_jax.attacks.norms import NORMS, check_threat_model
 from rap_jax.evaluation.sweep import NUM_STEPS, OnRadius, SweepPoint, epsilon_sweep, ignore_radius, still_right
 
 
@@ -229,7 +229,11 @@ def diagnose(
       threat_model: norm and radius, of the sweep.
       key: typed PRNG key, of the sweep's random starts.
       on_radius: see `epsilon_sweep`.
+
+    Raises:
+      ValueError: no threat model.
     """
+    check_threat_model(threat_model)
     images, labels = np.asarray(images[:MOST_IMAGES], np.float32), np.asarray(labels[:MOST_IMAGES])
     logits_fn = jax.jit(logits_fn)
     logits = np.asarray(logits_fn(images))

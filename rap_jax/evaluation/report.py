@@ -173,7 +173,7 @@ def _table(results: Results) -> str:
 
 
 def _rows(results: Results) -> Iterator[tuple[str, ...]]:
-    """A row per part, then one for the attack as a whole; each part sees what the ones before it have left."""
+    """A row per component, then one for the whole attack; each component attacks what those before it have left."""
     total, right = results["clean"]["num_examples"], results["clean"]["natural_correct"]
     yield "none (clean images)", f"{total:,}", f"{total - right:,}", as_interval(results["clean"], "natural"), ""
     for kind in ("pgd", "auto_attack"):
@@ -197,7 +197,7 @@ def _row(name: str, attack: dict[str, Any], right: int, seconds: float) -> tuple
 def _notes(results: Results) -> Iterator[str]:
     yield _wrapped(
         "- In brackets: 95% interval (Wilson). An example counts if it is right clean and under every attack of the "
-        "row; parts attack what the parts before them have left."
+        "row; components attack what those before them have left."
     )
     if results["pgd"]:
         names = {"ce": "cross-entropy", "margin": "the margin"}

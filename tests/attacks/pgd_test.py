@@ -209,3 +209,17 @@ def test_refuses(images: jax.Array, bad: dict) -> None:
     settings = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 1} | bad
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         raise_loss(pgd, jax.random.key(0), smooth_loss, images, **settings)
+
+
+def test_restarts_that_are_all_the_same_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_restarts is 2 without random_start; expected 1"):
+        pgd_restarts(
+            smooth_loss,
+            jnp.full(SHAPE, 0.5),
+            threat_model=ThreatModel("linf", 0.1),
+            key=jax.random.key(0),
+            step_size=0.1,
+            num_steps=1,
+            num_restarts=2,
+            random_start=False,
+        )

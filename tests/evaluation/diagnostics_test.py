@@ -46,6 +46,11 @@ def test_a_sound_network_raises_nothing(norm: str) -> None:
     np.testing.assert_allclose(found.predicted.sum(), 1)
 
 
+def test_a_radius_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="threat_model is 0.1; expected one, such as ThreatModel"):
+        diagnose(logits_fn, *examples(4), threat_model=0.1, key=jax.random.key(0))  # type: ignore[arg-type]
+
+
 def test_probabilities() -> None:
     assert "probabilities" in names(of(lambda x: jax.nn.softmax(logits_fn(x))))
     assert "probabilities" not in names(of(lambda x: jax.nn.log_softmax(logits_fn(x))))

@@ -11,6 +11,6 @@ result     what comes out
 
 from rap_jax.evaluation.auto_attack.ensemble import auto_attack
 from rap_jax.evaluation.auto_attack.result import AutoAttackResult, ComponentResult
-from rap_jax.evaluation.auto_attack.versions import VERSIONS, Version
+from rap_jax.evaluation.auto_attack.versions import VERSIONS, Component, Version
 
-__all__ = ["VERSIONS", "AutoAttackResult", "ComponentResult", "Version", "auto_attack"]
+__all__ = ["VERSIONS", "AutoAttackResult", "Component", "ComponentResult", "Version", "auto_attack"]
