@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from absl import flags, logging
 
@@ -60,3 +61,12 @@ def in_words(
     except Interrupted as interrupted:
         print(f"\nThe {noun} was {interrupted}. Run the same command to go on.", file=sys.stderr)
         sys.exit(128 + interrupted.signal_number)
+
+
+def enable_compilation_cache(folder: str) -> None:
+    """Keeps what takes more than half a second to compile in `folder` for later starts; nothing for an empty one."""
+    import jax
+
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -16,8 +16,6 @@ from rap_jax.config import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
-    OutputConfig,
-    ProcessConfig,
     PruneConfig,
     RunConfig,
     Stage,
@@ -77,20 +75,10 @@ def check_numbers(values: flags.FlagValues) -> None:
             require(fits, name, value, f"0, or a number from {_LEAST:.3g} to {_LARGEST:.3g}, as 32 bits hold it")
 
 
-def output_from_flags(values: flags.FlagValues = FLAGS) -> OutputConfig:
-    """How often the run writes, and what."""
-    return from_flags(OutputConfig, getter(values))
-
-
 def compute_from_flags(values: flags.FlagValues = FLAGS) -> ComputeConfig:
     """How the run computes; settings that the command has no flags for keep their defaults."""
     absent: Any = {field.name: field.default for field in dataclasses.fields(ComputeConfig) if field.name not in values}
     return from_flags(ComputeConfig, getter(values), **absent)
-
-
-def processes_from_flags(values: flags.FlagValues = FLAGS) -> ProcessConfig:
-    """Which processes compute as one."""
-    return from_flags(ProcessConfig, getter(values))
 
 
 def _train(get: Get) -> TrainConfig:

@@ -3,18 +3,17 @@
 Called again with the same flags it goes on where it stopped.
 """
 
+import functools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.command import in_words, parse, start
-from launch.compilation import enable_compilation_cache
+from launch.command import enable_compilation_cache, in_words, parse, start
 from launch.configs import compute_from_flags
 from launch.evaluate_flags import (
     FLAGS,
     check_same_data,
     data_for,
-    define_flags,
     evaluation_from_flags,
     help_text,
     without_training,
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 # Enough for every core to be a device.
 _IMAGES_PER_CORE = 64
-
-define_flags()
 
 
 def main(arguments: list[str]) -> None:
@@ -73,9 +70,7 @@ def _out_dir(network: "AttackedNetwork") -> Path:
     return Path(FLAGS.checkpoint).expanduser() / "evaluation" if network.run else Path("evaluations") / network.name
 
 
-def run() -> None:
-    """Entry point of the console script."""
-    start(main, help_text)
+run = functools.partial(start, main, help_text)  # entry point of the console script
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ training run is taken as well; of it count the flags that an evaluation has, but
 that run.
 """
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,38 +22,19 @@ if TYPE_CHECKING:
 
 # Its own, so that both commands may live in one process.
 FLAGS = flags.FlagValues()
-# Title of each group of flags -> their names, for --help; filled by `define_flags`.
+# Title of each group of flags -> their names, for --help.
 GROUPS: dict[str, list[str]] = {}
 _OF_ONE_DATASET = ("dataset", "raw_data_dir", "fallback_dataset", "image_size")
 
-
-def define_flags() -> None:
-    """Defines all flags of an evaluation; called again it does nothing."""
-    if GROUPS:
-        return
-    with training.flag_group("Evaluation", GROUPS, FLAGS):
-        _define_evaluation_flags()
-    with training.flag_group("Threat model and attacks", GROUPS, FLAGS):
-        _define_attack_flags()
-    with training.flag_group("Data (default: that of the run)", GROUPS, FLAGS):
-        define_settings(DataConfig, values=FLAGS)
-    with training.flag_group("Computing", GROUPS, FLAGS):
-        flags.DEFINE_integer("attack_batch_size", 0, "Images attacked at a time, over all devices; 0 chooses.",
-                             flag_values=FLAGS)  # fmt: skip
-        training.define_compute_flags(FLAGS)
-
-
-def _define_evaluation_flags() -> None:
+with training.flag_group("Evaluation", GROUPS, FLAGS):
     define_flag("network", "checkpoint", None, "What is evaluated: the folder of a finished run; "
                  "module:function of your own, images [N, H, W, C] in [0, 1] -> logits [N, K]; or a file written by "
                  "jax.export, serialised with vjp_order=1.", FLAGS)  # fmt: skip
-    training.define_path("out_dir", None, "Folder of the evaluation. Default: RUN/evaluation, or evaluations/NAME. If "
-                         "it holds the same evaluation, that one goes on; if it holds another, it is refused.",
-                         FLAGS)  # fmt: skip
+    define_flag("path", "out_dir", None, "Folder of the evaluation. Default: RUN/evaluation, or evaluations/NAME. If "
+                 "it holds the same evaluation, that one goes on; if it holds another, it is refused.",
+                 FLAGS)  # fmt: skip
     define_settings(EvaluationConfig, "split", "num_images", "seed", values=FLAGS)
-
-
-def _define_attack_flags() -> None:
+with training.flag_group("Threat model and attacks", GROUPS, FLAGS):
     flags.DEFINE_enum("norm", None, ["linf", "l2"], "Norm of the threat model. Default: that of the run's report, or "
                       "linf.", FLAGS)  # fmt: skip
     define_flag("fraction", "epsilon", None, "Radius of the threat model, for images in [0, 1]. Default: that of the "
@@ -61,6 +43,12 @@ def _define_attack_flags() -> None:
     define_settings(EvaluationConfig, *attacks, values=FLAGS)
     flags.DEFINE_list("transfer_from", [], "Other networks, named as in --checkpoint: PGD makes images on each, and "
                       "they are shown to the network that is evaluated.", FLAGS)  # fmt: skip
+with training.flag_group("Data (default: that of the run)", GROUPS, FLAGS):
+    define_settings(DataConfig, values=FLAGS)
+with training.flag_group("Computing", GROUPS, FLAGS):
+    flags.DEFINE_integer("attack_batch_size", 0, "Images attacked at a time, over all devices; 0 chooses.",
+                         flag_values=FLAGS)  # fmt: skip
+    training.define_compute_flags(FLAGS)
 
 
 def evaluation_from_flags(run: dict[str, Any] | None, values: flags.FlagValues = FLAGS) -> EvaluationConfig:
@@ -126,7 +114,6 @@ def _data_of(run: dict[str, Any]) -> dict[str, Any]:
 
 def without_training(lines: list[str]) -> list[str]:
     """The lines of a flagfile that concern an evaluation."""
-    training.define_flags()
     foreign = {name for names in training.GROUPS.values() for name in names} - set(FLAGS)
     is_foreign = lambda name: name in foreign or name.removeprefix("no") in foreign
     names = [line.lstrip("-").partition("=")[0] for line in lines]
@@ -135,12 +122,10 @@ def without_training(lines: list[str]) -> list[str]:
     return [line for name, line in pairs if not (is_foreign(name) or (of_training and name == "out_dir"))]
 
 
-def help_text(width: int | None = None) -> str:
-    """All that a user needs to start an evaluation, wrapped to the terminal, or to `width` columns."""
-    introduction = [
-        "Attacks a finished network and says how robust it is, and whether to believe it:",
-        "    python -m launch.evaluate --checkpoint=RUN_FOLDER [--FLAG=VALUE ...]",
-        "Also: --checkpoint=module:function or a file of jax.export, with --epsilon and --dataset. A flagfile of "
-        "launch.main may be given. The same command again goes on where it stopped.",
-    ]
-    return format_help(introduction, GROUPS, FLAGS, width)
+_INTRODUCTION = [
+    "Attacks a finished network and says how robust it is, and whether to believe it:",
+    "    python -m launch.evaluate --checkpoint=RUN_FOLDER [--FLAG=VALUE ...]",
+    "Also: --checkpoint=module:function or a file of jax.export, with --epsilon and --dataset. A flagfile of "
+    "launch.main may be given. The same command again goes on where it stopped.",
+]
+help_text = functools.partial(format_help, _INTRODUCTION, GROUPS, FLAGS)

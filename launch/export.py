@@ -1,5 +1,6 @@
 """Writes a network to a file: `python -m launch.export --checkpoint=runs/lenet_mnist_mnist_seed0 --format=onnx`."""
 
+import functools
 import shlex
 import sys
 import textwrap
@@ -8,13 +9,11 @@ from typing import TYPE_CHECKING
 
 from launch.command import in_words, parse, start
 from launch.evaluate_flags import data_for
-from launch.export_flags import FLAGS, ExportConfig, define_flags, export_from_flags, help_text
+from launch.export_flags import FLAGS, ExportConfig, export_from_flags, help_text
 
 if TYPE_CHECKING:
     from rap_jax.data import Dataset
     from rap_jax.export.exported_network import ExportedNetwork
-
-define_flags()
 
 
 def main(arguments: list[str]) -> None:
@@ -54,9 +53,7 @@ def _data_for_int8(exported: "ExportedNetwork", config: ExportConfig) -> "Datase
     return dataset
 
 
-def run() -> None:
-    """Entry point of the console script."""
-    start(main, help_text)
+run = functools.partial(start, main, help_text)  # entry point of the console script
 
 
 if __name__ == "__main__":

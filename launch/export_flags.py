@@ -1,6 +1,7 @@
 """The flags of an export, and what they mean for each format."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from absl import flags
@@ -8,13 +9,13 @@ from absl import flags
 from launch import flags as training
 from launch.configs import check_numbers, getter
 from launch.help import format_help
-from launch.settings import define_settings, from_flags
+from launch.settings import define_flag, define_settings, from_flags
 from rap_jax.config import FORMATS, SUFFIXES, DataConfig, Int8Config, require
 from rap_jax.config.checks import require_seed
 
 # Its own, so that the commands may live in one process.
 FLAGS = flags.FlagValues()
-# Title of each group of flags -> their names, for --help; filled by `define_flags`.
+# Title of each group of flags -> their names, for --help.
 GROUPS: dict[str, list[str]] = {}
 
 
@@ -36,32 +37,20 @@ class ExportConfig:
         return self.path.with_name(f"{self.path.stem}.int8{self.path.suffix}")
 
 
-def define_flags() -> None:
-    """Defines all flags of an export; called again it does nothing."""
-    if GROUPS:
-        return
-    with training.flag_group("Export", GROUPS, FLAGS):
-        _define_export_flags()
-    with training.flag_group("8 bits (--int8)", GROUPS, FLAGS):
-        _define_int8_flags()
-    with training.flag_group("Data for --int8 (default: that of the run)", GROUPS, FLAGS):
-        define_settings(DataConfig, values=FLAGS)
-
-
-def _define_export_flags() -> None:
-    training.define_path("checkpoint", None, "Folder of a finished run.", FLAGS)
+with training.flag_group("Export", GROUPS, FLAGS):
+    define_flag("path", "checkpoint", None, "Folder of a finished run.", FLAGS)
     flags.DEFINE_string("format", None, f"What is written: one of {', '.join(FORMATS)}.", FLAGS)
-    training.define_path("out", None, "The file. Default: RUN/export/NAME with the suffix of the format.", FLAGS)
+    define_flag("path", "out", None, "The file. Default: RUN/export/NAME with the suffix of the format.", FLAGS)
     flags.DEFINE_boolean("compact", None, "Without filters and neurons that cannot affect the logits. Default: yes, "
                          "but for safetensors, which has the shapes of the PyTorch network.", FLAGS)  # fmt: skip
     flags.DEFINE_boolean("fold", None, "BatchNorm as part of the convolutions. Default: yes, but for safetensors.",
                          FLAGS)  # fmt: skip
-
-
-def _define_int8_flags() -> None:
+with training.flag_group("8 bits (--int8)", GROUPS, FLAGS):
     flags.DEFINE_boolean("int8", False, "With onnx: also a file with 8-bit weights and activations, whose robustness "
                          "is measured.", FLAGS)  # fmt: skip
     define_settings(Int8Config, values=FLAGS)
+with training.flag_group("Data for --int8 (default: that of the run)", GROUPS, FLAGS):
+    define_settings(DataConfig, values=FLAGS)
 
 
 def export_from_flags(values: flags.FlagValues = FLAGS) -> ExportConfig:
@@ -86,11 +75,9 @@ def export_from_flags(values: flags.FlagValues = FLAGS) -> ExportConfig:
     return ExportConfig(folder, file_format, path, choice("compact"), choice("fold"), int8)
 
 
-def help_text(width: int | None = None) -> str:
-    """All that a user needs to export a network, wrapped to the terminal, or to `width` columns."""
-    introduction = [
-        "Writes the network of a finished run to a file that works without this package:",
-        f"    python -m launch.export --checkpoint=RUN_FOLDER --format={'|'.join(FORMATS)}",
-        "The file says how robust the network is, and under which attack. No file is overwritten.",
-    ]
-    return format_help(introduction, GROUPS, FLAGS, width)
+_INTRODUCTION = [
+    "Writes the network of a finished run to a file that works without this package:",
+    f"    python -m launch.export --checkpoint=RUN_FOLDER --format={'|'.join(FORMATS)}",
+    "The file says how robust the network is, and under which attack. No file is overwritten.",
+]
+help_text = functools.partial(format_help, _INTRODUCTION, GROUPS, FLAGS)

@@ -30,38 +30,10 @@ from rap_jax.config import (
 FLAGS = flags.FLAGS
 COMPILATION_CACHE = "~/.cache/rap_jax/compiled"
 PROCESSES = "Several processes that compute as one"
-# Title of each group of flags -> their names, for --help and for run.flags; filled by `define_flags`.
+# Title of each group of flags -> their names, for --help and for run.flags.
 GROUPS: dict[str, list[str]] = {}
 # Attacks of a run, and when each is used.
 _PHASES = {"train": "training", "select": "validation after each epoch", "report": "the report"}
-
-
-def define_flags() -> None:
-    """Defines all flags of a training run; called again it does nothing."""
-    if GROUPS:
-        return
-    with flag_group("Run", GROUPS, FLAGS):
-        _define_run_flags()
-    with flag_group(PROCESSES, GROUPS, FLAGS):
-        define_settings(ProcessConfig)
-    with flag_group("Data", GROUPS, FLAGS):
-        define_settings(DataConfig)
-        define_settings(AugmentConfig)
-    with flag_group("Network and where its weights come from", GROUPS, FLAGS):
-        define_settings(ModelConfig)
-        define_settings(StartConfig)
-    with flag_group("Attacks: in training, to select the kept model, in the report", GROUPS, FLAGS):
-        _define_attack_flags()
-    with flag_group("Training step", GROUPS, FLAGS):
-        define_settings(TrainConfig)
-    with flag_group("Pruning", GROUPS, FLAGS):
-        define_settings(PruneConfig)
-        define_settings(RunConfig, "small_retrain")
-    for stage in STAGES:
-        with flag_group(f"Stage {stage}", GROUPS, FLAGS):
-            define_settings(StageConfig, "num_epochs", words={"stage": stage})
-            define_settings(OptimizerConfig, words={"stage": stage})
-            define_settings(StageConfig, "epsilon_ramp_epochs", words={"stage": stage})
 
 
 @contextlib.contextmanager
@@ -72,31 +44,32 @@ def flag_group(title: str, groups: dict[str, list[str]], values: flags.FlagValue
     groups[title] = [name for name in values if name not in before]
 
 
-def define_path(name: str, default: str | None, text: str, values: flags.FlagValues = FLAGS) -> None:
-    """A path, which counts from the current folder if it is relative."""
-    define_flag("path", name, default, text, values)
-
-
 def define_compute_flags(values: flags.FlagValues = FLAGS) -> None:
     """How a command computes, which changes its results by rounding alone."""
-    define_path("compilation_cache_dir", COMPILATION_CACHE, "Where compiled programs are kept from one start to the "
-                "next; empty for none.", values)  # fmt: skip
+    define_flag("path", "compilation_cache_dir", COMPILATION_CACHE, "Where compiled programs are kept from one start "
+                "to the next; empty for none.", values)  # fmt: skip
     define_settings(ComputeConfig, "num_cpu_devices", "implementation", values=values)
 
 
-def _define_run_flags() -> None:
+with flag_group("Run", GROUPS, FLAGS):
     define_settings(RunConfig, "name")
-    define_path("out_dir", None, "Folder of the run. Default: runs/NAME_DATASET_seedSEED. If it holds the same run, "
-                "that run goes on; if it holds another, it is refused.")  # fmt: skip
+    define_flag("path", "out_dir", None, "Folder of the run. Default: runs/NAME_DATASET_seedSEED. If it holds the same "
+                "run, that run goes on; if it holds another, it is refused.")  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print steps, memory of a device and what the devices send each other, and "
                       "train nothing.")  # fmt: skip
     define_settings(RunConfig, "seed", "batch_size", "eval_batch_size", "steps_per_epoch")
     define_settings(OutputConfig)
     define_compute_flags()
     define_settings(ComputeConfig, "num_model_shards", "stream_data")
-
-
-def _define_attack_flags() -> None:
+with flag_group(PROCESSES, GROUPS, FLAGS):
+    define_settings(ProcessConfig)
+with flag_group("Data", GROUPS, FLAGS):
+    define_settings(DataConfig)
+    define_settings(AugmentConfig)
+with flag_group("Network and where its weights come from", GROUPS, FLAGS):
+    define_settings(ModelConfig)
+    define_settings(StartConfig)
+with flag_group("Attacks: in training, to select the kept model, in the report", GROUPS, FLAGS):
     define_settings(AttackConfig, "norm", "epsilon")
     flags.DEFINE_enum("train_attack", "pgd", ["pgd", "fgsm", "free", "none"], "Attack in training. fgsm: one step of "
                       "1.25 epsilon from a random start (Wong et al., 2020); it may fail all at once (catastrophic "
@@ -109,3 +82,13 @@ def _define_attack_flags() -> None:
         words = {"part": part, "phase": phase}
         define_settings(AttackConfig, "step_size", "num_steps", "num_restarts", words=words)
     define_settings(AttackConfig, "random_start")
+with flag_group("Training step", GROUPS, FLAGS):
+    define_settings(TrainConfig)
+with flag_group("Pruning", GROUPS, FLAGS):
+    define_settings(PruneConfig)
+    define_settings(RunConfig, "small_retrain")
+for stage in STAGES:
+    with flag_group(f"Stage {stage}", GROUPS, FLAGS):
+        define_settings(StageConfig, "num_epochs", words={"stage": stage})
+        define_settings(OptimizerConfig, words={"stage": stage})
+        define_settings(StageConfig, "epsilon_ramp_epochs", words={"stage": stage})

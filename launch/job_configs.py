@@ -40,7 +40,6 @@ def config_of(job: Job, extra: Iterable[str] = ()) -> JobConfig:
 
 
 def _of_run(job: Job, extra: Iterable[str]) -> RunConfig:
-    training.define_flags()
     values = _parsed(job, extra, training.FLAGS, training.GROUPS, all_lines)
     compute_from_flags(values)  # refuses what cannot be computed
     return config_from_flags(values)
@@ -50,7 +49,6 @@ def _of_evaluation(job: Job, extra: Iterable[str]) -> EvaluationConfig:
     run = _of_run(dict(job.inputs)["checkpoint"][0], ())
     # What the evaluation reads of the run's results.json.
     results: dict[str, Any] = {"config": dataclasses.asdict(run), "data": {"name": run.data.dataset}}
-    evaluate_flags.define_flags()
     values = _parsed(job, extra, evaluate_flags.FLAGS, evaluate_flags.GROUPS, evaluate_flags.without_training)
     compute_from_flags(values)
     evaluate_flags.data_for(results, values)

@@ -4,20 +4,20 @@ Called again with the same flags it goes on where it stopped.
 """
 
 import contextlib
+import functools
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from launch.command import in_words, parse, start
-from launch.compilation import enable_compilation_cache
-from launch.configs import compute_from_flags, config_from_flags, output_from_flags, processes_from_flags
+from launch.command import enable_compilation_cache, in_words, parse, start
+from launch.configs import compute_from_flags, config_from_flags, getter
 from launch.flagfiles import serialize_flags
-from launch.flags import FLAGS, define_flags
+from launch.flags import FLAGS
 from launch.help import help_text
-
-define_flags()
+from launch.settings import from_flags
+from rap_jax.config import OutputConfig, ProcessConfig
 
 
 def main(arguments: list[str]) -> None:
@@ -40,8 +40,9 @@ def _run(arguments: list[str]) -> None:
     from rap_jax.training.report import format_table
 
     parse(FLAGS, arguments)
-    config, processes = config_from_flags(), processes_from_flags()
-    compute, output = compute_from_flags(), output_from_flags()
+    config, compute = config_from_flags(), compute_from_flags()
+    get = getter(FLAGS)
+    output, processes = from_flags(OutputConfig, get), from_flags(ProcessConfig, get)
     # Several processes are the split: one device of each, so that no two share a process and wait for each other.
     start_cpu_devices(compute.num_cpu_devices or int(processes.several), batch_size=config.batch_size)
     start_processes(processes)
@@ -90,9 +91,7 @@ def _memory_in_words() -> Iterator[None]:
         sys.exit(f"error: out of memory ({reason}). Take a smaller --width or --batch_size; --dry_run says what fits.")
 
 
-def run() -> None:
-    """Entry point of the console script."""
-    start(main, help_text)
+run = functools.partial(start, main, help_text)  # entry point of the console script
 
 
 if __name__ == "__main__":

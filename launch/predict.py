@@ -1,5 +1,6 @@
 """What an exported network says of image files: `python -m launch.predict --model=network.onnx IMAGE...`."""
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from launch import flags as training
 from launch.command import in_words, start
 from launch.flagfiles import expand_flagfiles
 from launch.help import format_help
+from launch.settings import define_flag
 from rap_jax.config import require
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ FLAGS = flags.FlagValues()
 GROUPS: dict[str, list[str]] = {}
 
 with training.flag_group("Prediction", GROUPS, FLAGS):
-    training.define_path("model", None, "A file that launch.export has written: .jax, .onnx or .npz.", FLAGS)
+    define_flag("path", "model", None, "A file that launch.export has written: .jax, .onnx or .npz.", FLAGS)
     flags.DEFINE_integer("top", 3, "Classes that are shown of each image.", flag_values=FLAGS)
 
 
@@ -96,19 +98,15 @@ def _line(path: Path, image: "ReadImage", shares: np.ndarray, names: Sequence[st
     return f"{path}: {', '.join(best)}{f'  ({image.changes})' if image.changes else ''}"
 
 
-def help_text(width: int | None = None) -> str:
-    """All that a user needs, wrapped to the terminal, or to `width` columns."""
-    introduction = [
-        "Shows what an exported network says of image files:",
-        "    python -m launch.predict --model=FILE IMAGE...",
-        "Images are read by Pillow and converted to the network's size and channels, which is said where it is done.",
-    ]
-    return format_help(introduction, GROUPS, FLAGS, width)
+_INTRODUCTION = [
+    "Shows what an exported network says of image files:",
+    "    python -m launch.predict --model=FILE IMAGE...",
+    "Images are read by Pillow and converted to the network's size and channels, which is said where it is done.",
+]
+help_text = functools.partial(format_help, _INTRODUCTION, GROUPS, FLAGS)
 
 
-def run() -> None:
-    """Entry point of the console script."""
-    start(main, help_text)
+run = functools.partial(start, main, help_text)  # entry point of the console script
 
 
 if __name__ == "__main__":

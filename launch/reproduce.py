@@ -3,12 +3,11 @@
 Called again with the same flags it goes on where it stopped.
 """
 
+import functools
 import sys
 
 from launch.command import in_words, parse, start
-from launch.reproduce_flags import FLAGS, define_flags, help_text, plan_from_flags
-
-define_flags()
+from launch.reproduce_flags import FLAGS, help_text, plan_from_flags
 
 
 def main(arguments: list[str]) -> None:
@@ -23,9 +22,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: {len(failed)} of {len(plan.jobs)} jobs failed or were skipped; see above, and the report.")
 
 
-def run() -> None:
-    """Entry point of the console script."""
-    start(main, help_text)
+run = functools.partial(start, main, help_text)  # entry point of the console script
 
 
 if __name__ == "__main__":

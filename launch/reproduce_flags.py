@@ -1,14 +1,15 @@
 """The flags of a reproduction, and the plan that they mean."""
 
 import dataclasses
+import functools
 import shlex
 from pathlib import Path
 
 from absl import flags
 
-from launch.flags import define_path, flag_group
+from launch.flags import flag_group
 from launch.help import format_help
-from launch.settings import Get
+from launch.settings import Get, define_flag
 from rap_jax.config import STAGES, require
 from rap_jax.reproduction.job import Job, in_order
 from rap_jax.reproduction.paper import WIDTHS
@@ -17,7 +18,7 @@ from rap_jax.reproduction.tables import TABLES, Table, build_table
 
 # Its own, so that several commands can live in one process.
 FLAGS = flags.FlagValues()
-# Title of each group of flags -> their names, for --help; filled by `define_flags`.
+# Title of each group of flags -> their names, for --help.
 GROUPS: dict[str, list[str]] = {}
 _OF_THE_PLAN = ("name", "seed", "width", "sparsity", "start_run", "start_weights", "out_dir", "dry_run")
 _LENGTHS = tuple(f"{stage}_epochs" for stage in STAGES)
@@ -33,17 +34,7 @@ class JobPlan:
     scale: Scale
 
 
-def define_flags() -> None:
-    """Defines all flags of a reproduction; called again it does nothing."""
-    if GROUPS:
-        return
-    with flag_group("What", GROUPS, FLAGS):
-        _define_plan_flags()
-    with flag_group("How", GROUPS, FLAGS):
-        _define_run_flags()
-
-
-def _define_plan_flags() -> None:
+with flag_group("What", GROUPS, FLAGS):
     flags.DEFINE_list("table", None, f"Tables, figures and questions, with commas between: {', '.join(TABLES)}; or "
                       "all.", FLAGS)  # fmt: skip
     flags.DEFINE_enum("scale", "quick", tuple(SCALES), "smoke: seconds a run, for tests; quick: for a night on a CPU "
@@ -53,10 +44,8 @@ def _define_plan_flags() -> None:
     flags.DEFINE_string("mnist_flags", "", "More flags for the training runs on MNIST, such as "
                         "'--raw_data_dir=FOLDER'.", FLAGS)  # fmt: skip
     flags.DEFINE_string("cifar10_flags", "", "Likewise on CIFAR-10.", FLAGS)
-
-
-def _define_run_flags() -> None:
-    define_path("out", None, "Folder of all runs and of the report. Default: reproduced/SCALE.", FLAGS)
+with flag_group("How", GROUPS, FLAGS):
+    define_flag("path", "out", None, "Folder of all runs and of the report. Default: reproduced/SCALE.", FLAGS)
     flags.DEFINE_integer("num_at_once", 1, "Jobs side by side, each on one CPU device if more than 1.",
                          flag_values=FLAGS)  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print the jobs with their epochs and images, and the time that jobs of the "
@@ -113,12 +102,10 @@ def _split(name: str, given: str) -> tuple[str, ...]:
     return found
 
 
-def help_text(width: int | None = None) -> str:
-    """All that a user needs to start a reproduction, wrapped to the terminal, or to `width` columns."""
-    introduction = [
-        "Runs what a table or figure of the paper needs, and writes a report with our numbers beside the paper's:",
-        "    python -m launch.reproduce --table=2 [--FLAG=VALUE ...]",
-        "Networks that several cells need are trained once. The same command again goes on where it stopped; what is "
-        "done is not done again. Started on several machines with one shared folder, they share the work.",
-    ]
-    return format_help(introduction, GROUPS, FLAGS, width)
+_INTRODUCTION = [
+    "Runs what a table or figure of the paper needs, and writes a report with our numbers beside the paper's:",
+    "    python -m launch.reproduce --table=2 [--FLAG=VALUE ...]",
+    "Networks that several cells need are trained once. The same command again goes on where it stopped; what is "
+    "done is not done again. Started on several machines with one shared folder, they share the work.",
+]
+help_text = functools.partial(format_help, _INTRODUCTION, GROUPS, FLAGS)

@@ -12,7 +12,7 @@ import pytest
 
 import rap_jax as rap
 from launch.configs import config_from_flags
-from launch.flags import FLAGS, define_flags
+from launch.flags import FLAGS
 from rap_jax.config import STRUCTURES, PruneConfig, RunConfig
 from rap_jax.config.data import Initializer, Network
 from rap_jax.models import INITIALIZERS, NETWORKS
@@ -78,7 +78,6 @@ def test_names_in_the_config_are_those_of_the_registries() -> None:
 
 
 def test_a_run_without_flags_is_a_config_without_settings() -> None:
-    define_flags()
     FLAGS.unparse_flags()
     FLAGS(["command"])
     assert config_from_flags() == RunConfig()

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.parity.ours import component_alone
 from benchmarks.worker import Answer, clocked, memory, serve
-from launch.compilation import enable_compilation_cache
+from launch.command import enable_compilation_cache
 from rap_jax._runtime.devices import start_cpu_devices
 from rap_jax.attacks import ThreatModel
 from rap_jax.evaluation.auto_attack import AutoAttackResult, auto_attack

@@ -1,7 +1,10 @@
 """How a report writes numbers, attacks and tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+import jinja2
 
 # PGD alone is judged by the last image of each restart, in runs and in the tables of the paper. An evaluation looks at
 # the images on the way too, which breaks as many examples or more.
@@ -82,3 +85,16 @@ def as_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def templates(folder: Path, filters: Iterable[Callable[..., str]], *, autoescape: bool = False) -> jinja2.Environment:
+    """The templates in a folder; each filter has the name of its function."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {function.__name__: function for function in filters}
+    return environment

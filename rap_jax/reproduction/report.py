@@ -9,10 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
 from rap_jax._runtime.integrity import write_atomically
-from rap_jax._runtime.text import as_attack, as_percent, as_table
+from rap_jax._runtime.text import as_attack, as_percent, as_table, templates
 from rap_jax.reproduction.figures import Picture, draw
 from rap_jax.reproduction.results import (
     ATTACKED_MARGIN,
@@ -115,12 +113,8 @@ def as_markdown(found: TableResults, parts: Iterable[Section], figures: Sequence
 
 def as_html(found: TableResults, parts: Iterable[Section], figures: Sequence[Picture] = ()) -> str:
     """The report as one HTML file without scripts, with the figures inside."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    functions = (as_number, as_difference, as_spread, as_seeds, as_size, shade, anchor)
-    environment.filters |= {function.__name__: function for function in functions}
+    filters = (as_number, as_difference, as_spread, as_seeds, as_size, shade, anchor)
+    environment = templates(Path(__file__).parent, filters, autoescape=True)
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     environment.tests["code"] = lambda text: isinstance(text, Code)
     return environment.get_template("report.html.jinja").render(

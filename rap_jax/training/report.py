@@ -19,7 +19,16 @@ import numpy as np
 
 from rap_jax._runtime.figure import NATURAL, NEUTRAL, ROBUST, as_png, new_figure, quiet
 from rap_jax._runtime.integrity import read_checked, write_atomically
-from rap_jax._runtime.text import as_attack, as_interval, as_pair, as_percent, as_seconds, as_table, as_training
+from rap_jax._runtime.text import (
+    as_attack,
+    as_interval,
+    as_pair,
+    as_percent,
+    as_seconds,
+    as_table,
+    as_training,
+    templates,
+)
 from rap_jax.compaction.cost import cost_table
 from rap_jax.config import STAGES
 from rap_jax.runs.metrics import Line, read_metrics
@@ -30,6 +39,12 @@ if TYPE_CHECKING:
 
 PRUNED = "#D9D9D9"
 SHADES = ("#FFFFFF", "#F3F3F3")
+# Where a network was cut, in the order of the report.
+_CUTS = {
+    "admm": "with ADMM",
+    "pretrain": "without ADMM (the pretrained network, cut directly)",
+    "start": "without ADMM (the network at the start, cut directly)",
+}
 
 
 class _Span(NamedTuple):
@@ -329,68 +344,20 @@ def _sparsity_table(sparsity: dict[str, Any]) -> str:
 
 
 def _markdown(results: Results, pictures: list[str]) -> str:
-    name, dataset = results.get("name") or _title(results), results["dataset"]
-    parts = [f"# {name} on {dataset}", _headline(results), format_table(results).strip()]
-    for file, caption in {"training": "Training", "admm": "ADMM", "sparsity": "Sparsity"}.items():
-        text = _cut_sentence(results) if file == "admm" else ""
-        picture = f"![{caption} on {dataset}]({file}.png)" if file in pictures else ""
-        parts += [part for part in (f"## {caption}", text, picture) if part and (text or picture)]
-    if cost := results.get("cost"):  # results of earlier versions have none
-        parts += ["## Cost", cost_table(cost)]
-    return "\n\n".join([*parts, "## Run it again", _again(results)]) + "\n"
-
-
-def _headline(results: Results) -> str:
-    found = [(name, split, accuracy) for name, split, accuracy, _ in _accuracies(results) if ", cut" not in name]
-    if not found:
-        return f"The run on {results['dataset']} has no evaluation yet."
-    name, split, last = found[-1]
-    zeros = _sparsity(results).get("overall", {}).get("sparsity")
-    text = (
-        f"{f'With {as_percent(zeros)} of its weights at zero' if zeros else 'Dense'}, the network classifies "
-        f"**{as_percent(last['natural_accuracy'])}** of {last['num_examples']:,} {results['dataset']} {split} images "
-        f"correctly, and **{as_percent(last['robust_accuracy'])}** under attack"
-    )
-    text += "." if name == "test" else f" (after {name}; the test images have not been read)."
+    evaluations = [(name, split, accuracy) for name, split, accuracy, _ in _accuracies(results) if ", cut" not in name]
     dense, pruned = (results["stages"].get(stage, {}).get("validation") for stage in ("pretrain", "retrain"))
-    if dense and pruned:
-        text += f" On the validation images: {as_pair(dense)} after pretrain; {as_pair(pruned)} after retrain."
-    return text
-
-
-def _cut_sentence(results: Results) -> str:
-    names = {
-        "admm": "with ADMM",
-        "pretrain": "without ADMM (the pretrained network, cut directly)",
-        "start": "without ADMM (the network at the start, cut directly)",
-    }
-    found = [(text, results["stages"].get(stage, {}).get("cut")) for stage, text in names.items()]
-    texts = [f"{as_pair(cut)} {text}" for text, cut in found if cut]
-    return f"Right after the cut, before any retraining: {'; '.join(texts)}." if texts else ""
-
-
-def _again(results: Results) -> str:
-    data, versions = results.get("data", {}), results.get("versions", {})
-    sizes = ", ".join(f"{size:,} {split}" for split, size in data.get("num_images", {}).items())
-    lines = [
-        f"    {results.get('command')}\n",
-        f"- Data: {results['dataset']} ({sizes}), sha256 `{data.get('sha256')}`",
-        *_settings(results.get("config")),
-        f"- Seed: {results.get('seed')}; initializer: {results['model'].get('initializer')}",
-        f"- Device: {results.get('device')}",
-        f"- Versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",
-    ]
-    return "\n".join(lines)
-
-
-def _settings(config: dict[str, Any] | None) -> Iterator[str]:
-    """What was trained on and pruned, as far as results from elsewhere say it."""
-    if not config:
-        return
-    yield f"- Training: {as_training(config['train'])}"
-    prune, start = config["prune"], config["start"]
-    if prune["sparsity"]:
-        ratios = ", ".join(f"{pattern} {ratio:g}" for pattern, ratio in prune["sparsity"])
-        yield f"- Pruning: {prune['structure']}, {ratios}, {prune['budget']} budget"
-    if start["run_dir"]:
-        yield f"- Start: the {start['weights']} weights of {start['run_dir']}"
+    cuts = [(text, results["stages"].get(stage, {}).get("cut")) for stage, text in _CUTS.items()]
+    filters = (as_pair, as_percent, as_training, cost_table)
+    template = templates(Path(__file__).parent, filters).get_template("report.md.jinja")
+    text: str = template.render(
+        run=results,
+        title=_title(results),
+        table=format_table(results).strip(),
+        pictures=pictures,
+        headline=evaluations[-1] if evaluations else None,
+        zeros=_sparsity(results).get("overall", {}).get("sparsity"),
+        dense=dense,
+        pruned=pruned,
+        cuts=[(text, cut) for text, cut in cuts if cut],
+    )
+    return text + "\n"

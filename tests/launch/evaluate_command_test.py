@@ -19,7 +19,6 @@ from jax import export
 from tiny_run import COMPONENTS, EPSILON, make_run, tiny_function
 
 from launch import evaluate, evaluate_flags
-from launch import flags as training_flags
 from launch.evaluate_flags import GROUPS, data_for, evaluation_from_flags, help_text, without_training
 from launch.flagfiles import expand_flagfiles
 from rap_jax import data
@@ -242,8 +241,6 @@ def test_help() -> None:
     assert max(map(len, text.splitlines())) <= 100
     for name in (name for names in GROUPS.values() for name in names):
         assert text.count(f"  --{name}") >= 1, name
-    training_flags.define_flags()  # both commands in one process, in any order
-    evaluate_flags.define_flags()
 
 
 @pytest.mark.e2e

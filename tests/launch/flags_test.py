@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from tiny import parse_flags as parse
 
 import launch
-from launch.configs import compute_from_flags, config_from_flags, output_from_flags, processes_from_flags
+from launch.configs import compute_from_flags, config_from_flags, getter
 from launch.flagfiles import expand_flagfiles, recipes, serialize_flags
 from launch.flags import GROUPS
 from launch.help import help_text
-from rap_jax.config import STAGES, ComputeConfig, OutputConfig, RunConfig, StartConfig
+from launch.settings import from_flags
+from rap_jax.config import STAGES, ComputeConfig, OutputConfig, ProcessConfig, RunConfig, StartConfig
 
 RECIPES = [Path(launch.__file__).parent / f"{name}.flags" for name in recipes()]
 # A value for every flag, and none of them is the default or that of another stage or attack.
@@ -121,7 +122,7 @@ def test_every_setting_comes_from_its_flag_and_no_other() -> None:
     assert config_of("--train_attack=none").train.attack is None
     assert config_of("--start_run=/a", "--start_weights=initial").start == StartConfig("/a", "initial")
     assert config_of("--random_start=false").report_attack.random_start is False
-    output = output_from_flags(parse(*as_arguments(CHANGED)))
+    output = from_flags(OutputConfig, getter(parse(*as_arguments(CHANGED))))
     assert output == OutputConfig(log_every_steps=3, checkpoint_every_seconds=1.5, measure_cost=False)
     assert compute_from_flags(parse(*as_arguments(CHANGED))) == ComputeConfig(3, 2, True, "xla")
 
@@ -140,7 +141,7 @@ def test_written_flagfile_gives_the_same_run(tmp_path: Path, given: dict[str, An
     first = parse(*as_arguments(given))
     second = parse(written(tmp_path, first))
     assert config_from_flags(second) == config_from_flags(first)
-    assert output_from_flags(second) == output_from_flags(first)
+    assert from_flags(OutputConfig, getter(second)) == from_flags(OutputConfig, getter(first))
     assert compute_from_flags(second) == compute_from_flags(first)
     assert [second[name].value for name in CHANGED] == [first[name].value for name in CHANGED]
 
@@ -277,8 +278,9 @@ def test_no_number_out_of_its_range_reaches_a_run(value: str) -> None:
     for name in set(NUMBERS) - {"free_replays", "checkpoint_every_seconds"}:
         with pytest.raises((ValueError, flags.Error)) as error:
             values = parse(f"--{name}={value}")
-            config_from_flags(values), compute_from_flags(values), output_from_flags(values)
-            processes_from_flags(values)
+            config_from_flags(values), compute_from_flags(values)
+            for part in (OutputConfig, ProcessConfig):
+                from_flags(part, getter(values))
             raise AssertionError(f"--{name}={value} is taken")
         assert name.partition("_")[2].removesuffix("epochs") in str(error.value) or name in str(error.value)
 

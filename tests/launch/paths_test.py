@@ -106,7 +106,6 @@ def test_any_other_flagfile_means_what_it_says(tmp_path: Path) -> None:
 
 
 def evaluation_flags(*arguments: str) -> Any:
-    evaluate_flags.define_flags()
     evaluate_flags.FLAGS.unparse_flags()
     evaluate_flags.FLAGS(["evaluate", *arguments])
     return evaluate_flags.FLAGS

@@ -17,7 +17,7 @@ import fake_results as fake
 import pytest
 from fake_results import QUICK
 
-from launch import plan, reproduce, reproduce_flags
+from launch import plan, reproduce
 from launch.job_configs import config_of
 from launch.reproduce_flags import FLAGS, GROUPS, help_text, plan_from_flags
 from rap_jax._runtime.integrity import write_checked
@@ -244,7 +244,6 @@ def test_help() -> None:
     text = help_text(100)
     assert max(map(len, text.splitlines())) <= 100
     assert all(f"--{name}" in text or f"[no]{name}" in text for names in GROUPS.values() for name in names)
-    reproduce_flags.define_flags()
 
 
 def start(out: Path) -> subprocess.Popen[str]:
