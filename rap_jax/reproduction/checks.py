@@ -61,7 +61,7 @@ def check_networks(jobs: Iterable[Job], out: Path) -> None:
 
 
 def past_seconds(job: Job, config: JobConfig, folders: Iterable[Path]) -> float | None:
-    """The mean time of finished jobs of the same settings and any seed in the folders of plans, in seconds."""
+    """Mean seconds of finished jobs of the same settings and any seed in the folders of plans; None without any."""
     pattern = f"{job.folder.rpartition('_seed')[0]}_seed*/results.json"
     found = [read_results(path) for folder in folders for path in sorted(folder.glob(pattern))]
     wanted = _recipe(as_json(config))
