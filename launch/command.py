@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from launch.flagfiles import Choose, all_lines, expand_flagfiles
+from launch.flagfiles import Choose, expand_flagfiles
 
 HELP = ("--help", "-help", "-h", "--h", "-?", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
 
@@ -25,7 +25,7 @@ def start(main: Callable[[list[str]], None], help_text: Callable[[], str]) -> No
     main(sys.argv)
 
 
-def parse(values: flags.FlagValues, arguments: list[str], choose: Choose = all_lines) -> None:
+def parse(values: flags.FlagValues, arguments: list[str], choose: Choose = list) -> None:
     """Parses the arguments of a command that takes flags alone.
 
     Raises:

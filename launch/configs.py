@@ -32,11 +32,7 @@ _LEAST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of float32, without s
 
 
 def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
-    """The run that the flags describe.
-
-    Raises:
-      ValueError: a value or a combination that cannot work.
-    """
+    """The run that the flags describe; a ValueError for a value or a combination that cannot work."""
     check_numbers(values)
     get = getter(values)
     return from_flags(
@@ -61,11 +57,7 @@ def getter(values: flags.FlagValues) -> Get:
 
 
 def check_numbers(values: flags.FlagValues) -> None:
-    """Refuses numbers that 32 bits would make others: too large ones, and fractions that would be zero or infinite.
-
-    Raises:
-      ValueError: names the flag and its number.
-    """
+    """Refuses numbers that 32 bits would make others: too large ones, and fractions that would be zero or infinite."""
     for name in values:
         value = values[name].value
         if isinstance(value, int):

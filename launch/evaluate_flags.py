@@ -70,11 +70,7 @@ def evaluation_from_flags(run: dict[str, Any] | None, values: flags.FlagValues =
 
 
 def data_for(run: dict[str, Any] | None, values: flags.FlagValues = FLAGS) -> DataConfig:
-    """The data: that of the run, but for what the user gives.
-
-    Raises:
-      ValueError: a value or a combination that cannot work.
-    """
+    """The data: that of the run, but for what the user gives."""
     of_run = _data_of(run) if run else {}
     if values["dataset"].present:  # then these belong to other data
         of_run = {name: value for name, value in of_run.items() if name not in _OF_ONE_DATASET}
@@ -88,8 +84,7 @@ def data_for(run: dict[str, Any] | None, values: flags.FlagValues = FLAGS) -> Da
 def check_same_data(run: dict[str, Any] | None, dataset: "Dataset", values: flags.FlagValues = FLAGS) -> None:
     """Refuses data that are no longer those of the run, unless the user names a data set.
 
-    Raises:
-      ValueError: so it is; the validation split might then hold images that the network learnt from.
+    The validation split might then hold images that the network learnt from.
     """
     if run is None or values["dataset"].present or dataset.sha256 == run["data"]["sha256"]:
         return

@@ -24,8 +24,7 @@ class ExportConfig:
     """What is written where."""
 
     checkpoint: Path  # folder of the run
-    # One of `FORMATS`.
-    file_format: str
+    file_format: str  # one of `FORMATS`
     path: Path
     compact: bool  # without the outputs that cannot affect the logits
     fold: bool  # BatchNorm as part of the convolutions
@@ -54,11 +53,7 @@ with training.flag_group("Data for --int8 (default: that of the run)", GROUPS, F
 
 
 def export_from_flags(values: flags.FlagValues = FLAGS) -> ExportConfig:
-    """The export that the flags describe.
-
-    Raises:
-      ValueError: a value or a combination that cannot work.
-    """
+    """The export that the flags describe; a ValueError for a value or a combination that cannot work."""
     check_numbers(values)
     get = getter(values)
     require_seed(get("seed"))

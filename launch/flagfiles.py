@@ -13,12 +13,7 @@ FLAGS = flags.FLAGS
 _HERE = Path(__file__).parent
 _NAMES = ("--flagfile", "-flagfile")
 _OF_A_RUN = "run.flags"
-Choose = Callable[[list[str]], list[str]]
-
-
-def all_lines(lines: list[str]) -> list[str]:
-    """Every line of a flagfile counts."""
-    return lines
+Choose = Callable[[list[str]], list[str]]  # lines of a flagfile -> those that count
 
 
 def recipes() -> list[str]:
@@ -26,7 +21,7 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in _HERE.glob("*.flags") if not path.stem.startswith("base_"))
 
 
-def expand_flagfiles(arguments: list[str], choose: Choose = all_lines) -> list[str]:
+def expand_flagfiles(arguments: list[str], choose: Choose = list) -> list[str]:
     """Puts the lines of each flagfile in its place, so that what comes after it wins.
 
     `--flagfile=lenet_mnist` (or `launch/lenet_mnist.flags`) names a recipe of this package from any folder, on the

@@ -14,7 +14,7 @@ from absl import flags
 from launch import evaluate_flags
 from launch import flags as training
 from launch.configs import compute_from_flags, config_from_flags
-from launch.flagfiles import all_lines, expand_flagfiles
+from launch.flagfiles import expand_flagfiles
 from rap_jax.config import EvaluationConfig, RunConfig
 from rap_jax.config.checks import require
 from rap_jax.reproduction.checks import JobConfig
@@ -24,15 +24,7 @@ _ANYWHERE = Path("out")
 
 
 def config_of(job: Job, extra: Iterable[str] = ()) -> JobConfig:
-    """The config of a job.
-
-    Args:
-      job: a training run or an evaluation of one.
-      extra: more flags, which win over its own.
-
-    Raises:
-      ValueError: a flag that does not exist, or a value or a combination that cannot work; names job and flag.
-    """
+    """The config of a job; `extra` flags win over its own. A ValueError for a bad flag names job and flag."""
     try:
         return _of_run(job, extra) if job.module == "launch.main" else _of_evaluation(job, extra)
     except (ValueError, OSError, flags.Error) as error:
@@ -40,7 +32,7 @@ def config_of(job: Job, extra: Iterable[str] = ()) -> JobConfig:
 
 
 def _of_run(job: Job, extra: Iterable[str]) -> RunConfig:
-    values = _parsed(job, extra, training.FLAGS, training.GROUPS, all_lines)
+    values = _parsed(job, extra, training.FLAGS, training.GROUPS, list)
     compute_from_flags(values)  # refuses what cannot be computed
     return config_from_flags(values)
 

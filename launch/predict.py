@@ -69,11 +69,6 @@ def readable(paths: Sequence[Path], network: "OpenFile") -> tuple[dict[Path, "Re
 def predictions(network: "OpenFile", images: Mapping[Path, "ReadImage"], top: int) -> Iterator[str]:
     """A line for each image: `digit.png: 7 99.1%, 9 0.6%, 3 0.2%`, and what was done to the image.
 
-    Args:
-      network: as `open_file` returns it.
-      images: by the file they were read from.
-      top: classes that are shown.
-
     Raises:
       RuntimeError: the network cannot be run.
     """

@@ -58,11 +58,7 @@ with flag_group("How", GROUPS, FLAGS):
 
 
 def plan_from_flags(values: flags.FlagValues = FLAGS) -> JobPlan:
-    """The plan that the flags describe.
-
-    Raises:
-      ValueError: a value or a combination that cannot work.
-    """
+    """The plan that the flags describe; a ValueError for a value or a combination that cannot work."""
     get: Get = lambda name: values[name].value
     require(bool(get("table")), "table", get("table"), f"one or more of {', '.join(TABLES)}, or all")
     for name, least in (("num_seeds", 0), ("max_width", 0), ("num_at_once", 1), ("level", -1)):

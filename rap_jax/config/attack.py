@@ -87,8 +87,7 @@ def free_attack(norm: Norm, epsilon: float) -> AttackConfig:
 class EvaluationConfig:
     """Everything that decides the numbers of an evaluation, but for the networks and the images."""
 
-    # Radius of the threat model, above 0, for images in [0, 1].
-    epsilon: float
+    epsilon: float  # radius of the threat model, above 0, for images in [0, 1]
     norm: Norm = "linf"
     split: EvaluatedSplit = setting("test", "Whose images are attacked.")
     num_images: int = setting(1000, "The first so many of them; 0 for all.")

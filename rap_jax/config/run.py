@@ -123,8 +123,7 @@ class TrainConfig:
     label_smoothing: float = setting(0.0, "Share of the target spread over all classes.")
     mixup_alpha: float = setting(0.0, "Images and labels are mixed in pairs, by a share from Beta(alpha, alpha); 0 for "
         "no mixup.")  # fmt: skip
-    # Updates on each batch in a row in free training, by `free_attack`; 0 in any other training.
-    free_replays: int = 0
+    free_replays: int = 0  # updates on each batch in a row in free training, by `free_attack`; else 0
     compute_dtype: Literal["float32", "bfloat16"] = setting("float32", "What the network computes in while it is "
         "trained; weights, loss and evaluation stay float32. bfloat16 pays on GPU and TPU; a CPU is slower with it."
     )  # fmt: skip
@@ -186,8 +185,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig(AttackConfig())  # with the attack on the training batch
     select_attack: AttackConfig = AttackConfig()  # on the validation split after each epoch, to choose the kept model
-    # The one whose result is reported.
-    report_attack: AttackConfig = AttackConfig()
+    report_attack: AttackConfig = AttackConfig()  # the one whose result is reported
     prune: PruneConfig = PruneConfig()
     pretrain: StageConfig = StageConfig()
     admm: StageConfig = StageConfig()

@@ -20,11 +20,6 @@ _LOCATIONS = ("data_dir", "raw_data_dir")
 def check_settings(job: Job, out: Path, config: JobConfig) -> None:
     """Refuses a finished job of other settings, other data or another network: a table must not mix them.
 
-    Args:
-      job: of a plan.
-      out: folder of the plan.
-      config: of the job, as the plan has it now.
-
     Raises:
       ValueError: its results have other settings, which are shown, or no settings, or they come from another network
         than that in the folder of the job that it needs.
@@ -52,8 +47,7 @@ def check_settings(job: Job, out: Path, config: JobConfig) -> None:
 def check_networks(jobs: Iterable[Job], out: Path) -> None:
     """Refuses a plan in which a job that is not done needs the network of a finished run that holds none.
 
-    Raises:
-      ValueError: so it is, as where results were copied without their networks; names them.
+    So it is where results were copied without their networks.
     """
     waiting = [job for job in jobs if job.results(out) is None]
     needs = {need.name: need for job in waiting for need in job.needs if need.results(out) is not None}
@@ -67,16 +61,7 @@ def check_networks(jobs: Iterable[Job], out: Path) -> None:
 
 
 def past_seconds(job: Job, config: JobConfig, folders: Iterable[Path]) -> float | None:
-    """The mean time of finished jobs with the same settings and any seed, in seconds; None if there is none.
-
-    Args:
-      job: of a plan.
-      config: of the job.
-      folders: of plans, whose finished jobs count.
-
-    Raises:
-      ValueError: a results.json there is damaged; names it.
-    """
+    """Mean seconds of finished jobs of the same settings and any seed in the folders of plans; None without any."""
     pattern = f"{job.folder.rpartition('_seed')[0]}_seed*/results.json"
     found = [read_results(path) for folder in folders for path in sorted(folder.glob(pattern))]
     wanted = _recipe(as_json(config))

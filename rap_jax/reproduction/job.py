@@ -36,21 +36,12 @@ class Job:
         return f"{_FOLDERS[self.module]}/{self.name}"
 
     def command(self, out: Path, extra: Iterable[str] = ()) -> list[str]:
-        """The command line that starts it or goes on with it.
-
-        Args:
-          out: folder of the plan.
-          extra: more flags, which win over its own.
-        """
+        """The command line that starts it or goes on with it; `extra` flags win over its own."""
         given = [f"--{flag}={','.join(str(out / job.folder) for job in jobs)}" for flag, jobs in self.inputs]
         return ["python", "-m", self.module, *self.flags, *extra, *given, f"--out_dir={out / self.folder}"]
 
     def results(self, out: Path) -> dict[str, Any] | None:
-        """The content of its results.json, or None if it is not done.
-
-        Raises:
-          ValueError: its results.json is damaged; names it.
-        """
+        """The content of its results.json, or None if it is not done; raises as `read_results` does."""
         path = out / self.folder / "results.json"
         return read_results(path) if path.exists() else None
 

@@ -95,16 +95,9 @@ def scale_of(
     mnist_flags: tuple[str, ...] = (),
     cifar10_flags: tuple[str, ...] = (),
 ) -> Scale:
-    """A scale, with what the user changes.
+    """The scale of that name in `SCALES`, with what the user changes; 0 keeps its seeds and the widths of its recipes.
 
-    Args:
-      name: of `SCALES`.
-      num_seeds: 0 for that of the scale.
-      max_width: of all networks; 0 for that of the recipe.
-      mnist_flags, cifar10_flags: on top of those of the recipes on that data set.
-
-    Raises:
-      ValueError: there is no such scale.
+    `mnist_flags` and `cifar10_flags` come after those of the recipes on that data set.
     """
     require_choice("scale", name, tuple(SCALES))
     scale = SCALES[name]

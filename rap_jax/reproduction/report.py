@@ -336,11 +336,9 @@ def code(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    return code(text) if isinstance(text, Code) else _spaced(text)
-
-
-def _spaced(text: str) -> str:
-    """Plain text that keeps a space at its ends, between pieces of a line."""
+    """Code, or plain text that keeps a space at its ends, between pieces of a line."""
+    if isinstance(text, Code):
+        return code(text)
     return f"{' ' * text.startswith(' ')}{plain(text)}{' ' * text.endswith(' ')}"
 
 

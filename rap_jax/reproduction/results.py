@@ -123,11 +123,7 @@ class TableResults(NamedTuple):
 
 
 def collect(table: Table, out: Path) -> TableResults:
-    """Reads the results of a table.
-
-    Args:
-      table: to be filled.
-      out: folder of the plan.
+    """Reads the results of a table from the folder of its plan.
 
     Raises:
       ValueError: a results.json is damaged or lacks what the table shows; names it.
@@ -228,12 +224,7 @@ class SettingDifference(NamedTuple):
 
 
 def setting_differences(found: TableResults, paper: Mapping[str, Mapping[str, Any]]) -> tuple[SettingDifference, ...]:
-    """The settings in which the finished jobs differ from the paper's.
-
-    Args:
-      found: the table.
-      paper: job name -> its config with the settings of the paper, as nested dicts.
-    """
+    """The settings in which the finished jobs differ from the `paper`'s: job name -> its config, as nested dicts."""
     values: dict[tuple[str, str], dict[str, None]] = {}
     for name, results in found.results.items():
         if name in paper:

@@ -226,14 +226,7 @@ TABLES = tuple(_TABLES)
 
 
 def build_table(name: str, scale: Scale) -> Table:
-    """A table at a scale.
-
-    Args:
-      name: of `TABLES`.
-
-    Raises:
-      ValueError: there is no such table.
-    """
+    """A table at a scale; the name is one of `TABLES`."""
     require_choice("table", name, TABLES)
     title, about, make = _TABLES[name]
     build = make(scale)

@@ -89,8 +89,7 @@ def run(
     start = make_start(config, dataset, model, mesh)
     specs = specs_from_config(config.prune, start.weights.params, output_layer=model.output_layer)
     plans = plan_stages(config, len(dataset.train.labels))
-    _check_penalty(config, specs)
-    _check_crop(config, model.input_shape)
+    _check(config, specs, model.input_shape)
     with open_run_folder(out_dir, identity(config, dataset, start)) as folder:
         if flags:
             folder.write("run.flags", flags)
@@ -109,15 +108,12 @@ def run(
     return results
 
 
-def _check_crop(config: RunConfig, input_shape: tuple[int, ...]) -> None:
-    padding, smaller = config.train.augment.crop_padding, min(input_shape[:2])
-    require(padding < smaller, "crop_padding", padding, f"fewer pixels than the smaller side of the images, {smaller}")
-
-
-def _check_penalty(config: RunConfig, specs: Specs) -> None:
-    """Refuses a penalty with nothing to pull."""
+def _check(config: RunConfig, specs: Specs, input_shape: tuple[int, ...]) -> None:
+    """Refuses a penalty with nothing to pull, and a crop that may show nothing of an image."""
     hint = "a ratio above 0 for some layer, or --admm_epochs=0"
     require(bool(specs) or config.admm.num_epochs == 0, "sparsity", config.prune.sparsity, hint)
+    padding, smaller = config.train.augment.crop_padding, min(input_shape[:2])
+    require(padding < smaller, "crop_padding", padding, f"fewer pixels than the smaller side of the images, {smaller}")
 
 
 def _train_and_test(

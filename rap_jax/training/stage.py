@@ -137,7 +137,7 @@ def train_stage(
         validation = _Validation(plan, context, reached.state.kept, progress.line)
         checkpoints = _Checkpoints(plan, context, manager, reached.seconds, validation)
         hooks = Hooks(
-            on_metrics=(_refuse_nan(plan, context.folder), _metrics_log(plan, context), _shown(progress)),
+            on_metrics=(_metrics_hook(plan, context, progress),),
             on_state=(log_residuals, validation, checkpoints),
         )
         steps = train_steps(train_step, reached.state.train, inputs, keys, plan, reached.step)
@@ -153,29 +153,22 @@ def stage_inputs(plan: StagePlan, context: StageContext, first: int) -> Iterator
     return train.batches(order, range(first, plan.num_steps))
 
 
-def _refuse_nan(plan: StagePlan, folder: RunFolder) -> MetricsHook:
-    def refuse(number: int, metrics: StepMetrics) -> None:
-        if all(math.isfinite(x) for x in (metrics.loss, metrics.gradient_norm, metrics.weight_norm)):
-            return
-        raise ValueError(
-            f"Loss is {metrics.loss}, gradient norm {metrics.gradient_norm} and weight norm {metrics.weight_norm} "
-            f"at step {number} of {plan.stage}; expected finite numbers. The last good checkpoint is kept in "
-            f"{folder.checkpoints(plan.stage)}. Try a smaller learning rate, or a smaller rho, in a new --out_dir."
-        )
+def _metrics_hook(plan: StagePlan, context: StageContext, progress: Progress) -> MetricsHook:
+    """Refuses NaN, logs every so many steps, and shows the progress."""
 
-    return refuse
-
-
-def _metrics_log(plan: StagePlan, context: StageContext) -> MetricsHook:
-    def log(number: int, metrics: StepMetrics) -> None:
+    def hook(number: int, metrics: StepMetrics) -> None:
+        if not all(math.isfinite(x) for x in (metrics.loss, metrics.gradient_norm, metrics.weight_norm)):
+            raise ValueError(
+                f"Loss is {metrics.loss}, gradient norm {metrics.gradient_norm} and weight norm {metrics.weight_norm} "
+                f"at step {number} of {plan.stage}; expected finite numbers. The last good checkpoint is kept in "
+                f"{context.folder.checkpoints(plan.stage)}. Try a smaller learning rate, or a smaller rho, in a new "
+                f"--out_dir."
+            )
         if number % context.output.log_every_steps == 0 or number == plan.num_steps:
             context.folder.log(_line(plan, "train", number) | jax.tree.map(float, metrics)._asdict())
+        progress.update(number, f"loss {metrics.loss:.3f}  accuracy {metrics.accuracy:.1%}")
 
-    return log
-
-
-def _shown(progress: Progress) -> MetricsHook:
-    return lambda number, metrics: progress.update(number, f"loss {metrics.loss:.3f}  accuracy {metrics.accuracy:.1%}")
+    return hook
 
 
 def _line(plan: StagePlan, kind: str, number: int) -> dict[str, Any]:
