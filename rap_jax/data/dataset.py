@@ -56,14 +56,7 @@ class Dataset:
 
 
 def make_split(images: np.ndarray, labels: np.ndarray) -> Split:
-    """Checks and joins images and labels.
-
-    Args:
-      images: uint8, [N, H, W, C].
-      labels: whole numbers of 0 or more, [N].
-
-    Returns:
-      A `Split` of contiguous arrays with int32 labels.
+    """Contiguous images, uint8 [N, H, W, C], and as int32 their labels, whole numbers of 0 or more, [N].
 
     Raises:
       ValueError: a shape or type is not as above, or the lengths differ.
