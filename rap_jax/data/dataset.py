@@ -94,7 +94,6 @@ def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     order of `train`.
 
     Args:
-      train: all the training data, [N, H, W, C] and [N].
       fraction: share to hold out, in (0, 1).
       seed: whole number of 0 or more for `numpy.random.default_rng`.
 

@@ -9,7 +9,6 @@ import hashlib
 import io
 import queue
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rap_jax._runtime.integrity import unreadable
+from rap_jax._runtime.integrity import make_writable, unreadable
 from rap_jax.data.builders import ArrayBuilder
 from rap_jax.data.dataset import Split, TrainTest, add_to_hash
 from rap_jax.data.streamed import CHUNK, StreamedImages
@@ -70,7 +69,11 @@ def prepare(builder_class: type[ArrayBuilder], data_dir: Path, raw_data_dir: str
       DownloadError: the network or the files in it are not there; found out within seconds.
       ValueError: `data_dir` cannot be written to, or a raw file is missing or damaged.
     """
-    _require_writable(data_dir)
+    try:
+        make_writable(data_dir)
+    except OSError as error:
+        message = f"data_dir {data_dir} cannot be written to ({error}); expected a folder of yours: --data_dir=FOLDER"
+        raise ValueError(message) from error
     # Printed and not logged: it takes up to a minute, and the command shows warnings only.
     print(f"Preparing {builder_class.name} in {data_dir}, once.", file=sys.stderr, flush=True)
     builder = builder_class(data_dir=data_dir, raw_data_dir=raw_data_dir)
@@ -131,16 +134,6 @@ def _read_split(builder: ArrayBuilder, name: str, digest: "hashlib._Hash", *, st
     labels = np.array(noted, np.int32)
     add_to_hash(digest, (labels,), labels.dtype, labels.shape)
     return Split(images if streamed else np.concatenate(read), labels)
-
-
-def _require_writable(data_dir: Path) -> None:
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=data_dir):
-            pass
-    except OSError as error:
-        message = f"data_dir {data_dir} cannot be written to ({error}); expected a folder of yours: --data_dir=FOLDER"
-        raise ValueError(message) from error
 
 
 def _download_and_prepare(builder: ArrayBuilder) -> None:
