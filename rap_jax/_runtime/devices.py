@@ -45,9 +45,7 @@ def choose_num_cpu_devices(batch_size: int, num_cores: int) -> int:
 def usable_cores(proc: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use: its affinity, and no more than its control groups grant; at least 1.
 
-    Args:
-      proc: the file that names the control groups of the process.
-      groups: where their settings are.
+    The file `proc` names the control groups of the process, whose settings are in `groups`.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([affinity, *_quotas(proc, groups)])))

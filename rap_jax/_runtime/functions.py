@@ -89,7 +89,7 @@ def on_any_batch(
             takes_any = size == sizes[0] and isinstance(other, int)
             return logits_fn if takes_any else in_batches(logits_fn, size), num_classes
     first = next(error for error in found if isinstance(error, Exception))
-    raise _refused(first, (sizes[0], *image_shape))
+    raise _refused(first, (sizes[0], *image_shape)) from first
 
 
 def _num_classes(logits_fn: LogitsFn, size: int, image_shape: tuple[int, ...], *draw: jax.Array) -> int | Exception:
@@ -106,12 +106,10 @@ def _refused(error: Exception, shape: tuple[int, ...]) -> ValueError:
     hint = next(hint for cause, hint in _HINTS.items() if re.search(cause, text))
     if isinstance(error, jax.errors.JAXTypeError):
         hint = "If it cannot be traced, call it by `jax.pure_callback`, and attack it with Square alone."
-    refused = ValueError(
+    return ValueError(
         f"logits_fn cannot be called with float32{list(shape)} ({text[:300]}); expected a JAX function of images "
         f"[N, H, W, C] that returns logits [N, K]. {hint}"
     )
-    refused.__cause__ = error
-    return refused
 
 
 Captured = list[jax.Array]

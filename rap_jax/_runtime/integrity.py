@@ -1,13 +1,5 @@
 """Files that are complete or absent, and checks that they still hold what was written.
 
-write_atomically             a file appears complete or not at all
-checksum                     sha256 of the values of a JSON object
-write_checked, read_checked  JSON objects with their checksum; changed ones are refused
-write_checksums              the sha256 of every file of a folder, as `sha256sum -c` reads it
-digest, layout               of a tree of arrays
-difference                   where two sets of settings differ
-is_damage, unreadable        the error for a file that cannot be read
-
 Only a message about a damaged file may say that the file has to be made again. A missing permission, full memory or a
 missing package leave the file intact.
 """
@@ -18,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +81,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def make_writable(folder: Path) -> None:
+    """Makes a folder; raises an OSError if no file can be made in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 @contextlib.contextmanager
 def naming_the_file(path: Path) -> Iterator[None]:
     """Adds the name of the file to an OSError, which that of a write lacks."""
@@ -98,7 +98,7 @@ def naming_the_file(path: Path) -> Iterator[None]:
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes files.sha256 into `folder`, a line for each other file."""
+    """Writes files.sha256 into `folder`, a line for each other file, as `sha256sum -c` reads it."""
     write_atomically(folder / CHECKSUMS, "\n".join(_checksums(folder)) + "\n")
 
 

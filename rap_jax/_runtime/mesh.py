@@ -126,10 +126,7 @@ def state_shardings(
     """The sharding of each array of a state: tree like `state`, whose leaves have a shape.
 
     An array of two axes or more is sharded along its longest axis that the `model` axis of the mesh divides, the last
-    of several; one that has none, and every other array, is not sharded.
-
-    Args:
-      unsharded: for an array that is not sharded; None for `first_device_sharding`.
+    of several; one that has none, and every other array, is `unsharded`, None for `first_device_sharding`.
     """
     otherwise = first_device_sharding(mesh) if unsharded is None else unsharded
     return jax.tree.map(lambda leaf: _model_sharding(leaf.shape, mesh, min_size) or otherwise, state)

@@ -78,10 +78,8 @@ def _time_limit(seconds: float, message: str) -> Iterator[None]:
 def require_same(settings: Mapping[str, Any]) -> None:
     """Refuses processes that were started with different settings; called by all, at the same point.
 
-    Their sums would be of different things: a wrong result, or one that waits for ever.
-
-    Args:
-      settings: what must be the same, nested; what JSON can hold.
+    Their sums would be of different things: a wrong result, or one that waits for ever. Settings are nested, and what
+    JSON can hold.
 
     Raises:
       ValueError: in every process, if one differs from process 0; there with the settings that do.
@@ -113,10 +111,9 @@ def is_first() -> bool:
 
 
 def from_first(function: Callable[[], T]) -> T:
-    """What `function` returns in process 0, in all of them; called by all, at the same point.
+    """What `function`, run by process 0 alone, returns, in all of them; called by all, at the same point.
 
-    Args:
-      function: run by process 0 alone; returns what JSON can hold.
+    It is what JSON can hold.
 
     Raises:
       ValueError, OSError: `function` raised one. The others raise a `ValueError` of the same words.
@@ -147,11 +144,7 @@ def first_before_others(function: Callable[[], T]) -> T:
     if num_processes() == 1:
         return function()
     mine: list[T] = []
-
-    def first() -> None:
-        mine.append(function())
-
-    from_first(first)
+    from_first(lambda: mine.append(function()))
     return mine[0] if is_first() else function()
 
 

@@ -3,7 +3,6 @@
 import io
 import sys
 import time
-from types import TracebackType
 from typing import Self, TextIO
 
 import tqdm
@@ -15,13 +14,10 @@ _NOWHERE = io.StringIO()  # of several processes one speaks
 
 
 class Progress:
-    """A context manager that counts up to `total`.
+    """A context manager that counts what `label` names up to `total`.
 
     Args:
-      label: what is counted, such as a stage's name.
-      total: the count at the end.
       start: the count to begin with, for a resumed stage; the time left is estimated from there.
-      unit: what one count is.
       stream: where it is written; a terminal gets a bar with the time left, anything else gets lines.
     """
 
@@ -29,19 +25,16 @@ class Progress:
         self._stream = stream or (sys.stderr if is_first() else _NOWHERE)
         self._label, self._total, self._start, self._unit = label, total, start, unit
         self._began = self._last_line = time.monotonic()
-        terminal = self._stream.isatty()
-        self._bar = (
-            tqdm.tqdm(desc=label, total=total, initial=start, unit=unit, file=self._stream, dynamic_ncols=True)
-            if terminal
-            else None
-        )
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm.tqdm(
+                desc=label, total=total, initial=start, unit=unit, file=self._stream, dynamic_ncols=True
+            )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
 

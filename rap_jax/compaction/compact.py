@@ -5,6 +5,8 @@
 
 It is a network of the same class: it can be attacked, trained, evaluated and compacted again."""
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -39,7 +41,7 @@ def compact(
 
     Args:
       model: of `create_model`.
-      params, batch_stats: its weights, after a cut.
+      params, batch_stats: after a cut.
       masks: False where a weight is held at zero; the result has the masks of the smaller network, for a retrain.
 
     Returns:
@@ -64,9 +66,7 @@ def compact(
 def _corrected(plan: CompactionPlan, small: Any) -> Any:
     """The weights with the constants of removed channels added to the biases of their readers."""
     for reader, correction in plan.bias_corrections.items():
-        layer = small
-        for name in reader.split("/"):
-            layer = layer[name]
+        layer = functools.reduce(operator.getitem, reader.split("/"), small)
         kept = correction[plan.kept[reader]] if reader in plan.kept else correction
         layer["bias"] = (layer["bias"] + kept).astype(layer["bias"].dtype)
     return small

@@ -9,6 +9,7 @@ the zeros; `compacted` has only the channels that affect the logits. Dense and p
 in it, so their memory is the same, and their times differ by chance alone.
 """
 
+import functools
 import gzip
 import io
 import statistics
@@ -44,20 +45,8 @@ class NetworkForm(NamedTuple):
     weights: Weights  # of that model, numpy arrays
 
 
-class FileSize(NamedTuple):
-    """Bytes of a file."""
-
-    plain: int
-    gzipped: int
-
-
 def forms_of(model: Model, weights: Weights) -> tuple[dict[str, NetworkForm], str]:
-    """The forms by name, and why there is no compacted one, '' if there is one.
-
-    Args:
-      model: of `create_model`.
-      weights: after the cut, arrays of any kind.
-    """
+    """The forms by name, of weights after the cut, and why there is no compacted one, '' if there is one."""
     weights = jax.tree.map(np.asarray, weights)
     # Both are one model, so that their program is compiled once.
     forms = {"dense": NetworkForm(model, _without_zeros(weights)), "pruned": NetworkForm(model, weights)}
@@ -65,16 +54,16 @@ def forms_of(model: Model, weights: Weights) -> tuple[dict[str, NetworkForm], st
         small = compact(model, *weights)
     except ValueError as error:  # nothing would be left of a layer
         return forms, str(error)
-    return forms | {"compacted": NetworkForm(small.model, Weights(small.params, small.batch_stats))}, ""
+    return forms | {"compacted": NetworkForm(small.model, small.weights)}, ""
 
 
-def file_size(weights: Weights) -> FileSize:
-    """Of the weights, with the statistics of BatchNorm, as float32 arrays in an `.npz` file."""
+def file_sizes(weights: Weights) -> tuple[int, int]:
+    """Bytes of an `.npz` file of the weights, with the statistics of BatchNorm, and of that file gzipped."""
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {path: np.asarray(leaf) for path, leaf in named_leaves(weights)}
     np.savez(buffer, **arrays)
     content = buffer.getvalue()
-    return FileSize(len(content), len(gzip.compress(content, compresslevel=6)))
+    return len(content), len(gzip.compress(content, compresslevel=6))
 
 
 def _without_zeros(weights: Weights) -> Weights:
@@ -102,8 +91,6 @@ def measure_cost(
     Args:
       model: of `create_model`, in the implementation whose time is of interest.
       weights: after the cut.
-      device: the one that is measured.
-      batch_sizes: images at a time.
       between: called between two parts of the work; may raise to stop it.
 
     Returns:
@@ -142,14 +129,14 @@ def multiply_adds_of(form: NetworkForm) -> MultiplyAdds:
 
 
 def _count(form: NetworkForm) -> dict[str, Any]:
-    multiply_adds, size = multiply_adds_of(form), file_size(form.weights)
+    multiply_adds, (file_bytes, gzipped_bytes) = multiply_adds_of(form), file_sizes(form.weights)
     return {
         "parameters": num_params(form.weights.params),
         "nonzero_parameters": sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(form.weights.params)),
         "multiply_adds": multiply_adds.all,
         "effective_multiply_adds": multiply_adds.effective,
-        "file_bytes": size.plain,
-        "gzipped_bytes": size.gzipped,
+        "file_bytes": file_bytes,
+        "gzipped_bytes": gzipped_bytes,
         "peak_bytes": {},
         "seconds": {},
     }
@@ -159,22 +146,17 @@ def _programs(
     forms: Mapping[str, NetworkForm], batch_size: int, device: jax.Device, between: Callable[[], None]
 ) -> tuple[dict[str, _Forward], dict[str, int | None]]:
     """The forms ready to run on random images, and the memory that each needs, in bytes."""
-    compiled: dict[int, Any] = {}
+    compiled: dict[Model, Any] = {}
     runs: dict[str, _Forward] = {}
-    for name, form in forms.items():
-        shape = (batch_size, *form.model.input_shape)
+    for name, (model, on_host) in forms.items():
+        shape = (batch_size, *model.input_shape)
         images = jax.device_put(np.random.default_rng(0).random(shape, np.float32), device)
-        weights = jax.device_put(form.weights, device)
-        if id(form.model) not in compiled:
+        weights = jax.device_put(on_host, device)
+        if model not in compiled:
             between()
-            compiled[id(form.model)] = _compile(form.model, weights, images)
-        program = compiled[id(form.model)]
-        runs[name] = lambda program=program, weights=weights, images=images: program(weights, images)  # type: ignore[misc]
-    return runs, {name: _peak_bytes(compiled[id(form.model)]) for name, form in forms.items()}
-
-
-def _compile(model: Model, weights: Weights, images: jax.Array) -> Any:
-    return jax.jit(model.logits).lower(weights, images).compile()
+            compiled[model] = jax.jit(model.logits).lower(weights, images).compile()
+        runs[name] = functools.partial(compiled[model], weights, images)
+    return runs, {name: _peak_bytes(compiled[form.model]) for name, form in forms.items()}
 
 
 def _peak_bytes(program: Any) -> int | None:
@@ -201,13 +183,19 @@ def _median_seconds(runs: Mapping[str, _Forward], between: Callable[[], None]) -
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-_COUNTS = {
-    "parameters": "Parameters",
-    "nonzero_parameters": "of these not zero",
-    "multiply_adds": "Multiply-adds of an image",
-    "effective_multiply_adds": "of these not with a zero",
-}
-_SIZES = {"file_bytes": "File, kB", "gzipped_bytes": "gzipped, kB"}
+# Title, key, unit and format of a row.
+_ROWS = (
+    ("Parameters", "parameters", 1, ",.0f"),
+    ("of these not zero", "nonzero_parameters", 1, ",.0f"),
+    ("Multiply-adds of an image", "multiply_adds", 1, ",.0f"),
+    ("of these not with a zero", "effective_multiply_adds", 1, ",.0f"),
+    ("File, kB", "file_bytes", 1e3, ",.1f"),
+    ("gzipped, kB", "gzipped_bytes", 1e3, ",.1f"),
+)
+_ROWS_OF_BATCH_SIZE = (
+    ("Memory at batch {}, MB", "peak_bytes", 1e6, ",.2f"),
+    ("Time at batch {}, ms", "seconds", 1e-3, ",.3f"),
+)
 _NOTES = (
     "Dense: the shapes of training, without a zero. Pruned: the same shapes, with the zeros. Compacted: without the "
     "filters and neurons that cannot affect the logits, the same function.",
@@ -219,11 +207,7 @@ _NOTES = (
 
 
 def cost_table(cost: dict[str, Any]) -> str:
-    """Markdown, with a note on what each line is.
-
-    Args:
-      cost: as `measure_cost` returns it.
-    """
+    """Markdown of what `measure_cost` returns, with a note on what each line is."""
     measured = f"Memory and time: {cost['device']}; all forms in turn, median. Other work on the machine counts too."
     notes = [*_NOTES, measured]
     if cost["refused"]:
@@ -233,23 +217,15 @@ def cost_table(cost: dict[str, Any]) -> str:
 
 
 def _rows(cost: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    for key, title in _COUNTS.items():
-        yield _row(cost, title, key, ",.0f")
-    for key, title in _SIZES.items():
-        yield _row(cost, title, key, ",.1f", unit=1e3)
-    for batch_size in cost["batch_sizes"]:
-        yield _row(cost, f"Memory at batch {batch_size}, MB", "peak_bytes", ",.2f", unit=1e6, batch_size=batch_size)
-    for batch_size in cost["batch_sizes"]:
-        yield _row(cost, f"Time at batch {batch_size}, ms", "seconds", ",.3f", unit=1e-3, batch_size=batch_size)
+    forms = [cost["forms"].get(form, {}) for form in FORMS]
+    for title, key, unit, number in _ROWS:
+        yield _row(title, [form.get(key) for form in forms], unit, number)
+    for title, key, unit, number in _ROWS_OF_BATCH_SIZE:
+        for size in cost["batch_sizes"]:
+            yield _row(title.format(size), [form.get(key, {}).get(str(size)) for form in forms], unit, number)
 
 
-def _row(
-    cost: dict[str, Any], title: str, key: str, number: str, *, unit: float = 1.0, batch_size: int | None = None
-) -> tuple[str, ...]:
-    values = []
-    for form in FORMS:
-        value = cost["forms"].get(form, {}).get(key)
-        values.append(value.get(str(batch_size)) if isinstance(value, dict) else value)
+def _row(title: str, values: list[float | None], unit: float, number: str) -> tuple[str, ...]:
     cells = ("-" if value is None else format(value / unit, number) for value in values)
     dense, _, compacted = values
     return (title, *cells, f"{compacted / dense:.3f}" if dense and compacted else "-")

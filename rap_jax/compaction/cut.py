@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from rap_jax.models import Model
 from rap_jax.models.model import Weights
 from rap_jax.models.wiring import Wiring
-from rap_jax.pruning.layers import leaves_by_name, path_name
+from rap_jax.pruning.layers import leaves_by_name, tree_by_name
 from rap_jax.pruning.masks import apply_masks
 from rap_jax.pruning.specs import Specs, masks_of
 
@@ -24,10 +24,7 @@ from rap_jax.pruning.specs import Specs, masks_of
 def mask_unwritten_batch_norms(wiring: Wiring, params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree:
     """The masks, False also at scale and shift of a BatchNorm behind a sum whose channel no filter writes any more.
 
-    Args:
-      wiring: see `Model.wiring`.
-      params: weights, before or after the cut.
-      masks: False where a weight is held at zero, bool tree like `params`.
+    Masks are False where a weight is held at zero, bool trees like `params`, which are those before or after the cut.
     """
     weights, keep = leaves_by_name(params), leaves_by_name(masks)
     written: dict[str, jax.Array] = {}
@@ -37,12 +34,7 @@ def mask_unwritten_batch_norms(wiring: Wiring, params: chex.ArrayTree, masks: ch
             alive = kernel.reshape(-1, kernel.shape[-1]).any(0)
             written[group] = written.get(group, jnp.zeros_like(alive)) | alive
     held = {f"{norm}/{leaf}": written[wiring.groups[norm]] for norm in wiring.norms for leaf in ("scale", "shift")}
-
-    def hold(path: tuple[object, ...], mask: jax.Array) -> jax.Array:
-        name = path_name(path)
-        return mask & held[name] if name in held else mask
-
-    return jax.tree_util.tree_map_with_path(hold, masks)
+    return tree_by_name(masks, keep | {name: keep[name] & alive for name, alive in held.items()})
 
 
 def masks_of_cut(specs: Specs, model: Model, params: chex.ArrayTree) -> chex.ArrayTree:

@@ -74,7 +74,8 @@ def _count(jaxpr: core.Jaxpr, consts: Sequence[_Value], inputs: Sequence[_Value]
 def _count_one(eqn: Any, inputs: list[_Value]) -> tuple[Sequence[_Value], MultiplyAdds]:
     name = eqn.primitive.name
     if name in _CALLS:
-        return _count_call(eqn, inputs)
+        inner = closed(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
+        return _count(inner.jaxpr, inner.consts, inputs)
     if all(value is not None for value in inputs):
         # A product of weights alone is work too, but the compiler or an export does it once for all images.
         found = eqn.primitive.bind(*inputs, **eqn.params)
@@ -88,11 +89,6 @@ def _count_one(eqn: Any, inputs: list[_Value]) -> tuple[Sequence[_Value], Multip
             f'matrix products alone: create the model with implementation="xla".'
         )
     return unknown, MultiplyAdds(0, 0)
-
-
-def _count_call(eqn: Any, inputs: list[_Value]) -> tuple[list[_Value], MultiplyAdds]:
-    inner = closed(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
-    return _count(inner.jaxpr, inner.consts, inputs)
 
 
 def _product(eqn: Any, inputs: list[_Value]) -> MultiplyAdds:

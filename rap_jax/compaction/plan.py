@@ -46,14 +46,15 @@ Leaves = Mapping[str, np.ndarray]  # by name, such as conv1/kernel
 Constants = Mapping[str, np.ndarray]  # by layer: the output without inputs, before the ReLU, float64 [outputs]
 
 
+def numpy_by_name(tree: chex.ArrayTree) -> dict[str, np.ndarray]:
+    """All leaves by name, as arrays on the host."""
+    return {name: np.asarray(leaf) for name, leaf in leaves_by_name(tree).items()}
+
+
 def inference_constants(leaves: Leaves, batch_stats: Leaves) -> Constants:
     """The output of each layer without inputs, before the ReLU, in evaluation mode: float64 [outputs].
 
     It follows from bias, scale, shift and statistics; a BatchNorm that stands alone gets zeros as its inputs.
-
-    Args:
-      leaves: params by name, such as `conv1/kernel`.
-      batch_stats: statistics by name, such as `conv1/mean`.
     """
     found = {}
     for layer, width in _widths(leaves).items():
@@ -126,20 +127,19 @@ def compaction_plan(
       ValueError: the wiring names a layer that `params` does not have, or whose inputs are not the outputs of the
         other; for inference: no output of a layer would be left; names it.
     """
-    leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_name(params).items()}
+    leaves = numpy_by_name(params)
     _check(wiring, leaves)
     if batch_stats is None:
         return _plan(wiring, leaves, _held_at_zero(leaves, masks), training_constants(leaves), for_inference=False)
-    constants = inference_constants(
-        leaves, {name: np.asarray(leaf) for name, leaf in leaves_by_name(batch_stats).items()}
-    )
+    constants = inference_constants(leaves, numpy_by_name(batch_stats))
     return _plan(wiring, leaves, {name: leaf == 0 for name, leaf in leaves.items()}, constants, for_inference=True)
 
 
 def _plan(
     wiring: Wiring, leaves: Leaves, zeros: Leaves, constants: Constants, *, for_inference: bool
 ) -> CompactionPlan:
-    plan = _nothing_removed(wiring, leaves)
+    kept = {layer: np.ones(_width(group, leaves), bool) for layer, group in wiring.groups.items()}
+    plan = CompactionPlan(wiring.readers, kept, norms=wiring.norms)
     while True:
         # The constants of removed inputs are part of the constant of their reader.
         total = {layer: constant + plan.bias_corrections.get(layer, 0.0) for layer, constant in constants.items()}
@@ -150,17 +150,13 @@ def _plan(
         vanished = [group for group, channels in kept.items() if not channels.any()]
         if vanished and for_inference:
             raise _vanished(wiring, vanished)
-        kept |= {group: _first(plan.kept[group]) for group in vanished}
+        first = lambda channels: np.arange(len(channels)) == channels.argmax()
+        kept |= {group: first(plan.kept[group]) for group in vanished}
         if all(np.array_equal(kept[group], plan.kept[group]) for group in kept):
             return plan
         plan = dataclasses.replace(plan, kept={layer: kept[group] for layer, group in wiring.groups.items()})
         if for_inference:
             plan = dataclasses.replace(plan, bias_corrections=_bias_corrections(wiring, plan, leaves, total))
-
-
-def _nothing_removed(wiring: Wiring, leaves: Leaves) -> CompactionPlan:
-    kept = {layer: np.ones(_width(group, leaves), bool) for layer, group in wiring.groups.items()}
-    return CompactionPlan(wiring.readers, kept, norms=wiring.norms)
 
 
 def _is_removable_constant(
@@ -250,10 +246,6 @@ def _vanished(wiring: Wiring, vanished: list[str]) -> ValueError:
         f"Nothing would be left of {layers}: all outputs are removed, or read by nobody; expected at least one of each "
         f"layer: prune less."
     )
-
-
-def _first(kept: np.ndarray) -> np.ndarray:
-    return np.arange(len(kept)) == kept.argmax()
 
 
 def _width(group: str, leaves: Leaves) -> int:

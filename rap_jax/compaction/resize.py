@@ -28,9 +28,7 @@ def shrink(plan: CompactionPlan, tree: chex.ArrayTree) -> chex.ArrayTree:
 def expand(plan: CompactionPlan, small: chex.ArrayTree, original: chex.ArrayTree) -> chex.ArrayTree:
     """The tree in its original shapes: the channels of `small` from there, the removed ones from `original`.
 
-    Args:
-      small: a tree as `shrink` returns it.
-      original: the tree that `small` was made from; the weights of a removed constant channel are zero there.
+    `shrink` has made `small` from `original`, where the weights of a removed constant channel are zero.
 
     Raises:
       ValueError: a leaf of `original` has not the shape of the network that the plan was made for.
@@ -62,6 +60,4 @@ def _index(plan: CompactionPlan, name: str, shape: tuple[int, ...]) -> Any:
         raise ValueError(
             f"{name} has shape {shape}; expected {len(outputs)} outputs and the inputs that the plan knows."
         )
-    if inputs is None:
-        return (..., np.flatnonzero(outputs))
-    return (..., np.flatnonzero(inputs).reshape(-1, 1), np.flatnonzero(outputs).reshape(1, -1))
+    return (..., *np.ix_(*([outputs] if inputs is None else [inputs, outputs])))

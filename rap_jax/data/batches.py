@@ -25,12 +25,8 @@ def augment(key: jax.Array, images: jax.Array, config: AugmentConfig) -> jax.Arr
     devices, and sharded alike.
 
     Args:
-      key: typed PRNG key.
-      images: any type in which 0 is black, [N, H, W, C].
+      images: any type in which 0 is black, [N, H, W, C]; those returned have the same shape and type.
       config: the changes to make. Without any, `images` itself is returned.
-
-    Returns:
-      The changed images, of the same shape and type.
 
     Raises:
       ValueError: `images` has another rank, or a crop could miss the whole image.
@@ -69,7 +65,7 @@ def make_batch(
 ) -> tuple[jax.Array, jax.Array]:
     """Gathers the examples of a batch, changes their images at random and mixes them, as `config` says.
 
-    A pure function of its arguments; without augmentation and mixup the key is not used.
+    Without augmentation and mixup the key is not used.
 
     Returns:
       Images float32 [N, H, W, C] in [0, 1], and targets: labels int32 [N], or mixed, float32 [N, K].
@@ -92,12 +88,8 @@ def mixup(
     share ~ Beta(alpha, alpha); x = share x_i + (1 - share) x_j, and the one-hot labels likewise; j runs through a
     random permutation of the batch.
 
-    Args:
-      images: float32 [N, H, W, C].
-      labels: int32 [N].
-
     Returns:
-      Mixed images, of the same shape, and mixed labels, float32 [N, num_classes].
+      Mixed images, float32 [N, H, W, C], and mixed labels, float32 [N, num_classes].
 
     Reference: Zhang et al., "mixup: Beyond Empirical Risk Minimization", https://arxiv.org/abs/1710.09412, and the
     authors' implementation, which draws one share per batch too.
@@ -111,29 +103,16 @@ def mixup(
 
 @functools.partial(jax.jit, static_argnames="num_examples")
 def epoch_order(key: jax.Array, epoch: jax.Array | int, num_examples: int) -> jax.Array:
-    """Shuffles the examples for one epoch.
+    """The order of the examples in one epoch, counted from 0: a permutation of 0..N-1, int32 [N].
 
-    A pure function of its arguments, so a run that was cut off needs no more than its step number to go on.
-
-    Args:
-      key: typed PRNG key of the run; the same for all epochs.
-      epoch: number of the epoch, from 0; may be traced.
-      num_examples: N.
-
-    Returns:
-      A permutation of 0..N-1, int32 [N].
+    A pure function of the key of the run and the epoch, so a run that was cut off needs no more than its step number
+    to go on.
     """
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples).astype(jnp.int32)
 
 
 def to_unit(images: jax.Array | np.ndarray) -> jax.Array:
-    """Scales bytes to the inputs that models and attacks take.
-
-    Args:
-      images: uint8 in 0..255, any shape.
-
-    Returns:
-      float32 in [0, 1], same shape; 0 and 255 become exactly 0 and 1.
+    """Scales bytes, uint8 of any shape, to what models and attacks take: float32 in [0, 1], both ends exact.
 
     Raises:
       ValueError: the type is another, as of images that have been scaled already.
@@ -143,14 +122,10 @@ def to_unit(images: jax.Array | np.ndarray) -> jax.Array:
 
 
 def padded_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Goes through all examples once, in order, in batches of one shape.
+    """Goes through all N examples once, in order, in batches of one size B.
 
     The last batch is filled up with example 0, marked as not valid, so that nothing is lost or counted twice and a
     jitted function is compiled once.
-
-    Args:
-      num_examples: N, 1 or more.
-      batch_size: B, 1 or more.
 
     Returns:
       Iterator over ceil(N / B) pairs of indices, int32 [B], and whether each of them counts, bool [B].

@@ -116,11 +116,7 @@ class RapMnist(ArrayBuilder):
     CLASS_NAMES = tuple("0123456789")
     FILES = tuple(RawFile(_MNIST_URL + name, sha256, digest_of_unpacked=True) for name, sha256 in _MNIST_SHA256.items())
     CONTENT_SHA256 = "ceda791d3e53beaf95f8e213c414aa4d975006504eff93f785d685ecea3e892c"
-
-    @staticmethod
-    def parse(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
-        """Returns the training and test data."""
-        return parse_idx_files(contents)
+    parse = staticmethod(parse_idx_files)
 
 
 _FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -141,16 +137,12 @@ class RapFashionMnist(ArrayBuilder):
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     )
     FILES = tuple(RawFile(_FASHION_MNIST_URL + name, sha256) for name, sha256 in _FASHION_MNIST_SHA256.items())
-
-    @staticmethod
-    def parse(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
-        """Returns the training and test data."""
-        return parse_idx_files(contents)
+    parse = staticmethod(parse_idx_files)
 
 
 _CIFAR10_ARCHIVE = RawFile(
-    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 )
 
 
@@ -214,14 +206,9 @@ class RapSvhn(ArrayBuilder):
 
 
 def parse_mat(data: bytes, name: str) -> Split:
-    """Parses one MATLAB file.
+    """Images, uint8 [N, H, W, 3], and labels, int32 in 0..9, [N], of a MATLAB file, which an error calls `name`.
 
-    Args:
-      data: holds `X`, uint8 [H, W, 3, N], and `y`, [N, 1], in which the label 10 stands for the digit 0.
-      name: what to call the data in an error.
-
-    Returns:
-      Images, uint8 [N, H, W, 3], and labels, int32 in 0..9, [N].
+    It holds `X`, uint8 [H, W, 3, N], and `y`, [N, 1], in which the label 10 stands for the digit 0.
 
     Raises:
       ValueError: a label is not in 1..10.

@@ -56,14 +56,7 @@ class Dataset:
 
 
 def make_split(images: np.ndarray, labels: np.ndarray) -> Split:
-    """Checks and joins images and labels.
-
-    Args:
-      images: uint8, [N, H, W, C].
-      labels: whole numbers of 0 or more, [N].
-
-    Returns:
-      A `Split` of contiguous arrays with int32 labels.
+    """Contiguous images, uint8 [N, H, W, C], and as int32 their labels, whole numbers of 0 or more, [N].
 
     Raises:
       ValueError: a shape or type is not as above, or the lengths differ.
@@ -101,7 +94,6 @@ def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     order of `train`.
 
     Args:
-      train: all the training data, [N, H, W, C] and [N].
       fraction: share to hold out, in (0, 1).
       seed: whole number of 0 or more for `numpy.random.default_rng`.
 

@@ -30,7 +30,7 @@ def folder_name(path: str) -> str:
 
 
 def load_image_folder(path: str, image_size: tuple[int, int] | None = None) -> TrainTest:
-    """Reads the images of a folder.
+    """Reads the images of a folder; `~` is expanded.
 
     Files with an ending in `SUFFIXES` count, in any case; hidden files and folders inside a class do not, and a warning
     says how many other files do not. Of a file of several images the first is read. Images are converted as
@@ -38,7 +38,6 @@ def load_image_folder(path: str, image_size: tuple[int, int] | None = None) -> T
     become the test split; a warning says so.
 
     Args:
-      path: of the folder; `~` is expanded.
       image_size: height and width to which images are resized, bilinearly; None if they have one size already.
 
     Returns:
@@ -53,16 +52,15 @@ def load_image_folder(path: str, image_size: tuple[int, int] | None = None) -> T
     moved = f". There is no folder {folder.absolute()}: if it was moved, --dataset=folder:PATH says where it is now"
     expected = f"folder:PATH, laid out as {_LAYOUT}{'' if folder.is_dir() else moved}"
     require(bool(path) and folder.is_dir(), "dataset", f"folder:{path}", expected)
-    parts = (folder / "train", folder / "test")
-    is_split = all(part.is_dir() for part in parts)
-    classes = [_find_classes(part) for part in (parts if is_split else (folder,))]
+    parts = _parts(folder)
+    classes = [_find_classes(part) for part in parts]
     _require_distinct([files[0].parent for part in classes for files in part.values()])
     names = tuple(classes[0])
     differing = sorted(set(names) ^ set(classes[-1]))
-    require(not differing, f"classes in only one of {parts[0]} and {parts[1]}", differing, "the same classes in both")
+    require(not differing, f"classes in only one of {parts[0]} and {parts[-1]}", differing, "the same classes in both")
     images = _read_images([file for part in classes for files in part.values() for file in files], image_size)
     labels = np.concatenate([np.repeat(np.arange(len(names)), _sizes(part)) for part in classes])
-    if not is_split:
+    if len(parts) == 1:
         return TrainTest(*_hold_out_test(folder, make_split(images, labels)), names)
     num_train = sum(_sizes(classes[0]))
     train, test = make_split(images[:num_train], labels[:num_train]), make_split(images[num_train:], labels[num_train:])
@@ -112,10 +110,14 @@ def require_outside(path: str, out_dir: Path) -> None:
       ValueError: so it is.
     """
     folder = Path(path).expanduser().resolve()
-    parts = [folder / "train", folder / "test"]
-    among = parts if all(part.is_dir() for part in parts) else [folder]
-    inside = any(out_dir.expanduser().resolve().is_relative_to(part) for part in among)
+    inside = any(out_dir.expanduser().resolve().is_relative_to(part) for part in _parts(folder))
     require(not inside, "out_dir", str(out_dir), f"a folder outside of the images in {folder}: give --out_dir")
+
+
+def _parts(folder: Path) -> tuple[Path, ...]:
+    """The folders of class folders: `train` and `test`, or the folder itself."""
+    parts = (folder / "train", folder / "test")
+    return parts if all(part.is_dir() for part in parts) else (folder,)
 
 
 def _find_classes(folder: Path) -> dict[str, list[Path]]:

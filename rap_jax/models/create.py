@@ -39,17 +39,12 @@ def create_model(
     """The network that `config` names.
 
     Args:
-        config: name, width and initialisation.
         input_shape: (height, width, channels) of one image.
-        num_classes: number of logits.
         implementation: how convolutions are computed: `auto`, `cpu` or `xla`; see `conv2d` and `conv_relu_pool`. The
             parameters and, up to rounding, the results do not depend on it.
         features: path of a layer -> its number of outputs, for layers that differ from the width, such as
             {"conv1": 4}; the inputs of the layers that read it follow.
         folded: without the statistics of BatchNorm, which are part of its neighbours then; see `compaction.fold`.
-
-    Returns:
-        The model as pure functions.
 
     Raises:
         ValueError: for an unknown network, initialisation or implementation (the message lists the known ones), a

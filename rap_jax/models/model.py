@@ -48,12 +48,6 @@ class Weights(NamedTuple):
     batch_stats: chex.ArrayTree  # running statistics of BatchNorm; {} without
 
 
-class InitFn(Protocol):
-    """Draws the weights from a typed PRNG key."""
-
-    def __call__(self, key: jax.Array) -> Weights: ...
-
-
 class ApplyFn(Protocol):
     """Computes `(logits, new_batch_stats)`: images [N, H, W, C] in [0, 1] -> logits [N, num_classes].
 
@@ -80,7 +74,7 @@ class Features(dict[str, int]):
 class Model:
     """A network as pure functions. Hashable: a static argument of `jax.jit`, or closed over."""
 
-    init: InitFn  # not jitted; `jax.jit(model.init, out_shardings=...)` places the weights
+    init: Callable[[jax.Array], Weights]  # from a PRNG key; `jax.jit(model.init, out_shardings=...)` places them
     apply: ApplyFn
     input_shape: tuple[int, int, int]  # (height, width, channels) of one image
     num_classes: int  # number of logits
@@ -113,17 +107,11 @@ def from_linen(
     output_layer: str,
     wiring: Wiring = _NO_WIRING,
 ) -> Model:
-    """Wraps a Linen module with `__call__(images, train)` as a `Model`.
+    """A Linen module as a `Model`. Its `apply` raises a `ValueError` for images of another shape, or of whole numbers.
 
     Args:
-        module: maps images [N, *input_shape] to logits [N, num_classes].
-        input_shape: (height, width, channels) of one image.
-        num_classes: number of logits, 2 or more.
-        output_layer: path of the layer that gives the logits.
-        wiring: layers whose outputs can be removed, and their readers.
-
-    Returns:
-        The model. Its `apply` raises a `ValueError` for images of another shape, or of whole numbers.
+        module: `__call__(images, train)` maps images [N, *input_shape] to logits [N, num_classes].
+        input_shape, num_classes, output_layer, wiring: see `Model`.
 
     Raises:
         ValueError: for a shape or a number of classes that no network can have.

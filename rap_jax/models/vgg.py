@@ -44,12 +44,10 @@ class Vgg16(Network):
             implementation=self.implementation,
             folded=self.folded,
         )
-        hidden = images
-        number = 0
+        hidden, names = images, iter(_LAYERS)
         for group in _GROUPS:
             for channels in group:
-                name = _LAYERS[number]
+                name = next(names)
                 hidden = nn.relu(conv(self.num_outputs(name, channels * self.width), name=name)(hidden, train))
-                number += 1
             hidden = max_pool(hidden)
         return Dense(self.num_classes, name=self.OUTPUT_LAYER)(hidden.mean((1, 2)))

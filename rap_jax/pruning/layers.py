@@ -104,9 +104,13 @@ def is_per_output(leaf: Any, outputs: tuple[int, ...]) -> bool:
     Args:
       outputs: [*stack, outputs]; without axes that count layers it is [outputs].
     """
+    return ends(leaf.shape, outputs) == outputs and math.prod(leaf.shape[len(outputs) - 1 : -1]) == 1
+
+
+def ends(shape: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of a shape that stand where `outputs`, [*stack, outputs], are expected."""
     stack = len(outputs) - 1
-    ends = leaf.shape[:stack] + leaf.shape[stack:][-1:]
-    return ends == outputs and math.prod(leaf.shape[stack:-1]) == 1
+    return shape[:stack] + shape[stack:][-1:]
 
 
 def leaves_of_outputs(owner: str, leaves: Mapping[str, Any], stack_axes: int = 0) -> list[str]:

@@ -16,6 +16,7 @@ import chex
 
 from rap_jax.pruning.layers import (
     arrays_by_name,
+    ends,
     is_kernel,
     is_per_output,
     is_weight,
@@ -49,12 +50,10 @@ def has_inputs(name: str, leaf: Any, outputs: tuple[int, ...]) -> bool:
 def kernels_of(scale: str, spec: Spec, leaves: Leaves) -> list[str]:
     """The weights whose outputs a scale selects: the kernel beside it, and those that its spec names."""
     layer, outputs = siblings(scale, leaves), outputs_of(scale, spec, leaves)
-    kernel, weights = (
-        sibling(scale, "kernel"),
-        [name for name, leaf in layer.items() if has_inputs(name, leaf, outputs)],
-    )
+    kernel = sibling(scale, "kernel")
+    weights = [name for name, leaf in layer.items() if has_inputs(name, leaf, outputs)]
     own = [kernel] if kernel in layer else weights if len(weights) == 1 else []
-    own = [name for name in own if _ends(leaves[name].shape, outputs) == outputs]
+    own = [name for name in own if ends(leaves[name].shape, outputs) == outputs]
     return own + [name for name in spec.belongs or () if name in leaves and is_weight(name, leaves[name])]
 
 
@@ -64,10 +63,8 @@ def specs_of_owners(specs: Specs, leaves: Leaves) -> dict[str, Spec]:
     for name, spec in specs.items():
         if isinstance(spec, BatchNormFilter):
             members = {name, *owned(name, spec, leaves)}
-            found |= {
-                kernel: dataclasses.replace(spec, belongs=members - {kernel})
-                for kernel in kernels_of(name, spec, leaves)
-            }
+            for kernel in kernels_of(name, spec, leaves):
+                found[kernel] = dataclasses.replace(spec, belongs=members - {kernel})
     return found
 
 
@@ -75,12 +72,6 @@ def outputs_of(name: str, spec: Spec | None, leaves: Leaves) -> tuple[int, ...]:
     """[*stack, outputs] of the weights `name`."""
     stack_axes = 0 if spec is None else spec.stack_axes or 0
     return tuple(leaves[name].shape[:stack_axes] + leaves[name].shape[-1:])
-
-
-def _ends(shape: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes of a shape that stand where `outputs`, [*stack, outputs], are expected."""
-    stack = len(outputs) - 1
-    return shape[:stack] + shape[stack:][-1:]
 
 
 def _with_names_of(specs: Specs, names: Collection[str]) -> dict[str, Spec]:
@@ -116,11 +107,7 @@ def _check_types(specs: Any) -> None:
 
 
 def check_specs(specs: Specs, leaves: Leaves, left_out: Collection[str] = ()) -> None:
-    """Refuses specs that mean no weights, or of which it is open what they mean.
-
-    Args:
-      leaves: all leaves by name, arrays or anything with a shape.
-      left_out: names that are hidden from this tree, see `layers.names_left_out`.
+    """Refuses specs that mean no weights, or of which it is open what they mean; `layers.names_left_out` are hidden.
 
     Raises:
       ValueError: names the spec, what is open, and what to write.
@@ -130,9 +117,8 @@ def check_specs(specs: Specs, leaves: Leaves, left_out: Collection[str] = ()) ->
         raise ValueError(
             f"Specs name {', '.join(unknown)}, but the weights are {', '.join(leaves)}; expected their paths as keys."
         )
-    twice = [
-        name for name, spec in specs.items() if isinstance(spec, BatchNormFilter) and sibling(name, "kernel") in specs
-    ]
+    scales = [name for name, spec in specs.items() if isinstance(spec, BatchNormFilter)]
+    twice = [name for name in scales if sibling(name, "kernel") in specs]
     if twice:
         raise ValueError(f"Specs name {', '.join(twice)} and the kernel beside; expected one spec to a layer.")
     sharing = {name: spec for name, spec in specs.items() if spec.budget == "global"}
@@ -153,7 +139,7 @@ def _check_named(name: str, spec: Spec, leaves: Leaves, left_out: Collection[str
     if unknown:
         raise ValueError(f"belongs of {name} names {', '.join(unknown)}; expected other leaves of {', '.join(leaves)}.")
     for leaf in [leaf for leaf in named if leaf in leaves]:
-        if _ends(leaves[leaf].shape, outputs) != outputs:
+        if ends(leaves[leaf].shape, outputs) != outputs:
             raise ValueError(
                 f"belongs of {name} names {leaf} of shape {leaves[leaf].shape}; expected {outputs[-1]} outputs on the "
                 f"last axis{f' and {outputs[:-1]} before all others' if outputs[:-1] else ''}."
@@ -243,17 +229,13 @@ def _is_of_stack(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
 
 
 def _check_elsewhere(name: str, spec: Spec, leaves: Leaves, left_out: Collection[str]) -> None:
+    found, hint = list[str](), ""
     if isinstance(spec, Filter):
-        found, hint = [*_could_belong(name, spec, leaves), *_wider(name, spec, leaves)], ""
-    elif (
-        isinstance(spec, BatchNormFilter) and not kernels_of(name, spec, leaves) and not _hides_siblings(name, left_out)
-    ):
-        outputs = outputs_of(name, spec, leaves)
+        found = [*_could_belong(name, spec, leaves), *_wider(name, spec, leaves)]
+    elif isinstance(spec, BatchNormFilter) and not (kernels_of(name, spec, leaves) or _hides_siblings(name, left_out)):
+        outputs, hint = outputs_of(name, spec, leaves), "no kernel lies beside the scale; "
         weights = [other for other, leaf in leaves.items() if has_inputs(other, leaf, outputs)]
         found = [other for other in weights if leaves[other].shape[-1:] == outputs[-1:]]
-        hint = "no kernel lies beside the scale; "
-    else:
-        return
     if found:
         raise ValueError(
             f"{name} with {type(spec).__name__}({spec.sparsity}): {hint}{', '.join(found)} could belong to its outputs "
@@ -271,13 +253,8 @@ def _could_belong(name: str, spec: Spec, leaves: Leaves) -> list[str]:
     layers: dict[str, dict[str, Any]] = {}
     for other, leaf in leaves.items():
         layers.setdefault(other.rpartition("/")[0], {})[other] = leaf
-    own = name.rpartition("/")[0]
-    lone = [
-        layer
-        for path, layer in layers.items()
-        if path == own
-        or (not any(has_inputs(*item, outputs) for item in layer.items()) and not _is_ours(layer, outputs))
-    ]
+    has_weights = lambda layer: any(has_inputs(other, leaf, outputs) for other, leaf in layer.items())
+    lone = [layer for layer in layers.values() if name in layer or not (has_weights(layer) or _is_ours(layer, outputs))]
     return [
         other
         for layer in lone
@@ -300,7 +277,7 @@ def _wider(name: str, spec: Spec, leaves: Leaves) -> list[str]:
     return [
         other
         for other, leaf in {**below, **siblings(name, leaves)}.items()
-        if has_inputs(other, leaf, outputs) and not is_kernel(other) and _ends(leaf.shape, outputs) == outputs
+        if has_inputs(other, leaf, outputs) and not is_kernel(other) and ends(leaf.shape, outputs) == outputs
     ]
 
 

@@ -36,6 +36,7 @@ from rap_jax._runtime.integrity import (
     digest,
     is_damage,
     layout,
+    make_writable,
     named_leaves,
     write_checksums,
 )
@@ -76,29 +77,21 @@ def open_checkpoints(
     logging.get_absl_logger().addFilter(_is_not_chatter)
     if read_only:
         options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
-        return ocp.CheckpointManager(path, options=options, item_names=("state", "meta"))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        message = f"The checkpoint folder {path} cannot be written to ({error.strerror}); give a folder that can be."
-        raise ValueError(message) from error
-    settings = {"cleanup_tmp_directories": True, "enable_async_checkpointing": False}
-    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, **settings)
+    else:
+        try:
+            make_writable(path)
+        except OSError as error:
+            problem = f"The checkpoint folder {path} cannot be written to ({error.strerror})"
+            raise ValueError(f"{problem}; give a folder that can be.") from error
+        settings = {"cleanup_tmp_directories": True, "enable_async_checkpointing": False}
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, **settings)
     return ocp.CheckpointManager(path, options=options, item_names=("state", "meta"))
 
 
 def abstract_like(tree: Any, sharding: Any) -> Any:
-    """Returns the template for `restore_latest`: `tree` (arrays, or what `jax.eval_shape` gives) with `sharding`.
-
-    Args:
-      sharding: one for all leaves, or a tree of them like `tree`.
-    """
-    like = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    if isinstance(sharding, jax.sharding.Sharding):
-        return jax.tree.map(lambda x: like(x, sharding), tree)
-    return jax.tree.map(like, tree, sharding)
+    """The template for `restore_latest`: arrays, or what `jax.eval_shape` gives, with a sharding or a tree of them."""
+    each = jax.tree.map(lambda _: sharding, tree) if isinstance(sharding, jax.sharding.Sharding) else sharding
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, each)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, Any]) -> bool:
@@ -108,7 +101,6 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
     replacing it would mean a moment without any good checkpoint. (A damaged step has been moved away by then.)
 
     Args:
-      manager: from `open_checkpoints`.
       step: a number that grows during the run; the highest one is restored first.
       state: pytree of arrays; typed PRNG keys, optax states and empty dicts come back as they were.
       meta: anything that JSON can hold; tuples come back as lists.
@@ -142,12 +134,10 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: dict[str, 
 def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> Restored | None:
     """Restores the newest checkpoint that is whole; a damaged one is reported, moved away and the one before used.
 
-    Args:
-      manager: from `open_checkpoints`.
-      abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings, see `abstract_like`.
+    None if there is none at all.
 
-    Returns:
-      The checkpoint, or None if there is none at all.
+    Args:
+      abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings, see `abstract_like`.
 
     Raises:
       DamagedError: every checkpoint is damaged; all stay where they are, so that a second start does not silently
@@ -161,7 +151,8 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> Resto
     for step in sorted(_steps(manager), reverse=True):
         reason, restored = _restore(manager, step, abstract_state)
         if restored is not None:
-            _move_away(manager, damaged)
+            from_first(lambda: _move_away(Path(manager.directory), damaged))
+            manager.reload()
             return restored
         logging.warning("Checkpoint %d in %s is damaged (%s).", step, manager.directory, reason)
         damaged.append(step)
@@ -236,13 +227,8 @@ def _refuse_if_whole(whole: bool, folder: Path, reason: str, saved_with: dict[st
     )
 
 
-def _move_away(manager: ocp.CheckpointManager, steps: list[int]) -> None:
+def _move_away(directory: Path, steps: list[int]) -> None:
     """Moves damaged steps to `damaged/`, so that their numbers are free again and nothing is lost."""
-    from_first(lambda: _move(Path(manager.directory), steps))
-    manager.reload()
-
-
-def _move(directory: Path, steps: list[int]) -> None:
     for step in steps:
         (directory / DAMAGED).mkdir(exist_ok=True)
         target = tempfile.mkdtemp(prefix=f"{step}-", dir=directory / DAMAGED)

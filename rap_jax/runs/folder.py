@@ -102,12 +102,11 @@ def _read_json(folder: Path, name: str, keys: tuple[str, ...] = ()) -> dict[str,
 
 
 def open_run_folder(path: Path, config: Mapping[str, Any]) -> RunFolder:
-    """Makes the folder, or opens it to go on, and locks it against a second run.
+    """Makes the folder and its parents, or opens it to go on, and locks it against a second run.
 
     Of several processes that compute as one the first has the lock and writes for all of them.
 
     Args:
-      path: the folder; its parents are made.
       config: everything that decides the numbers, as nested dicts for JSON; written to config.json.
 
     Raises:
@@ -131,16 +130,12 @@ def _open(path: Path, config: Mapping[str, Any]) -> RunFolder:
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise ValueError(
-            f"Run folder {path} is in use by another process; wait for it or choose another --out_dir."
-        ) from error
     except OSError as error:
         lock.close()
-        raise ValueError(
-            f"Run folder {path} cannot be locked ({error.strerror}); choose an --out_dir on another file system."
-        ) from error
+        reason = f"cannot be locked ({error.strerror}); choose an --out_dir on another file system."
+        if isinstance(error, BlockingIOError):
+            reason = "is in use by another process; wait for it or choose another --out_dir."
+        raise ValueError(f"Run folder {path} {reason}") from error
     folder = RunFolder(path, lock)
     try:
         _check_config(folder, json.loads(json.dumps(config)))

@@ -58,7 +58,6 @@ def load_network(
     """Reads the network of a finished run; changes nothing in its folder.
 
     Args:
-      run_dir: the run's folder.
       sharding: where its arrays shall lie; None for the first device.
       implementation: of its convolutions, see `create_model`.
 

@@ -20,7 +20,7 @@ from rap_jax._runtime.devices import usable_cores
 from rap_jax._runtime.integrity import read_checked, write_checked
 from rap_jax._runtime.interrupt import Interrupted
 from rap_jax.compaction import cost as measure_lib
-from rap_jax.compaction.cost import NetworkForm, cost_table, file_size, forms_of, measure_cost, multiply_adds_of
+from rap_jax.compaction.cost import NetworkForm, cost_table, file_sizes, forms_of, measure_cost, multiply_adds_of
 from rap_jax.compaction.multiply_adds import MultiplyAdds, count_multiply_adds
 from rap_jax.config import ModelConfig, OutputConfig
 from rap_jax.models import Model, create_model
@@ -103,14 +103,14 @@ def test_a_product_in_a_loop_is_refused() -> None:
 
 def test_bytes_are_those_of_a_file(tmp_path: Path) -> None:
     _, weights = network("lenet_mnist", 1, (28, 28, 1))
-    found = file_size(weights)
+    plain, gzipped = file_sizes(weights)
     path = tmp_path / "weights.npz"
     np.savez(path, **{f"params/{layer}/{name}": leaf for layer, leaves in weights.params.items()
                       for name, leaf in leaves.items()})  # fmt: skip
-    assert found.plain == path.stat().st_size == pytest.approx(4 * 13_514, rel=0.05)
+    assert plain == path.stat().st_size == pytest.approx(4 * 13_514, rel=0.05)
     weights.params["fc1"]["kernel"][:, :32] = 0
-    fewer = file_size(weights)
-    assert fewer.plain == found.plain and fewer.gzipped < 0.7 * found.gzipped < 0.7 * found.plain
+    plain_with_zeros, gzipped_with_zeros = file_sizes(weights)
+    assert plain_with_zeros == plain and gzipped_with_zeros < 0.7 * gzipped < 0.7 * plain
 
 
 def test_the_forms_are_the_network_with_all_its_weights_with_its_zeros_and_without() -> None:

@@ -152,7 +152,7 @@ def _image_gradient(
     # Zeros after the gradients, so that there is a cell for every pixel; fewer than none cuts gradients off.
     after = [-(-shape[axis] // stride) - gradient.shape[axis] - before + taps - 1 for axis in (1, 2)]
     cells = _correlate(gradient, phases, 1, ((before, after[0]), (before, after[1])))
-    return _from_cells(cells, stride)[:, : shape[1], : shape[2]]
+    return from_cells(cells, stride)[:, : shape[1], : shape[2]]
 
 
 def _split_phases(kernel: jax.Array, front: int, stride: int) -> jax.Array:
@@ -165,9 +165,9 @@ def _split_phases(kernel: jax.Array, front: int, stride: int) -> jax.Array:
     return phases.transpose(0, 2, 5, 1, 3, 4).reshape(taps, taps, features, stride * stride * channels)
 
 
-def _from_cells(cells: jax.Array, stride: int) -> jax.Array:
+def from_cells(cells: jax.Array, side: int) -> jax.Array:
     """[N, h, w, s s C] -> [N, s h, s w, C]: the channels of a cell become its s x s pixels."""
-    batch, height, width, channels = cells.shape
-    channels //= stride * stride
-    pixels = cells.reshape(batch, height, width, stride, stride, channels).transpose(0, 1, 3, 2, 4, 5)
-    return pixels.reshape(batch, stride * height, stride * width, channels)
+    batch, rows, columns, channels = cells.shape
+    channels //= side * side
+    pixels = cells.reshape(batch, rows, columns, side, side, channels).transpose(0, 1, 3, 2, 4, 5)
+    return pixels.reshape(batch, side * rows, side * columns, channels)

@@ -4,7 +4,7 @@
     kernel = kernel_init(key, (5, 5, 1, 8))             # HWIO; dense kernels are [in, out]
 
 In the authors' code a name sets the kernels of the CONVOLUTIONS only. Dense kernels and all biases keep PyTorch's own
-start, uniform(+-1/sqrt(fan_in)): `dense_kernel_initializer` and `bias_initializer`.
+start, uniform(+-1/sqrt(fan_in)): the name `pytorch`, and `bias_initializer`.
 
 fan_in = k k C_in, fan_out = k k C_out; bounds and standard deviations are those of `torch.nn.init` called with its
 defaults, which is how the authors call it:
@@ -70,11 +70,6 @@ def kernel_initializer(name: str, *, default: str = "pytorch") -> Initializer:
     """
     require(name in INITIALIZERS, "initializer", name, f"one of {', '.join(INITIALIZERS)}")
     return _KERNEL_INITIALIZERS[default if name == "default" else name]
-
-
-def dense_kernel_initializer() -> Initializer:
-    """PyTorch's start of a layer's weights, U(-a, a) with a = 1/sqrt(fan_in)."""
-    return _KERNEL_INITIALIZERS["pytorch"]
 
 
 def bias_initializer(fan_in: int) -> Initializer:

@@ -1,9 +1,5 @@
 """Layers with a kernel: convolution, convolution with BatchNorm, and dense.
 
-    layer = Conv(features=8, kernel_size=3, kernel_init=init, padding=1)
-    params        {"kernel": [3, 3, C, 8]}, and "bias": [8] if it is asked for
-    outputs = conv2d(images, kernel, stride=2, padding=1)                   # [N, H, W, C] -> [N, H', W', 8]
-
     layer = ConvNorm(features=8, kernel_size=3, kernel_init=init, padding=1)
     params        {"kernel": [3, 3, C, 8], "scale": [8], "shift": [8]}, and "bias": [8] if it is asked for
     batch_stats   {"mean": [8], "var": [8]}
@@ -24,7 +20,7 @@ from flax import linen as nn
 from rap_jax.config import require
 from rap_jax.models.layers.batch_norm import BatchNorm
 from rap_jax.models.layers.convolution import Implementation, cpu_conv, use_cpu_form, xla_conv
-from rap_jax.models.layers.initializers import Initializer, bias_initializer, dense_kernel_initializer
+from rap_jax.models.layers.initializers import Initializer, bias_initializer, kernel_initializer
 
 
 class Conv(nn.Module):
@@ -130,6 +126,6 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         fan_in = inputs.shape[-1]
-        kernel = self.param("kernel", dense_kernel_initializer(), (fan_in, self.features), jnp.float32)
+        kernel = self.param("kernel", kernel_initializer("pytorch"), (fan_in, self.features), jnp.float32)
         bias = self.param("bias", bias_initializer(fan_in), (self.features,), jnp.float32)
         return jnp.dot(inputs, kernel) + bias.reshape(1, -1)

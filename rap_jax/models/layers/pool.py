@@ -32,13 +32,15 @@ exact on paper (a region of equal non-zero pixels) differently in the two implem
 `max_pool` is four strided slices: the gradient of `lax.reduce_window` is slow on XLA:CPU. NaN wins, as in PyTorch.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
 from rap_jax.config import require
-from rap_jax.models.layers.convolution import Implementation, use_cpu_form, xla_conv
+from rap_jax.models.layers.convolution import Implementation, from_cells, use_cpu_form, xla_conv
 from rap_jax.models.layers.initializers import Initializer, bias_initializer, kernel_initializer
 from rap_jax.models.layers.linear import conv2d
 
@@ -59,10 +61,9 @@ class ConvReluPool(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        fan_in = self.kernel_size * self.kernel_size * images.shape[-1]
         shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = self.param("bias", bias_initializer(fan_in), (self.features,), jnp.float32)
+        bias = self.param("bias", bias_initializer(math.prod(shape[:3])), (self.features,), jnp.float32)
         return conv_relu_pool(images, kernel, bias, implementation=self.implementation)
 
 
@@ -92,7 +93,7 @@ def conv_relu_pool(
     if not use_cpu_form(implementation) or not even:
         return _relu_with_bias(_pool_by_xla(images, kernel), bias)
     if kernel.shape[2] >= _MANY_CHANNELS and kernel.shape[3] >= _MANY_FEATURES:
-        return _relu_with_bias(_pool_by_windows(images, kernel), bias)
+        return _relu_with_bias(max_pool(conv2d(images, kernel, padding=size // 2, implementation="cpu")), bias)
     return _by_cells(images, kernel, bias)
 
 
@@ -106,17 +107,13 @@ def _pool_by_xla(images: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.reduce_window(scores, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
-def _pool_by_windows(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    return max_pool(conv2d(images, kernel, padding=kernel.shape[0] // 2, implementation="cpu"))
-
-
 def _by_cells(images: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     size, _, channels, features = kernel.shape
     fits = (size - 1) % 4 == 0 and images.shape[1] % 4 == 0 and images.shape[2] % 4 == 0
     side = 4 if channels == 1 and features < _VECTOR_SIZE and fits else 2
     scores = lax.dot_general(_patches(images, size, side), _patch_matrix(kernel, side), (((3,), (0,)), ((), ())))
     pooled = _first_max(scores.reshape(*scores.shape[:3], 4, scores.shape[3] // 4))
-    return _from_cells(_relu_with_bias(pooled, jnp.tile(bias, (side // 2) ** 2)), side // 2, features)
+    return from_cells(_relu_with_bias(pooled, jnp.tile(bias, (side // 2) ** 2)), side // 2)
 
 
 def _patches(images: jax.Array, size: int, side: int) -> jax.Array:
@@ -136,13 +133,6 @@ def _to_cells(images: jax.Array, side: int) -> jax.Array:
     batch, height, width, channels = images.shape
     cells = images.reshape(batch, height // side, side, width // side, side, channels).transpose(0, 1, 3, 2, 4, 5)
     return cells.reshape(batch, height // side, width // side, side * side * channels)
-
-
-def _from_cells(cells: jax.Array, side: int, channels: int) -> jax.Array:
-    """The inverse of `_to_cells`."""
-    batch, rows, columns, _ = cells.shape
-    pixels = cells.reshape(batch, rows, columns, side, side, channels).transpose(0, 1, 3, 2, 4, 5)
-    return pixels.reshape(batch, rows * side, columns * side, channels)
 
 
 def _patch_matrix(kernel: jax.Array, side: int) -> jax.Array:
