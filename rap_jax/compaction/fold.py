@@ -7,35 +7,39 @@ bias; one that stands alone (WideResNet has them behind sums) keeps them as its 
 up to rounding; what is left can be trained on, without normalisation.
 """
 
-import functools
-
 import chex
 import numpy as np
-from flax import traverse_util
 
 from rap_jax.compaction.compact import CompactNetwork
-from rap_jax.compaction.plan import inference_norm, numpy_by_name
+from rap_jax.compaction.plan import inference_norm
 from rap_jax.models import Model
+from rap_jax.pruning.layers import leaves_by_name
 
 
 def fold_batch_norm(
     model: Model, params: chex.ArrayTree, batch_stats: chex.ArrayTree, masks: chex.ArrayTree | None = None
 ) -> CompactNetwork:
-    """The same network, of `create_model`, without statistics; of the masks those of kernels and biases stay.
+    """The same network without statistics.
+
+    Args:
+      model: of `create_model`.
+      params, batch_stats: its weights.
+      masks: bool tree like `params`; those of kernels and biases stay.
 
     Raises:
       ValueError: the model cannot be made again.
     """
     folded = model.replace(folded=True)
-    leaves, statistics = numpy_by_name(params), numpy_by_name(batch_stats)
+    leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_name(params).items()}
+    statistics = {name: np.asarray(leaf) for name, leaf in leaves_by_name(batch_stats).items()}
     for layer in dict.fromkeys(name.rpartition("/")[0] for name in statistics):
         factor, offset = inference_norm(layer, leaves, statistics)
         found = _folded(layer, leaves, factor, offset)
         for name in ("scale", "shift"):
             del leaves[f"{layer}/{name}"]
         leaves |= {f"{layer}/{name}": leaf.astype(np.float32) for name, leaf in found.items()}
-    tree = functools.partial(traverse_util.unflatten_dict, sep="/")
-    return CompactNetwork(folded, tree(leaves), {}, None if masks is None else tree(_masks(leaves, masks)))
+    kept = None if masks is None else _masks(leaves, masks)
+    return CompactNetwork(folded, _tree(leaves), {}, None if kept is None else _tree(kept))
 
 
 def _folded(layer: str, leaves: dict[str, np.ndarray], factor: np.ndarray, offset: np.ndarray) -> dict[str, np.ndarray]:
@@ -48,6 +52,18 @@ def _folded(layer: str, leaves: dict[str, np.ndarray], factor: np.ndarray, offse
 
 def _masks(leaves: dict[str, np.ndarray], masks: chex.ArrayTree) -> dict[str, np.ndarray]:
     """A new bias is held at zero where the shift was, which is with its filter."""
-    before = numpy_by_name(masks)
+    before = {name: np.asarray(keep) for name, keep in leaves_by_name(masks).items()}
     shifts = {name.removesuffix("shift") + "bias": keep for name, keep in before.items() if name.endswith("/shift")}
     return {name: before[name] if name in before else shifts[name] for name in leaves}
+
+
+def _tree(leaves: dict[str, np.ndarray]) -> dict[str, chex.ArrayTree]:
+    """Nested dicts of leaves by name."""
+    tree: dict[str, chex.ArrayTree] = {}
+    for name, leaf in leaves.items():
+        *layers, last = name.split("/")
+        branch = tree
+        for layer in layers:
+            branch = branch.setdefault(layer, {})
+        branch[last] = leaf
+    return tree
