@@ -43,8 +43,10 @@ def test_only_a_long_test_of_the_default_tier_fails(pytester: pytest.Pytester, m
     pytester.makepyfile(SOURCE)
     with monkeypatch.context() as patch:  # not for this test itself
         patch.setattr(guard, "SECONDS", 0.2)
-        result = pytester.runpytest_inprocess("-p", "guard")
-    result.assert_outcomes(passed=5, failed=1)
+        result = pytester.runpytest_inprocess("-p", "guard", "-m", guard.DEFAULT_TIER)
+        later = pytester.runpytest_inprocess("-p", "guard", "-m", "")
+    result.assert_outcomes(passed=3, failed=1, deselected=2)
+    later.assert_outcomes(passed=6)
     result.stdout.re_match_lines(
         [r".*::test_long took 0\.\d seconds; expected at most 0\.2 in the default tier\. Make it cheaper, or mark it.*"]
     )
