@@ -28,6 +28,10 @@ class Finding(NamedTuple):
     text: str  # what it means and what to do
 
 
+def _finding_if(holds: bool | np.bool, name: str, text: str) -> list[Finding]:
+    return [Finding(name, text)] if holds else []
+
+
 _NEARLY_ALL = 0.95
 # Rounding changes logits by far less than this share of the largest.
 _SAME_LOGITS = 1e-3
@@ -37,42 +41,34 @@ _FEW_IMAGES = 8
 def check_images(images: np.ndarray) -> list[Finding]:
     """Pixels outside [0, 1], or that are no numbers."""
     least, most = float(images.min()), float(images.max())
-    if least >= 0 and most <= 1:
-        return []
-    return [
-        Finding(
-            "range of the images",
-            f"Pixels go from {least:.4g} to {most:.4g}; expected [0, 1], which every attack here stays inside. Scale "
-            f"the images to [0, 1] and put any normalisation into the network.",
-        )
-    ]
+    return _finding_if(
+        not (least >= 0 and most <= 1),
+        "range of the images",
+        f"Pixels go from {least:.4g} to {most:.4g}; expected [0, 1], which every attack here stays inside. Scale "
+        f"the images to [0, 1] and put any normalisation into the network.",
+    )
 
 
 def check_probabilities(logits: np.ndarray) -> list[Finding]:
     """Outputs that are probabilities: softmax rounds the gradient of a confident answer to zero."""
-    if not (logits.min() > -1e-5 and logits.max() < 1 + 1e-5 and np.allclose(logits.sum(-1), 1, atol=1e-5)):
-        return []
-    return [
-        Finding(
-            "probabilities",
-            "The outputs lie in [0, 1] and sum to 1: they are probabilities, whose gradients vanish where the network "
-            "is sure, so attacks look weaker than they are. Return the logits, before the softmax.",
-        )
-    ]
+    are_probabilities = logits.min() > -1e-5 and logits.max() < 1 + 1e-5 and np.allclose(logits.sum(-1), 1, atol=1e-5)
+    return _finding_if(
+        are_probabilities,
+        "probabilities",
+        "The outputs lie in [0, 1] and sum to 1: they are probabilities, whose gradients vanish where the network "
+        "is sure, so attacks look weaker than they are. Return the logits, before the softmax.",
+    )
 
 
 def check_randomized(logits_fn: LogitsFn, images: np.ndarray, logits: np.ndarray) -> list[Finding]:
     """Another answer to the same images."""
     change = _largest_change(np.asarray(logits_fn(images)), logits)
-    if change <= _SAME_LOGITS:
-        return []
-    return [
-        Finding(
-            "randomised",
-            f"The same images get other logits the second time (by {change:.2g} of their size). An attack that works "
-            f"once may fail at the next draw. Use version rand (--auto_attack=rand) with a function of images and key.",
-        )
-    ]
+    return _finding_if(
+        not change <= _SAME_LOGITS,
+        "randomised",
+        f"The same images get other logits the second time (by {change:.2g} of their size). An attack that works "
+        f"once may fail at the next draw. Use version rand (--auto_attack=rand) with a function of images and key.",
+    )
 
 
 def check_neighbours(logits_fn: LogitsFn, images: np.ndarray, logits: np.ndarray) -> list[Finding]:
@@ -81,16 +77,13 @@ def check_neighbours(logits_fn: LogitsFn, images: np.ndarray, logits: np.ndarray
     others[len(images) // 2 :] = 0
     half = slice(0, max(1, len(images) // 2))
     change = _largest_change(np.asarray(logits_fn(others))[half], logits[half])
-    if len(images) == 1 or change <= _SAME_LOGITS:
-        return []
-    return [
-        Finding(
-            "depends on the batch",
-            f"An image gets other logits when its neighbours in the batch change (by {change:.2g} of their size): "
-            f"BatchNorm is in training mode, or something else mixes the batch. Evaluate the network in evaluation "
-            f"mode, apply(params, batch_stats, images, train=False).",
-        )
-    ]
+    return _finding_if(
+        len(images) > 1 and not change <= _SAME_LOGITS,
+        "depends on the batch",
+        f"An image gets other logits when its neighbours in the batch change (by {change:.2g} of their size): "
+        f"BatchNorm is in training mode, or something else mixes the batch. Evaluate the network in evaluation "
+        f"mode, apply(params, batch_stats, images, train=False).",
+    )
 
 
 def check_alone(logits_fn: LogitsFn, images: np.ndarray) -> list[Finding]:
@@ -106,16 +99,13 @@ def check_collapse(predicted: np.ndarray, labels: np.ndarray) -> list[Finding]:
     """One class for everything, which is robust and worthless."""
     largest = int(predicted.argmax())
     true_share = float((labels == largest).mean())
-    if predicted[largest] < _NEARLY_ALL or true_share >= _NEARLY_ALL:
-        return []
-    return [
-        Finding(
-            "collapsed",
-            f"{predicted[largest]:.1%} of the clean images are called class {largest}, which is the right answer to "
-            f"{true_share:.1%}: the network has collapsed to one class. Its robust accuracy says nothing. Train with a "
-            f"radius that rises slowly, a smaller learning rate or more width.",
-        )
-    ]
+    return _finding_if(
+        predicted[largest] >= _NEARLY_ALL > true_share,
+        "collapsed",
+        f"{predicted[largest]:.1%} of the clean images are called class {largest}, which is the right answer to "
+        f"{true_share:.1%}: the network has collapsed to one class. Its robust accuracy says nothing. Train with a "
+        f"radius that rises slowly, a smaller learning rate or more width.",
+    )
 
 
 def _largest_change(now: np.ndarray, before: np.ndarray) -> float:
@@ -128,29 +118,24 @@ _FEW, _ODD = 0.01, 0.02
 
 def check_gradients(zero_gradients: float) -> list[Finding]:
     """Gradients that are zero: an attack cannot follow them."""
-    if zero_gradients <= _FEW:
-        return []
-    return [
-        Finding(
-            "zero gradients",
-            f"At {zero_gradients:.1%} of the right images the gradient of the cross-entropy is exactly zero, so "
-            f"attacks that follow it do not move. If outputs are saturated, APGD-DLR and FAB still find a way; if an "
-            f"operation has no gradient (rounding, argmax, stop_gradient), only Square and transferred images do. "
-            f"Take it out of the network, or replace its gradient, and evaluate again.",
-        )
-    ]
+    return _finding_if(
+        zero_gradients > _FEW,
+        "zero gradients",
+        f"At {zero_gradients:.1%} of the right images the gradient of the cross-entropy is exactly zero, so "
+        f"attacks that follow it do not move. If outputs are saturated, APGD-DLR and FAB still find a way; if an "
+        f"operation has no gradient (rounding, argmax, stop_gradient), only Square and transferred images do. "
+        f"Take it out of the network, or replace its gradient, and evaluate again.",
+    )
 
 
-def without_gradient(reason: str) -> list[Finding]:
+def without_gradient(reason: str) -> Finding:
     """A network that has no gradient, for this `reason`."""
-    return [
-        Finding(
-            "no gradient",
-            f"The network has no gradient ({reason}), so nothing could be looked for that shows in gradients, and no "
-            f"attack can follow them. Square and transferred images alone are a weak evaluation: the true robust "
-            f"accuracy is likely lower. Write the network in JAX, or give it a gradient by `jax.custom_vjp`.",
-        )
-    ]
+    return Finding(
+        "no gradient",
+        f"The network has no gradient ({reason}), so nothing could be looked for that shows in gradients, and no "
+        f"attack can follow them. Square and transferred images alone are a weak evaluation: the true robust "
+        f"accuracy is likely lower. Write the network in JAX, or give it a gradient by `jax.custom_vjp`.",
+    )
 
 
 def check_one_step(
@@ -166,30 +151,24 @@ def check_one_step(
     step_size = jnp.float32(threat_model.epsilon)
     one_step = float(still_right(logits_fn, num_steps=1)(images, labels, threat_model, step_size, key).mean())
     many_steps = next(point.accuracy for point in sweep if point.epsilon == threat_model.epsilon)
-    if one_step >= many_steps - _ODD:
-        return []
-    return [
-        Finding(
-            "one step beats many",
-            f"One step leaves {one_step:.1%} of the images right, {NUM_STEPS} steps leave {many_steps:.1%}: the "
-            f"gradients are masked, and PGD is not to be trusted. Go by AutoAttack, and raise steps and restarts.",
-        )
-    ]
+    return _finding_if(
+        one_step < many_steps - _ODD,
+        "one step beats many",
+        f"One step leaves {one_step:.1%} of the images right, {NUM_STEPS} steps leave {many_steps:.1%}: the "
+        f"gradients are masked, and PGD is not to be trusted. Go by AutoAttack, and raise steps and restarts.",
+    )
 
 
 def check_sweep(sweep: list[SweepPoint]) -> list[Finding]:
     """An attack that may change everything and does not break everything."""
     last = sweep[-1]
-    if last.accuracy <= _FEW:
-        return []
-    return [
-        Finding(
-            "unbroken at any radius",
-            f"With a radius of {last.epsilon:.3g}, at which every image can be turned into any other, PGD still leaves "
-            f"{last.accuracy:.1%} of the images right; expected 0%. The attack cannot find its way: the gradients are "
-            f"masked, or the network answers with one class.",
-        )
-    ]
+    return _finding_if(
+        last.accuracy > _FEW,
+        "unbroken at any radius",
+        f"With a radius of {last.epsilon:.3g}, at which every image can be turned into any other, PGD still leaves "
+        f"{last.accuracy:.1%} of the images right; expected 0%. The attack cannot find its way: the gradients are "
+        f"masked, or the network answers with one class.",
+    )
 
 
 def share_without_gradient(logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, right: np.ndarray) -> float:
@@ -248,7 +227,7 @@ def diagnose(
     ]
     no_gradient = trace(logits_fn, images).no_gradient
     if no_gradient:
-        findings += without_gradient(no_gradient)
+        findings.append(without_gradient(no_gradient))
         return Diagnosis(findings, [SweepPoint(0.0, float(right.mean()))], 1.0, predicted)
     zero = share_without_gradient(logits_fn, images, labels, right)
     sweep = epsilon_sweep(logits_fn, images, labels, threat_model=threat_model, key=key, on_radius=on_radius)
@@ -260,8 +239,8 @@ def diagnose(
     return Diagnosis(findings, sweep, zero, predicted)
 
 
-# The share that the official implementation warns at.
-_SQUARE_SHARE = 0.002
+# The share of images missed that the official implementation of AutoAttack warns at, for Square.
+_MISSED_SHARE = 0.002
 
 
 def check_square(robust_after: dict[str, float], num_images: int) -> list[Finding]:
@@ -276,17 +255,14 @@ def check_square(robust_after: dict[str, float], num_images: int) -> list[Findin
         return []
     before = robust_after[names[names.index("square") - 1]]
     lost = before - robust_after["square"]
-    if lost <= _SQUARE_SHARE:
-        return []
-    return [
-        Finding(
-            "Square beats the gradients",
-            f"Square, which uses no gradients, broke {round(lost * num_images)} of the {round(before * num_images)} "
-            f"images that the attacks before it, which do, had left ({lost:.2%} of all): the more there are, the more "
-            f"the gradients mislead. The true robust accuracy is likely lower; try version plus, more queries and "
-            f"restarts of Square, or an attack written for this network.",
-        )
-    ]
+    return _finding_if(
+        lost > _MISSED_SHARE,
+        "Square beats the gradients",
+        f"Square, which uses no gradients, broke {round(lost * num_images)} of the {round(before * num_images)} "
+        f"images that the attacks before it, which do, had left ({lost:.2%} of all): the more there are, the more "
+        f"the gradients mislead. The true robust accuracy is likely lower; try version plus, more queries and "
+        f"restarts of Square, or an attack written for this network.",
+    )
 
 
 def check_left_out(version: str, num_classes: int) -> list[Finding]:
@@ -301,10 +277,6 @@ def check_left_out(version: str, num_classes: int) -> list[Finding]:
     return [Finding("few classes", text)]
 
 
-# As for Square: the share that the official implementation of AutoAttack warns at.
-_MISSED_SHARE = 0.002
-
-
 def check_data(run: dict[str, Any] | None, about: dict[str, Any]) -> list[Finding]:
     """Other data than the network was trained on, or validation images that it may have been trained on.
 
@@ -316,25 +288,20 @@ def check_data(run: dict[str, Any] | None, about: dict[str, Any]) -> list[Findin
         return []
     trained = run["data"]
     if trained["sha256"] != about["sha256"]:
-        return [
-            Finding(
-                "other data",
-                f"The network was trained on {trained['name']} ({_short(trained)}) and is attacked on {about['name']} "
-                f"({_short(about)}): the numbers are not those of that run, and it may have been trained on some of "
-                f"these images, if one data set is made of the other.",
-            )
-        ]
+        was, now = (f"{data['name']} (sha256 {data['sha256'][:12]})" for data in (trained, about))
+        text = (
+            f"The network was trained on {was} and is attacked on {now}: the numbers are not those of that run, and it "
+            f"may have been trained on some of these images, if one data set is made of the other."
+        )
+        return [Finding("other data", text)]
     split = ("validation_fraction", "validation_seed")
-    if about["split"] == "validation" and any(trained[key] != about[key] for key in split):
-        return [
-            Finding(
-                "seen in training",
-                "Another part of the training images is held out here than when the network was trained, so it may "
-                "have been trained on the images that it is attacked on. Give the run's --validation_fraction and "
-                "--validation_seed, or leave them out.",
-            )
-        ]
-    return []
+    return _finding_if(
+        about["split"] == "validation" and any(trained[key] != about[key] for key in split),
+        "seen in training",
+        "Another part of the training images is held out here than when the network was trained, so it may have been "
+        "trained on the images that it is attacked on. Give the run's --validation_fraction and --validation_seed, or "
+        "leave them out.",
+    )
 
 
 def check_confirmed(name: str, claimed: np.ndarray, broken: np.ndarray) -> list[Finding]:
@@ -345,16 +312,13 @@ def check_confirmed(name: str, claimed: np.ndarray, broken: np.ndarray) -> list[
       claimed, broken: before and after, bool [N].
     """
     lost = int((claimed & ~broken).sum())
-    if not lost:
-        return []
-    return [
-        Finding(
-            "not confirmed",
-            f"{lost} of the {int(claimed.sum())} images of {name} were misclassified when they were found and are not "
-            f"when predicted once more; they are not counted. A few lie so near to the boundary that rounding decides; "
-            f"many mean that the network does not give the same answer twice.",
-        )
-    ]
+    return _finding_if(
+        lost > 0,
+        "not confirmed",
+        f"{lost} of the {int(claimed.sum())} images of {name} were misclassified when they were found and are not "
+        f"when predicted once more; they are not counted. A few lie so near to the boundary that rounding decides; "
+        f"many mean that the network does not give the same answer twice.",
+    )
 
 
 def check_worst_case(auto_attack: dict[str, Any] | None, robust: np.ndarray) -> list[Finding]:
@@ -367,17 +331,10 @@ def check_worst_case(auto_attack: dict[str, Any] | None, robust: np.ndarray) -> 
     if auto_attack is None:
         return []
     missed = auto_attack["robust_accuracy"] - float(robust.mean())
-    if missed <= _MISSED_SHARE:
-        return []
-    return [
-        Finding(
-            "AutoAttack was not the strongest",
-            f"PGD and transferred images broke {round(missed * len(robust))} more images than {auto_attack['name']} "
-            f"({missed:.2%} of all), which hardly happens unless gradients are masked. Go by the worst case of all, "
-            f"try version plus, and write an attack for this network.",
-        )
-    ]
-
-
-def _short(data: dict[str, Any]) -> str:
-    return f"sha256 {data['sha256'][:12]}"
+    return _finding_if(
+        missed > _MISSED_SHARE,
+        "AutoAttack was not the strongest",
+        f"PGD and transferred images broke {round(missed * len(robust))} more images than {auto_attack['name']} "
+        f"({missed:.2%} of all), which hardly happens unless gradients are masked. Go by the worst case of all, "
+        f"try version plus, and write an attack for this network.",
+    )
