@@ -166,7 +166,7 @@ def _descend(
     """Minimises the objective from the images on; its end has the nearest misclassified x up to now."""
 
     def objective(w: jax.Array) -> tuple[jax.Array, tuple[_Nearest, jax.Array]]:
-        x = _to_images(w)
+        x = (jnp.tanh(w) + 1) / 2
         squared = jnp.sum(jnp.square(x - images), range(1, images.ndim))
         shortfall = shortfall_fn(x)
         total = jnp.sum(squared + c * jnp.maximum(shortfall, 0))
@@ -180,7 +180,7 @@ def _descend(
         valid = state.valid & is_number & ~has_nan(gradient)
         return _Descent(state.w + updates, adam_state, state.found | now.broken, _nearer(state.nearest, now), valid)
 
-    w = _from_images(images)
+    w = jnp.arctanh((2 * images - 1) * _INSIDE)
     none = jnp.zeros(len(images), bool)
     return lax.fori_loop(0, num_steps, step, _Descent(w, adam.init(w), none, nearest, ~none))
 
@@ -189,14 +189,6 @@ def _nearer(before: _Nearest, now: _Nearest) -> _Nearest:
     """`now` where it is misclassified and nearer than all before."""
     new = now.broken & (now.distance < before.distance)
     return _Nearest(*(where(new, chosen, other) for chosen, other in zip(now, before, strict=True)))
-
-
-def _from_images(images: jax.Array) -> jax.Array:
-    return jnp.arctanh((2 * images - 1) * _INSIDE)
-
-
-def _to_images(w: jax.Array) -> jax.Array:
-    return (jnp.tanh(w) + 1) / 2
 
 
 def _check_positive(**sizes: float) -> None:

@@ -40,10 +40,8 @@ def window_sides(norm: str, height: int, width: int, initial_share: float) -> np
 class Tiling(NamedTuple):
     """The grid of patterns that an L2 attack begins with."""
 
-    # Of a tile, and in front of the first one, in pixels.
-    side: int
-    margin: int
-    # Of tiles.
+    side: int  # of a tile, in pixels
+    margin: int  # in front of the first tile, in pixels
     rows: int
     columns: int
 
@@ -159,11 +157,6 @@ def _window(corner: jax.Array, sides: jax.Array, height: int, width: int) -> jax
     return rows[:, :, None] & columns[:, None]
 
 
-def _linf_grid(height: int, width: int) -> tuple[int, int]:
-    del height  # a stripe goes from top to bottom
-    return 1, width
-
-
 def _linf_first(images: jax.Array, draws: FirstDraws, epsilon: jax.Array | float) -> jax.Array:
     return jnp.clip(images + epsilon * draws.signs.astype(images.dtype), 0, 1)
 
@@ -174,10 +167,6 @@ def _linf_next(
     """The window goes to one end of the ball: what adding 2 epsilon to `best` and clipping to the ball comes to."""
     end = jnp.clip(images + epsilon * draws.signs[:, None, None].astype(images.dtype), 0, 1)
     return jnp.where(_window(draws.corner, sides, *images.shape[1:3])[..., None], end, best)
-
-
-def _l2_grid(height: int, width: int) -> tuple[int, int]:
-    return tiling(height, width)[2:]
 
 
 def _l2_first(images: jax.Array, draws: FirstDraws, epsilon: jax.Array | float) -> jax.Array:
@@ -244,6 +233,7 @@ def _at_distance(images: jax.Array, delta: jax.Array, epsilon: jax.Array | float
 
 
 CANDIDATES: dict[str, Candidates] = {
-    "linf": Candidates(_linf_grid, _linf_first, _linf_next),
-    "l2": Candidates(_l2_grid, _l2_first, _l2_next),
+    # A stripe goes from top to bottom.
+    "linf": Candidates(lambda height, width: (1, width), _linf_first, _linf_next),
+    "l2": Candidates(lambda height, width: tiling(height, width)[2:], _l2_first, _l2_next),
 }

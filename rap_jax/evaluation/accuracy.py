@@ -49,12 +49,9 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-AttackBatch = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
 def robust_examples(
     examples: np.ndarray,
-    attack_batch: AttackBatch,
+    attack_batch: Callable[[np.ndarray, np.ndarray], np.ndarray],
     *,
     num_restarts: int,
     batch_size: int,
@@ -83,18 +80,14 @@ def robust_examples(
     waiting = np.stack([examples, np.zeros_like(examples)])  # examples, restarts
     while waiting.shape[1]:
         batch, waiting = waiting[:, :batch_size], waiting[:, batch_size:]
-        correct = attack_batch(*_filled_up(batch, batch_size))[: batch.shape[1]]
+        gaps = batch_size - batch.shape[1]  # one shape for all batches, so that an attack is compiled once
+        correct = attack_batch(*np.pad(batch, ((0, 0), (0, gaps)), mode="edge"))[: batch.shape[1]]
         further = batch[:, correct] + np.array([[0], [1]], batch.dtype)
         survived = further[1] == num_restarts
         robust.append(further[0, survived])
         waiting = np.concatenate([waiting, further[:, ~survived]], axis=1)
         on_batch(int((num_restarts - waiting[1]).sum()))
     return examples[np.isin(examples, np.concatenate([examples[:0], *robust]))]
-
-
-def _filled_up(batch: np.ndarray, batch_size: int) -> np.ndarray:
-    """[2, batch_size]: one shape for all batches, so that an attack is compiled once."""
-    return np.pad(batch, ((0, 0), (0, batch_size - batch.shape[1])), mode="edge")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,6 @@ Valid means finite logits and a perturbation inside the ball and the pixel range
 the device that has it, and sums nothing up: no device waits for another (see `rap_jax._runtime.mesh`). The result for
 an image does not depend on its batch or device, but for rounding: its random start follows from the key, its number in
 the split and the restart alone.
-
-    predict_correct                what logits say of images: every evaluation asks it
-    on_each_device                 compiles a function of examples for a mesh
-    clean_program, attack_program  of a network of this package, clean and under PGD
-    SplitPredictor                 the two on a split that lies on the devices
 """
 
 from collections.abc import Callable

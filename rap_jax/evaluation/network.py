@@ -100,11 +100,7 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def about_age(metadata: dict[str, Any]) -> str:
-    """For how long a file of `jax.export` can be read, by which JAX this one was written, and what to do.
-
-    Args:
-      metadata: of the file, as `launch.export` writes them; {} where there are none.
-    """
+    """For how long a file of `jax.export` with these metadata can be read, by which JAX it was written, what to do."""
     written = f"JAX {_version(metadata)}" if _version(metadata) else "an unknown version of JAX"
     return (
         f"It was written by {written}, here is JAX {jax.__version__}: JAX reads such files for six months. Read it "
@@ -203,13 +199,7 @@ def open_network(checkpoint: str, *, implementation: Implementation = "auto") ->
 
 
 def check_fit(network: AttackedNetwork, image_shape: tuple[int, ...], num_classes: int, *, randomized: bool) -> None:
-    """Refuses a network that does not fit the data, before anything is computed.
-
-    Args:
-      network: to be checked; one whose shapes are not known is traced.
-      image_shape: (H, W, C) of the data.
-      num_classes: of the data.
-      randomized: whether the network takes a key.
+    """Refuses a network that does not fit data with images (H, W, C), before anything is computed.
 
     Raises:
       ValueError: it takes other images, gives other than [N, num_classes], or is no JAX function of images.

@@ -93,7 +93,8 @@ class Predictor:
         draw = (key,) if randomized else ()
         own = own_mesh(trace(network.logits_fn, _some(sample.images, network.batch_size or 1), *draw).jaxpr)
         mesh = mesh if own is None else own
-        self.batch_size = _batch_size(batch_size or network.batch_size * mesh.size, len(sample.labels), mesh)
+        wanted = batch_size or mesh.size * (network.batch_size or _IMAGES_PER_DEVICE)
+        self.batch_size = math.ceil(min(wanted, len(sample.labels)) / mesh.size) * mesh.size
         self.threat_model, self._key = threat_model, key
         batch = _some(sample.images, self.batch_size if own is not None else self.batch_size // mesh.size)
         self.programs = Programs(
@@ -125,8 +126,3 @@ class Predictor:
 
 def _some(images: np.ndarray, number: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((number, *images.shape[1:]), np.float32)
-
-
-def _batch_size(wanted: int, num_examples: int, mesh: Mesh) -> int:
-    size = min(wanted or mesh.size * _IMAGES_PER_DEVICE, num_examples)
-    return math.ceil(size / mesh.size) * mesh.size

@@ -56,15 +56,10 @@ def transfer(
     key: jax.Array,
     on_restart: Callable[[int], None] = lambda done: None,
 ) -> Transferred:
-    """Attacks every image of the sample on `source` and shows what comes out to `target`.
+    """Attacks every image of the sample on `source` by PGD on the cross-entropy and shows the ends to `target`.
 
-    It is the last step of each restart that is shown, whether or not it breaks the source.
-
-    Args:
-      source, target: networks on the same sample.
-      attack: PGD on the cross-entropy; every restart counts.
-      key: typed PRNG key.
-      on_restart: called with the number of restarts done after each of them.
+    The last step of each restart is shown, whether or not it breaks the source. `on_restart` is called with the number
+    of restarts done after each of them.
     """
     one_start = Pgd(source.threat_model, attack.step_size, num_steps=attack.num_steps)
     programs = source.programs.of_attack(one_start, key)

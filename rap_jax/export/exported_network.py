@@ -10,7 +10,6 @@ run.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -69,36 +68,20 @@ def open_exported_network(run_dir: str | Path, *, compact: bool = True, fold: bo
     return ExportedNetwork(
         name=folder.resolve().name,
         config=saved.config,
-        model=rebuild(saved.config, saved.model.input_shape, saved.model.num_classes, features, folded=folded),
+        model=create_model(
+            saved.config,
+            input_shape=saved.model.input_shape,
+            num_classes=saved.model.num_classes,
+            implementation="xla",  # runs on every device
+            features=features,
+            folded=folded,
+        ),
         weights=small,
         features=features,
         folded=folded,
         run_weights=weights,
         results=saved.results,
         folder=folder,
-    )
-
-
-def rebuild(
-    config: ModelConfig,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    features: Mapping[str, int] = MappingProxyType({}),
-    *,
-    folded: bool = False,
-) -> Model:
-    """The model of an exported network, computed by XLA's own operations, for every device.
-
-    Raises:
-      ValueError: a network that cannot be, see `create_model`.
-    """
-    return create_model(
-        config,
-        input_shape=input_shape,
-        num_classes=num_classes,
-        implementation="xla",
-        features=features,
-        folded=folded,
     )
 
 
@@ -113,13 +96,7 @@ def _smaller(model: Model, weights: Weights, *, compact: bool, fold: bool) -> tu
 
 
 def describe(exported: ExportedNetwork, file_format: str, command: str = "") -> dict[str, Any]:
-    """The metadata of a file.
-
-    Args:
-      exported: the network in it.
-      file_format: one of `files.FORMATS`.
-      command: that wrote it.
-    """
+    """The metadata of a file of one of FORMATS, which `command` writes."""
     return {
         "schema": SCHEMA,
         "format": file_format,

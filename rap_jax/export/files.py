@@ -24,7 +24,7 @@ from rap_jax.export.npz import npz_bytes, read_npz
 from rap_jax.export.onnx.file import onnx_model, open_reference, open_session, with_checksum
 from rap_jax.export.open_file import OpenFile
 from rap_jax.export.safetensors import safetensors_bytes
-from rap_jax.export.stablehlo import metadata_path, read_metadata, stablehlo_bytes, write_metadata
+from rap_jax.export.stablehlo import metadata_path, read_metadata, stablehlo_bytes
 
 _TITLES = {"stablehlo": "StableHLO", "onnx": "ONNX", "npz": "npz", "safetensors": "safetensors"}
 _HINTS = {
@@ -65,13 +65,9 @@ def write_file(exported: ExportedNetwork, file_format: str, path: Path, command:
 def write_and_compare(
     exported: ExportedNetwork, file_format: str, path: Path, command: str = ""
 ) -> tuple[Path, float | None]:
-    """Writes the network, and beside a StableHLO file its metadata; reads it back and compares the logits.
+    """Writes the network to a file of one of FORMATS, and beside a StableHLO file its metadata; compares the logits.
 
-    Args:
-      exported: the network.
-      file_format: one of FORMATS.
-      path: the file; its folder is made.
-      command: that asks for it, for the metadata.
+    The folder of the file is made. `command`, for the metadata, is what asks for the file.
 
     Returns:
       The path; how far the logits of the file are from those of the network, on random images, or None for safetensors,
@@ -89,7 +85,8 @@ def write_and_compare(
     content = _content(exported, file_format, metadata)
     try:
         if file_format == "stablehlo":
-            write_metadata(path, metadata | {FILE_SHA256: hashlib.sha256(content).hexdigest()})
+            about = metadata | {FILE_SHA256: hashlib.sha256(content).hexdigest()}
+            write_atomically(metadata_path(path), json.dumps(about, indent=2) + "\n")
         write_atomically(path, content)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
@@ -175,11 +172,7 @@ def _open_npz(path: Path) -> OpenFile:
 def about_network(exported: ExportedNetwork, file_format: str, path: Path, difference: float | None) -> Iterator[str]:
     """Lines for the terminal: the size of the file, the accuracy of its network, and how to load it.
 
-    Args:
-      exported: the network.
-      file_format: of the file.
-      path: the file.
-      difference: of its logits from those of the network; None if they were not compared.
+    `difference` is that of its logits from those of the network; None if they were not compared.
     """
     yield f"{path}: {_TITLES[file_format]}, {path.stat().st_size:,} bytes"
     yield f"  {_size(exported)}"

@@ -25,8 +25,7 @@ import numpy as np
 
 from rap_jax._runtime.integrity import named_leaves
 from rap_jax.config import ModelConfig
-from rap_jax.export.exported_network import rebuild
-from rap_jax.models import Model
+from rap_jax.models import Model, create_model
 from rap_jax.models.model import Weights
 
 _METADATA = "metadata"
@@ -74,11 +73,12 @@ def _by_name(weights: Weights) -> dict[str, np.ndarray]:
 
 def _model(network: Mapping[str, Any]) -> Model:
     height, width, channels = network["input_shape"]
-    return rebuild(
+    return create_model(
         ModelConfig(*(network[name] for name in ModelConfig.__dataclass_fields__)),
-        (height, width, channels),
-        network["num_classes"],
-        network["features"],
+        input_shape=(height, width, channels),
+        num_classes=network["num_classes"],
+        implementation="xla",
+        features=network["features"],
         folded=network["folded"],
     )
 

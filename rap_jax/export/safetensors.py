@@ -29,25 +29,10 @@ _VGG_GROUPS = (2, 2, 3, 3, 3)  # convolutions between two poolings
 
 
 class ModuleNames(NamedTuple):
-    """ModuleNames of the PyTorch modules of a layer."""
+    """Names of the PyTorch modules of a layer."""
 
     kernel: str | None  # of the convolution or dense layer, None for a BatchNorm that stands alone
     norm: str | None = None  # of the BatchNorm, None where there is none
-
-
-def pytorch_names(network: str, layer: str) -> ModuleNames:
-    """The names of a layer, such as `group1_block0/conv1`, of a network of `create_model`.
-
-    Raises:
-      ValueError: the network has no names in PyTorch yet.
-    """
-    if network not in _NAMES:
-        raise ValueError(f"model is {network!r}, whose names in PyTorch are not known; expected {', '.join(_NAMES)}.")
-    return _NAMES[network](layer)
-
-
-def _lenet(layer: str) -> ModuleNames:
-    return ModuleNames(layer)
 
 
 def _vgg(layer: str) -> ModuleNames:
@@ -81,9 +66,10 @@ def _within(prefix: str, names: ModuleNames) -> ModuleNames:
     return ModuleNames(*(None if name is None else prefix + name for name in names))
 
 
+# Of each network of `create_model`: a layer, such as `group1_block0/conv1` -> its names.
 _NAMES: Mapping[str, Callable[[str], ModuleNames]] = {
-    "lenet_mnist": _lenet,
-    "lenet_cifar": _lenet,
+    "lenet_mnist": ModuleNames,
+    "lenet_cifar": ModuleNames,
     "vgg16": _vgg,
     "resnet18": _resnet,
     "wide_resnet28": _wide_resnet,
@@ -96,10 +82,12 @@ def state_dict(network: str, weights: Weights) -> dict[str, np.ndarray]:
     Raises:
       ValueError: the network has no names in PyTorch.
     """
+    if network not in _NAMES:
+        raise ValueError(f"model is {network!r}, whose names in PyTorch are not known; expected {', '.join(_NAMES)}.")
     layers = _layers(weights)
     found: dict[str, np.ndarray] = {}
     for layer, leaves in layers.items():
-        names = pytorch_names(network, layer)
+        names = _NAMES[network](layer)
         if names.kernel is not None:
             producer = _FLATTENED.get(network, {}).get(layer)
             channels = layers[producer]["kernel"].shape[-1] if producer else 1

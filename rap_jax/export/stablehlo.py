@@ -3,7 +3,6 @@
 It is loaded with jax and flatbuffers alone, and it can be attacked as it is: `launch.evaluate --checkpoint=FILE`. What
 cannot lie in the file lies beside it, in FILE.json."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from jax import export
 
-from rap_jax._runtime.integrity import read_object, write_atomically
+from rap_jax._runtime.integrity import read_object
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -27,11 +26,6 @@ def stablehlo_bytes(logits_fn: Callable[[jax.Array], jax.Array], input_shape: tu
 def metadata_path(path: Path) -> Path:
     """Where the metadata of a file lie."""
     return path.with_name(f"{path.name}.json")
-
-
-def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
-    """Writes FILE.json beside FILE."""
-    write_atomically(metadata_path(path), json.dumps(metadata, indent=2) + "\n")
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

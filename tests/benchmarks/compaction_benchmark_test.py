@@ -10,7 +10,7 @@ from benchmarks.compaction_cases import networks_of_run, random_networks
 from benchmarks.flops import forward_flops
 from rap_jax._runtime.integrity import write_checked
 from rap_jax.config import ModelConfig
-from rap_jax.export.exported_network import rebuild
+from rap_jax.models import create_model
 from rap_jax.models.model import Weights
 from rap_jax.runs.network import save_network
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 def test_three_quarters_of_every_layer_are_gone() -> None:
     dense, small = random_networks("lenet_mnist")
     assert small.features == {"conv1": 4, "conv2": 8, "fc1": 128} and dense.features == {}
-    model = rebuild(ModelConfig("lenet_mnist", 2), (28, 28, 1), 10)
+    model = create_model(ModelConfig("lenet_mnist", 2), input_shape=(28, 28, 1), num_classes=10, implementation="xla")
     assert compaction._multiply_adds(small) == compaction._multiply_adds(small._replace(model=model))
     assert compaction._multiply_adds(dense) == forward_flops("lenet_mnist", 8) // 2
 

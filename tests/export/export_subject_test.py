@@ -12,14 +12,16 @@ from tiny_run import make_run
 from rap_jax._runtime.integrity import read_checked, write_checked
 from rap_jax.config import ModelConfig
 from rap_jax.export import open_exported_network, read_npz, write_file
-from rap_jax.export.exported_network import rebuild
+from rap_jax.models import create_model
 from rap_jax.models.model import Weights
 from rap_jax.runs.network import save_network
 
 
 def test_filters_that_send_nothing_or_that_nobody_reads_go(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
-    model = rebuild(ModelConfig("lenet_mnist", 1, "kaiming_normal"), (8, 8, 1), 10)
+    model = create_model(
+        ModelConfig("lenet_mnist", 1, "kaiming_normal"), input_shape=(8, 8, 1), num_classes=10, implementation="xla"
+    )
     weights: Weights = jax.tree.map(np.array, model.init(jax.random.key(3)))
     weights.params["conv2"]["kernel"][:, :, 1] = 0  # nobody reads filter 1 of conv1
     weights.params["fc1"]["kernel"][:, :5] = 0

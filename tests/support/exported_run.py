@@ -11,8 +11,7 @@ from tiny_run import make_run
 
 from rap_jax._runtime.integrity import read_checked, write_checked
 from rap_jax.config import ModelConfig
-from rap_jax.export.exported_network import rebuild
-from rap_jax.models import Model
+from rap_jax.models import Model, create_model
 from rap_jax.models.model import Weights
 from rap_jax.runs.network import load_network, save_network
 
@@ -34,7 +33,9 @@ TEST = {
 
 def network(name: str, width: int = 1) -> tuple[Model, Weights]:
     """A network of that name; its weights keep the size of what passes through, so that logits differ by image."""
-    model = rebuild(ModelConfig(name, width, "default"), NETWORKS[name], 10)
+    model = create_model(
+        ModelConfig(name, width, "default"), input_shape=NETWORKS[name], num_classes=10, implementation="xla"
+    )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rng = np.random.default_rng(1)
 
@@ -66,7 +67,9 @@ def images_for(name: str, count: int = 5) -> np.ndarray:
 def make_pruned_run(folder: Path, *, irregular: bool = False) -> Path:
     """The tiny run of `make_run` with half of the filters of conv2 at zero, or 80% of the weights of fc1."""
     make_run(folder)
-    model = rebuild(ModelConfig("lenet_mnist", 1, "kaiming_normal"), (8, 8, 1), 10)
+    model = create_model(
+        ModelConfig("lenet_mnist", 1, "kaiming_normal"), input_shape=(8, 8, 1), num_classes=10, implementation="xla"
+    )
     weights: Weights = jax.tree.map(np.array, model.init(jax.random.key(3)))
     if irregular:
         kept = np.random.default_rng(4).random((16, 64)) > 0.8

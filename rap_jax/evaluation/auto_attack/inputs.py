@@ -131,15 +131,9 @@ def check_devices(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
 def check_gradients(
     no_gradient: str, components: Sequence[Component], logits_fn: LogitsFn, batch: jax.ShapeDtypeStruct
 ) -> None:
-    """Refuses attacks that need a gradient of a network that has none.
+    """Refuses attacks that need a gradient of a network that has none, for the reason `no_gradient`; empty if it has.
 
-    Args:
-      no_gradient: why there is none; empty if there is one.
-      components: of the evaluation.
-      logits_fn: the network; batch: of images that it takes.
-
-    Raises:
-      ValueError: names them.
+    `batch` is one of images that the network takes.
     """
     if not no_gradient:
         return

@@ -80,14 +80,10 @@ class Programs:
     ) -> Correctness:
         """Correctness of all `adversarial` images, a batch at a time, as arrays of NumPy.
 
-        Args:
-          key: of a randomised network, which draws for each example by its number.
-          adversarial, images: perturbed and clean, float32 in [0, 1], [N, H, W, C].
-          labels: int32 [N].
-          batch_size: over all devices, which divide it.
-          on_batch: called after every batch; may raise to stop.
+        A randomised network draws for each example by the key and its number. The devices divide `batch_size`;
+        `on_batch` is called after every batch and may raise to stop.
         """
-        key, found = self._on_all(key), list[Correctness]()
+        key, found = jax.device_put(key, replicated(self._mesh)), list[Correctness]()
         for numbers, valid in padded_batches(len(images), batch_size):
             batch = self.split((adversarial[numbers], images[numbers], labels[numbers], numbers))
             answer = jax.device_get(self._predict(self.captured, key, batch))
@@ -97,7 +93,7 @@ class Programs:
 
     def of_attack(self, attack: StepwiseAttack, key: jax.Array) -> "AttackPrograms":
         """Those of one attack."""
-        return AttackPrograms(self, attack, self._on_all(key))
+        return AttackPrograms(self, attack, jax.device_put(key, replicated(self._mesh)))
 
     def correctness(
         self,
@@ -132,9 +128,6 @@ class Programs:
         """Puts a batch on the devices."""
         return batch if self._places_itself else jax.device_put(batch, split_over_data(self._mesh))
 
-    def _on_all(self, key: jax.Array) -> jax.Array:
-        return jax.device_put(key, replicated(self._mesh))
-
 
 class AttackPrograms:
     """Fills slots and lets them go on; made by `Programs.of_attack`."""
@@ -155,11 +148,7 @@ class AttackPrograms:
         return self._merge([], self._key, (self._programs.split(taken), fresh, state))
 
     def advance(self, state: Any, numbers: np.ndarray) -> tuple[Any, Attacked]:
-        """The state after `steps` further steps, and what the attack has made of the examples, as arrays of NumPy.
-
-        Args:
-          numbers: of the examples in the slots, int32 [N].
-        """
+        """The state after `steps` further steps, and what the attack has made of the examples of these numbers [N]."""
         batch = (state, self._programs.split(numbers))
         state, attacked = self._advance(self._programs.captured, self._key, batch)
         return state, jax.device_get(attacked)

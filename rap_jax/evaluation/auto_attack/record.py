@@ -71,12 +71,7 @@ def save(path: Path, saved: Saved, identity: dict[str, Any]) -> None:
 
 
 def load(path: Path, images: np.ndarray, identity: dict[str, Any]) -> Saved:
-    """Reads what `save` wrote.
-
-    Args:
-      path: the file.
-      images: clean, [N, ...].
-      identity: of this evaluation.
+    """Reads what `save` wrote of the evaluation of the clean `images` [N, ...] with this identity.
 
     Raises:
       ValueError: the file is damaged, or is that of another evaluation or network.

@@ -26,14 +26,7 @@ class Found(NamedTuple):
 
 
 class Slots:
-    """A row of slots for one attack.
-
-    Args:
-      programs: of the attack.
-      images, labels: the whole data set, [N, ...] and int32 [N].
-      num_slots: a multiple of the devices.
-      num_steps, num_starts: of the attack.
-    """
+    """A row of slots for one attack on a whole data set; the devices divide their number."""
 
     def __init__(
         self,
@@ -52,12 +45,9 @@ class Slots:
         self._state: Any = None
 
     def run(self, examples: np.ndarray, survived: np.ndarray, tell: Callable[[Found], None]) -> None:
-        """Attacks until each example is broken or has survived every start.
+        """Attacks until each of the `examples` [M] is broken or has survived every start; tells of every look.
 
-        Args:
-          examples: numbers, int32 [M].
-          survived: how many starts each has survived already, int [M].
-          tell: called after every look.
+        `survived`, int [M], is how many starts each has survived already.
 
         Raises:
           ValueError: an adversarial image is outside ball or box, or its logits are NaN; or an attack has met a NaN
@@ -108,11 +98,8 @@ class Slots:
 def even_slots(num_examples: int, num_tasks: int, most: int, num_devices: int) -> int:
     """How many slots go through so many tasks of equal length with the fewest of them empty in the end.
 
-    Args:
-      num_examples: each of which is in one slot at most.
-      num_tasks: starts of all of them.
-      most: slots, a multiple of the devices.
-      num_devices: among which they are split, and on each into parts of equal size (`rap_jax._runtime.mesh`).
+    An example is in one slot at most. There are at most `most` slots, a multiple of the devices. They are split among
+    the devices, and on each into parts of equal size (`rap_jax._runtime.mesh`).
     """
     rounds = max(1, math.ceil(num_tasks / min(most, max(1, num_examples))))
     on_device = max(1, math.ceil(num_tasks / (rounds * num_devices)))

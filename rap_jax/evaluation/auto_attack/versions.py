@@ -49,12 +49,7 @@ def stream_of(name: str) -> int:
 def check_components(
     components: Sequence[Component], *, threat_model: ThreatModel, version: Version
 ) -> tuple[Component, ...]:
-    """The components as they are.
-
-    Args:
-      components: of the call.
-      threat_model: of the call, which that of every component must equal.
-      version: of the call; with `rand` the network takes a key, and the attacks must give it one.
+    """The components of a call as they are.
 
     Raises:
       ValueError: there are none, one is no `Component` of an attack or has another threat model, two have one name, or

@@ -30,16 +30,9 @@ def write_int8(
 ) -> dict[str, Any]:
     """Writes the quantised network, measured; returns its metadata, with `int8` in them.
 
-    Args:
-      exported: the network.
-      dataset: that of its run.
-      config: how.
-      path: the file.
-      command: that asks for it, for the metadata.
-
     Raises:
-      ValueError: onnx or onnxruntime is not installed, the network has no ONNX form, or the data are
-        not those of the run.
+      ValueError: onnx or onnxruntime is not installed, the network has no ONNX form, or the data are not those of the
+        run.
     """
     check_data(exported, dataset)
     shape = exported.model.input_shape
@@ -90,11 +83,9 @@ def check_data(exported: ExportedNetwork, dataset: Dataset) -> None:
 
 
 def quantize(model: Any, images: np.ndarray) -> Any:
-    """The quantised `onnx.ModelProto`, with the metadata of the other.
+    """The quantised form of an `onnx.ModelProto` of `onnx_model`, with its metadata.
 
-    Args:
-      model: as `onnx_model` makes it.
-      images: training images float32 [N, H, W, C] in [0, 1], by which the ranges are set.
+    Training images, float32 [N, H, W, C] in [0, 1], set the ranges.
 
     Raises:
       ValueError: onnxruntime or onnx is not installed, or there are no images.

@@ -8,6 +8,7 @@ A file of onnxruntime has no gradient, so two attacks are made, and an image is 
 Both together are weaker than a gradient attack on the file would be: the number is an upper bound of its robustness. It
 stands beside that of the float network, which has seen the same PGD images and a search of its own."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,16 @@ def measure(
     file_logits, known = _finite("the file", file_logits), _finite("the float network", jax.jit(float_logits))
     keys = jax.random.split(jax.random.key(seed), 2)
     threat_model = ThreatModel(attack.norm, attack.epsilon)
-    adversarial = np.asarray(jax.jit(_pgd(float_logits, attack, threat_model))(keys[0], images, labels))
+    attack_float = functools.partial(
+        pgd,
+        float_logits,
+        threat_model=threat_model,
+        step_size=attack.step_size,
+        num_steps=attack.num_steps,
+        num_restarts=attack.num_restarts,
+        random_start=attack.random_start,
+    )
+    adversarial = np.asarray(jax.jit(attack_float)(images, labels, key=keys[0]).adversarial)
     right = lambda logits_fn, batch: np.asarray(logits_fn(batch)).argmax(-1) == labels
     of_file = {"clean": right(file_logits, images), "transfer": right(file_logits, adversarial)}
     of_float = {"clean": right(known, images), "transfer": right(known, adversarial)}
@@ -128,26 +138,6 @@ def square_on_host(
         candidate = propose(state)
         state = accept_if_better(state, candidate, ask(candidate))
     return np.asarray(state.broken)
-
-
-def _pgd(
-    logits_fn: Callable[[jax.Array], jax.Array], attack: AttackConfig, threat_model: ThreatModel
-) -> Callable[..., jax.Array]:
-    def run(key: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:
-        found = pgd(
-            logits_fn,
-            images,
-            labels,
-            threat_model=threat_model,
-            key=key,
-            step_size=attack.step_size,
-            num_steps=attack.num_steps,
-            num_restarts=attack.num_restarts,
-            random_start=attack.random_start,
-        )
-        return found.adversarial
-
-    return run
 
 
 def _accuracies(right: dict[str, np.ndarray]) -> dict[str, Any]:
