@@ -84,10 +84,7 @@ def move(threat_model: ThreatModel, state: ApgdState) -> jax.Array:
 def check(state: ApgdState, *, num_steps: int, rho: float) -> ApgdState:
     """At a checkpoint: halves the step and goes back to the best image where the steps since the last did not do well.
 
-    Args:
-      state: after a step, `iteration` not yet counted up.
-      num_steps: of the attack.
-      rho: see `Apgd`.
+    The state is that after a step, with `iteration` not yet counted up.
     """
     periods = jnp.asarray(checkpoint_periods(num_steps))[state.iteration]
     too_few = state.rises.astype(jnp.float32) <= rho * periods.astype(jnp.float32)
@@ -107,8 +104,7 @@ def check(state: ApgdState, *, num_steps: int, rho: float) -> ApgdState:
 
 def checkpoint_periods(num_steps: int) -> np.ndarray:
     """For each step the length of the period that ends after it, or 0 where none does; int32 [num_steps]."""
-    lengths = (max(int(share * num_steps), 1) for share in (_FIRST_PERIOD, _SHORTER, _SHORTEST))
-    period, shorter, shortest = lengths
+    period, shorter, shortest = (max(int(share * num_steps), 1) for share in (_FIRST_PERIOD, _SHORTER, _SHORTEST))
     periods, step = np.zeros(max(num_steps, 1), np.int32), period
     while step <= num_steps:
         periods[step - 1] = period

@@ -29,14 +29,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rap_jax.attacks.checks import LogitsFn, check_batch, check_count, in_dtype
+from rap_jax.attacks.checks import LogitsFn, check_count
 from rap_jax.attacks.hyperplane import ONTO_HYPERPLANE
 from rap_jax.attacks.norms import ThreatModel, finite, has_nan
 from rap_jax.attacks.stepwise import (
     AttackResult,
     check_settings,
-    fold_in_each,
-    keys_of_examples,
     misclassified,
     rank_targets,
     run_attack,
@@ -50,15 +48,10 @@ _TINY = 1e-12
 def boundary_to(
     logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The boundary to a given class, by one forward and one backward pass.
-
-    Args:
-      logits_fn: images [N, ...] -> logits [N, K].
-      images: where to make it linear, [N, ...].
-      labels, targets: whole numbers, [N]; height and normal are zero where they are the same.
+    """The boundary to the target classes, made linear at the images, by one forward and one backward pass.
 
     Returns:
-      height [N], negative where the label is ahead, and normal [N, ...].
+      height [N], negative where the label is ahead, and normal [N, ...]; both are zero where target and label are one.
     """
     logits, pull_back = jax.vjp(logits_fn, images)
     one_hot = lambda classes: jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
@@ -198,31 +191,6 @@ def fab_targeted(
     """
     attack = Fab(threat_model, num_steps, num_targets, num_restarts)
     return run_attack(attack, logits_fn, images, labels, key=key)
-
-
-def closest_adversarials(
-    attack: Fab, logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, *, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The nearest misclassified image that any start of the attack finds, however far it is.
-
-    Arguments as in `run_attack`. The radius has no part in it, but for where random restarts begin.
-
-    Returns:
-      Adversarial images [N, ...], clean ones where none was found; and their distance from those [N], infinite there.
-    """
-    images, labels = check_batch(images, labels)
-    keys, logits_fn = keys_of_examples(key, len(images)), in_dtype(logits_fn, images.dtype)
-
-    def one_start(start: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        starts = jnp.full(len(images), start, jnp.int32)
-        state = attack.start(logits_fn, fold_in_each(keys, start), images, labels, starts)
-        state = attack.advance(logits_fn, state, attack.num_steps)
-        adversarial, distance = found
-        return where(state.distance < distance, state.adversarial, adversarial), jnp.minimum(state.distance, distance)
-
-    nothing = images, jnp.full(len(images), jnp.inf, images.dtype)
-    found = lax.fori_loop(0, attack.num_starts, one_start, nothing)
-    return jax.tree.map(lax.stop_gradient, found)
 
 
 def _first(attack: Fab, keys: jax.Array, images: jax.Array, starts: jax.Array) -> jax.Array:

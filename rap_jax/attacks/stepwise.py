@@ -26,12 +26,10 @@ class AttackState(Protocol):
     @property
     def adversarial(self) -> jax.Array:
         """The images to hand over, [N, ...]: misclassified where `broken`, in [0, 1] always."""
-        ...
 
     @property
     def broken(self) -> jax.Array:
         """Whether a misclassified image inside the threat model has been found, bool [N]; never by logits of NaN."""
-        ...
 
     @property
     def valid(self) -> jax.Array | bool:
@@ -39,7 +37,6 @@ class AttackState(Protocol):
 
         Where they were, NaN in a gradient counted as 0, and an image that is not broken is not known to be robust.
         """
-        ...
 
 
 class StepwiseAttack(Protocol):
@@ -48,12 +45,10 @@ class StepwiseAttack(Protocol):
     @property
     def num_starts(self) -> int:
         """How often each example is attacked: random restarts, times targets."""
-        ...
 
     @property
     def num_steps(self) -> int:
         """Steps from each start."""
-        ...
 
     def start(
         self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
@@ -67,11 +62,9 @@ class StepwiseAttack(Protocol):
           labels: int32 [N].
           starts: which start this is, from 0 to `num_starts` - 1, int32 [N]; for each example its own.
         """
-        ...
 
     def advance(self, logits_fn: LogitsFn, state: Any, num_steps: int) -> Any:
         """The state after `num_steps` further steps, which must not be more than are left."""
-        ...
 
 
 class AttackResult(NamedTuple):

@@ -95,11 +95,12 @@ def attack_program(model: Model, attack: AttackConfig, threat_model: ThreatModel
 
     def predict(weights: Weights, key: jax.Array, examples: Examples) -> Correctness:
         images, labels = to_unit(examples.images), examples.labels
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, examples.numbers)
         (adversarial,), (valid,) = pgd_restarts(
             lambda x: cross_entropy(model.logits(weights, x), labels),
             images,
             threat_model=threat_model,
-            key=jax.vmap(start_key, (None, 0, 0))(key, examples.numbers, examples.starts),
+            key=jax.vmap(jax.random.fold_in)(keys, examples.starts),
             step_size=attack.step_size,
             num_steps=attack.num_steps,
             random_start=attack.random_start,
@@ -108,11 +109,6 @@ def attack_program(model: Model, attack: AttackConfig, threat_model: ThreatModel
         return found._replace(valid=found.valid & valid)
 
     return on_each_device(predict, mesh)
-
-
-def start_key(key: jax.Array, number: jax.Array | int, restart: jax.Array | int) -> jax.Array:
-    """The key of one random start: that of the example `number`, in this restart."""
-    return jax.random.fold_in(jax.random.fold_in(key, number), restart)
 
 
 class EvaluationInputs(NamedTuple):

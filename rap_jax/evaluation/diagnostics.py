@@ -18,7 +18,7 @@ from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.losses import cross_entropy
 from rap_jax.attacks.norms import NORMS, check_threat_model
-from rap_jax.evaluation.sweep import NUM_STEPS, OnRadius, SweepPoint, epsilon_sweep, ignore_radius, still_right
+from rap_jax.evaluation.sweep import NUM_STEPS, OnRadius, SweepPoint, epsilon_sweep, still_right
 
 
 class Finding(NamedTuple):
@@ -197,7 +197,7 @@ def diagnose(
     *,
     threat_model: ThreatModel,
     key: jax.Array,
-    on_radius: OnRadius = ignore_radius,
+    on_radius: OnRadius = lambda done, total: None,
 ) -> Diagnosis:
     """Looks at the network on the first 200 images.
 

@@ -68,13 +68,10 @@ _IMAGES_PER_DEVICE = 128
 
 
 class Predictor:
-    """One network on one sample, compiled once.
+    """One network on one sample, which it must fit, compiled once.
 
-    Args:
-      network: whose logits are asked for; it must fit the sample.
-      randomized: whether it takes a key; an example then has one draw for all predictions, clean and perturbed.
-      batch_size: images at a time, over all devices; 0 chooses.
-      on_batch: called after every batch; may raise to stop.
+    With a randomized one an example has one draw for all predictions, clean and perturbed. `batch_size` is over all
+    devices, 0 chooses; `on_batch` is called after every batch and may raise to stop.
     """
 
     def __init__(

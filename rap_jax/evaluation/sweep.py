@@ -16,10 +16,6 @@ NUM_STEPS = 50
 OnRadius = Callable[[int, int], None]
 
 
-def ignore_radius(done: int, total: int) -> None:
-    """The `on_radius` that does nothing."""
-
-
 class SweepPoint(NamedTuple):
     """PGD at one radius."""
 
@@ -34,7 +30,7 @@ def epsilon_sweep(
     *,
     threat_model: ThreatModel,
     key: jax.Array,
-    on_radius: OnRadius = ignore_radius,
+    on_radius: OnRadius = lambda done, total: None,
 ) -> list[SweepPoint]:
     """PGD with 50 steps on the margin loss, at radii from 0 to one at which everything can be changed.
 

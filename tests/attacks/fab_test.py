@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from numpy_hyperplane import perturbation_onto
 
 from rap_jax.attacks import ThreatModel
-from rap_jax.attacks.fab import Fab, FabState, closest_adversarials, fab, fab_targeted, nearest_boundary
+from rap_jax.attacks.fab import Fab, FabState, fab, fab_targeted, nearest_boundary
 from rap_jax.attacks.norms import NORMS
 from rap_jax.attacks.stepwise import fold_in_each, keys_of_examples
 
@@ -130,8 +130,10 @@ def test_finds_the_nearest_boundary_of_a_linear_classifier(norm: str) -> None:
     with np.errstate(invalid="ignore"):
         distances = -behind / np.linalg.norm(normals, 1 if norm == "linf" else 2, axis=0)
     least = np.nanmin(distances, axis=1)
-    attack = Fab(ThreatModel(norm, 1.0), 20)
-    adversarial, found = jax.jit(lambda x, y: closest_adversarials(attack, linear, x, y, key=KEY))(images, labels)
+    attack, keys = Fab(ThreatModel(norm, 1.0), 20), jax.random.split(KEY, len(images))
+    start = lambda x, y: attack.start(linear, keys, x, y, jnp.zeros(len(x), jnp.int32))
+    state = jax.jit(lambda x, y: attack.advance(linear, start(x, y), 20))(images, labels)
+    adversarial, found = state.adversarial, state.distance
     assert (linear(adversarial).argmax(-1) != labels).all()
     assert (found >= 0.9999 * least).all() and (found <= 1.01 * least).all()
 
@@ -234,15 +236,6 @@ def test_hands_over_the_first_start_that_breaks(images: jax.Array, labels: jax.A
     first = np.stack([state.adversarial for state in states])[broken.argmax(0), np.arange(9)]
     expected = np.where(broken.any(0)[:, None, None, None], first, images)
     np.testing.assert_allclose(found.adversarial, expected, atol=1e-5)
-
-
-def test_the_closest_of_all_starts(images: jax.Array, labels: jax.Array) -> None:
-    attack, keys = attack_of("linf", 3), keys_of_examples(KEY, 9)
-    adversarial, distance = closest_adversarials(attack, logits_fn, images, labels, key=KEY)
-    every = np.stack([run(attack, images, labels, i, fold_in_each(keys, i)).distance for i in range(6)])
-    assert len(np.unique(every.argmin(0))) > 1  # else the choice per example is not put to the test
-    np.testing.assert_allclose(distance, every.min(0), atol=1e-5)
-    np.testing.assert_allclose(NORMS["linf"].size(adversarial - images), distance, atol=1e-6)
 
 
 def test_runs_on_many_devices(images: jax.Array, labels: jax.Array) -> None:

@@ -52,7 +52,6 @@ from rap_jax.evaluation.auto_attack.versions import (
     components_of,
     stream_of,
 )
-from rap_jax.evaluation.correctness import Correctness
 from rap_jax.evaluation.diagnostics import check_alone, check_left_out, check_square, diagnose
 
 _SECONDS_BETWEEN_SAVES = 30.0
@@ -127,7 +126,8 @@ def auto_attack(
         findings += check_alone(logits_fn, images)
     elif diagnostics:
         findings += diagnose(logits_fn, images, labels, threat_model=threat_model, key=key).findings
-    record, results = run.go_on(_begin(path, images, clean, identity))
+    begin = Saved(Record.begin(images, ~clean.correct, clean.margin), 1, {})
+    record, results = run.go_on(load(path, images, identity) if path is not None and path.exists() else begin)
     findings += check_square({component.name: component.robust_accuracy for component in results}, len(images))
     for finding in findings:
         logging.warning("%s: %s", finding.name, finding.text)
@@ -263,12 +263,6 @@ class _Ensemble:
         return tuple(results)
 
 
-def _begin(path: Path | None, images: np.ndarray, clean: Correctness, identity: dict[str, Any]) -> Saved:
-    if path is not None and path.exists():
-        return load(path, images, identity)
-    return Saved(Record.begin(images, ~clean.correct, clean.margin), 1, {})
-
-
 def _num_slots(batch_size: int, num_images: int, mesh: jax.sharding.Mesh) -> int:
     whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool) and batch_size >= 0
     require(whole, "batch_size", batch_size, "0, which chooses, or 1 or more images")
@@ -279,12 +273,8 @@ def _num_slots(batch_size: int, num_images: int, mesh: jax.sharding.Mesh) -> int
 
 def _sizes(batch_size: int, num_slots: int, num_devices: int) -> list[int]:
     """Of batches that a network may want: what it is called with, or all at a time, for any split over devices."""
-    sizes = (
-        num_slots // num_devices,
-        num_slots,
-        batch_size,
-        math.ceil(num_slots / jax.device_count()) * jax.device_count(),
-    )
+    on_all = math.ceil(num_slots / jax.device_count()) * jax.device_count()
+    sizes = (num_slots // num_devices, num_slots, batch_size, on_all)
     return [size for size in dict.fromkeys(sizes) if size]
 
 

@@ -38,12 +38,8 @@ class Attacked(NamedTuple):
 class Programs:
     """Programs on a mesh, each compiled once per batch size.
 
-    Args:
-      logits_fn: (captured, images) -> logits, or (captured, images, key) of a randomised network.
-      captured: its arrays.
-      mesh: the devices.
-      randomized: whether it takes a key.
-      places_itself: whether the network says which of the devices does what; else each does its share of the batch.
+    `logits_fn` is (captured, images) -> logits, with a key at the end if it is `randomized`. A network that
+    `places_itself` says which of the devices does what; else each does its share of the batch.
     """
 
     def __init__(

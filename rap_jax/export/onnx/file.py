@@ -43,11 +43,7 @@ def with_checksum(content: bytes) -> bytes:
 
 
 def _check_checksum(name: str, content: bytes) -> None:
-    """Compares the checksum, if there is one, with the content before it.
-
-    Raises:
-      ValueError: they differ; names the file.
-    """
+    """Compares the checksum, if there is one, with the content before it; a `ValueError` where they differ."""
     end = len(content) - len(_PREFIX) - _HEX
     if end < 0 or content[end : end + len(_PREFIX)] != _PREFIX:
         return

@@ -40,16 +40,9 @@ def measure(
     num_queries: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Accuracies of a file and of the float network, ready for JSON.
+    """Accuracies of a file and of the float network that it comes from on images in [0, 1], ready for JSON.
 
-    Args:
-      file_logits: the file: images float32 [N, H, W, C] -> logits [N, K].
-      float_logits: the network that it comes from, a JAX function.
-      images: clean, float32 [N, H, W, C] in [0, 1].
-      labels: int [N].
-      attack: threat model and steps of PGD.
-      num_queries: of Square for each image; 0 leaves it out.
-      seed: of everything random.
+    `attack` has the threat model and the steps of PGD; `num_queries` is of Square for each image, 0 leaves it out.
 
     Raises:
       ValueError: logits are NaN or infinite.
