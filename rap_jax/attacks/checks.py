@@ -51,6 +51,12 @@ def check_batch(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Ar
     return images, check_labels(labels, len(images))
 
 
+def check_function(name: str, value: Any, expected: str) -> None:
+    """Refuses what cannot be called."""
+    if not callable(value):
+        raise ValueError(f"{name} is {value!r}; expected a function of {expected}.")
+
+
 def check_size(name: str, value: Any, dtype: Any = None) -> Any:
     """A radius or another size, 0 or more: a Python number, or a traced scalar as it is or in `dtype`.
 
@@ -125,6 +131,7 @@ def warn_of_nan(valid: jax.Array, function: str) -> None:
 
 def in_dtype(logits_fn: LogitsFn, dtype: Any) -> LogitsFn:
     """The same function with logits in `dtype`; it refuses, when it is traced, what is not float [N, K]."""
+    check_function("logits_fn", logits_fn, "images that returns logits")
 
     def in_dtype(images: jax.Array, *key: jax.Array) -> jax.Array:
         logits = logits_fn(images, *key)

@@ -113,7 +113,7 @@ class ThreatModel:
     epsilon: jax.Array | float  # radius in the units of the images (8/255, not 8)
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
+        if not isinstance(self.norm, str) or self.norm not in NORMS:
             raise ValueError(f"norm is {self.norm!r}; expected one of {', '.join(NORMS)}.")
         object.__setattr__(self, "epsilon", check_radius(self.epsilon, self.norm))
 

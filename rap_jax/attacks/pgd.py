@@ -36,6 +36,7 @@ from rap_jax.attacks.checks import (
     LogitsFn,
     LossFn,
     check_count,
+    check_function,
     check_images,
     check_size,
     checked_loss,
@@ -111,6 +112,8 @@ def pgd(
     """
     images = check_images(images)
     labels = check_labels(labels, len(images))
+    check_function("logits_fn", logits_fn, "images that returns logits")
+    check_function("loss", loss, "logits and labels, such as `losses.cross_entropy` or `losses.margin`")
     loss_fn = lambda x: loss(logits_fn(x), labels)
     restarts = pgd_restarts(
         loss_fn,

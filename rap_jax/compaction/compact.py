@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import numpy as np
 
 from rap_jax.compaction.plan import CompactionPlan, compaction_plan
@@ -48,9 +49,11 @@ def compact(
       The smaller network; the same one if nothing is removable.
 
     Raises:
-      ValueError: a layer would vanish; it is named. The model is not of `create_model`. Weights are NaN or infinite. A
-        mask is missing, not bool, of another shape, or masks a weight that is not zero.
+      ValueError: a layer would vanish; it is named. The model is not of `create_model`, or the weights are not those
+        of such a network. Weights are NaN or infinite. A mask is missing, not bool, of another shape, or masks a weight
+        that is not zero.
     """
+    check_weights(model, params, batch_stats)
     _check_finite({**leaves_by_name(params), **leaves_by_name(batch_stats)})
     _check_masks(params, masks)
     plan = compaction_plan(model.wiring, params, batch_stats=batch_stats)
@@ -70,6 +73,18 @@ def _corrected(plan: CompactionPlan, small: Any) -> Any:
         kept = correction[plan.kept[reader]] if reader in plan.kept else correction
         layer["bias"] = (layer["bias"] + kept).astype(layer["bias"].dtype)
     return small
+
+
+def check_weights(model: Any, params: chex.ArrayTree, batch_stats: chex.ArrayTree) -> None:
+    """Refuses a model that is none, and weights that are not those of such a network, by name and shape."""
+    if not isinstance(model, Model):
+        raise ValueError(f"model is {model!r}; expected a Model, as create_model returns it.")
+    for tree, expected in zip((params, batch_stats), jax.eval_shape(model.init, jax.random.key(0)), strict=True):
+        found, wanted = ({name: np.shape(leaf) for name, leaf in leaves_by_name(t).items()} for t in (tree, expected))
+        for name in sorted({*found, *wanted}):
+            if found.get(name) != wanted.get(name):
+                shapes = f"shape of {name} is {found.get(name)}; expected {wanted.get(name)}"
+                raise ValueError(f"{shapes}, as init of the model makes it.")
 
 
 def _check_finite(leaves: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ up to rounding; what is left can be trained on, without normalisation.
 import chex
 import numpy as np
 
-from rap_jax.compaction.compact import CompactNetwork
+from rap_jax.compaction.compact import CompactNetwork, check_weights
 from rap_jax.compaction.plan import inference_norm
 from rap_jax.models import Model
 from rap_jax.pruning.layers import leaves_by_name
@@ -27,8 +27,9 @@ def fold_batch_norm(
       masks: bool tree like `params`; those of kernels and biases stay.
 
     Raises:
-      ValueError: the model cannot be made again.
+      ValueError: the model cannot be made again, or the weights are not those of such a network.
     """
+    check_weights(model, params, batch_stats)
     folded = model.replace(folded=True)
     leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_name(params).items()}
     statistics = {name: np.asarray(leaf) for name, leaf in leaves_by_name(batch_stats).items()}

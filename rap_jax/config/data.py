@@ -1,6 +1,7 @@
 """Which images, what is done with them before a training step, and which network sees them."""
 
 import dataclasses
+import numbers
 from typing import Literal, get_args
 
 from rap_jax.config.checks import require, setting
@@ -71,4 +72,5 @@ class ModelConfig:
         choices=get_args(Initializer))  # fmt: skip
 
     def __post_init__(self) -> None:
-        require(self.width >= 1, "width", self.width, "a whole number of 1 or more (the paper uses 1, 2, 4, 8, 16)")
+        whole = isinstance(self.width, numbers.Integral) and self.width >= 1
+        require(whole, "width", self.width, "a whole number of 1 or more (the paper uses 1, 2, 4, 8, 16)")

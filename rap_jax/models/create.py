@@ -50,6 +50,7 @@ def create_model(
         ValueError: for an unknown network, initialisation or implementation (the message lists the known ones), a
             shape that is impossible or too small for the network, or `features` of a layer that has a fixed number.
     """
+    require(isinstance(config, ModelConfig), "config", config, 'a ModelConfig, such as ModelConfig("lenet_mnist", 4)')
     require(config.name in _NETWORKS, "model name", config.name, f"one of {', '.join(_NETWORKS)}")
     require(implementation in IMPLEMENTATIONS, "implementation", implementation, f"one of {', '.join(IMPLEMENTATIONS)}")
     network = _NETWORKS[config.name]

@@ -85,7 +85,13 @@ class Model:
     remake: "Callable[..., Model] | None" = None  # `create_model` with the keywords of this network; None if unknown
 
     def logits(self, weights: Weights, images: jax.Array) -> jax.Array:
-        """Logits [N, num_classes] of images [N, H, W, C] in [0, 1], in evaluation mode."""
+        """Logits [N, num_classes] of images [N, H, W, C] in [0, 1], in evaluation mode.
+
+        Raises:
+            ValueError: weights that are no pair, or images of another shape.
+        """
+        pair = isinstance(weights, tuple) and len(weights) == len(Weights._fields)
+        require(pair, "weights", type(weights).__name__, "Weights(params, batch_stats), and the images after them")
         return self.apply(*weights, images, False)[0]
 
     def replace(self, **changes: Any) -> "Model":

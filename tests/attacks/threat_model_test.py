@@ -150,6 +150,7 @@ def test_it_is_a_static_argument_where_the_radius_is_known() -> None:
     ("norm", "epsilon", "message"),
     [
         ("l1", 0.1, "norm is 'l1'; expected one of linf, l2"),
+        (["linf"], 0.1, r"norm is \['linf'\]; expected one of linf, l2"),
         ("linf", -0.1, "epsilon is -0.1; expected one finite number of 0 or more"),
         ("linf", float("nan"), "epsilon is nan; expected one finite number"),
         ("l2", float("inf"), "epsilon is inf; expected one finite number"),
@@ -158,7 +159,7 @@ def test_it_is_a_static_argument_where_the_radius_is_known() -> None:
         ("linf", 8, "epsilon is 8; expected at most 1 under linf: .* so 8/255 is meant"),
     ],
 )
-def test_refuses(norm: str, epsilon: Any, message: str) -> None:
+def test_refuses(norm: Any, epsilon: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ThreatModel(norm, epsilon)
 
@@ -197,3 +198,18 @@ def test_the_pass_that_decides_who_is_broken_costs_nothing_where_it_is_not_read(
     flops = lambda function: jax.jit(function).lower(images).compile().cost_analysis()["flops"]
     logits = flops(lambda x: logits_fn(x))
     assert flops(lambda x: found(x).adversarial) < flops(found) - 0.9 * logits
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_attack_refuses_what_is_no_function(name: str) -> None:
+    images, labels = map(jnp.asarray, examples(4))
+    settings = SETTINGS[name] | {"threat_model": ThreatModel("l2" if name == "cw_l2" else "linf", 0.1), "key": KEY}
+    with pytest.raises(ValueError, match="logits_fn is 'f'; expected a function of images that returns logits"):
+        getattr(attacks, name)("f", images, labels, **settings)
+
+
+def test_a_loss_by_name_is_refused_by_pgd() -> None:
+    images, labels = map(jnp.asarray, examples(4))
+    settings: Any = SETTINGS["pgd"] | {"threat_model": ThreatModel("linf", 0.1), "key": KEY, "loss": "margin"}
+    with pytest.raises(ValueError, match="loss is 'margin'; expected a function of logits and labels, such as"):
+        attacks.pgd(logits_fn, images, labels, **settings)

@@ -182,6 +182,22 @@ def test_a_layer_that_would_vanish_is_named(name: str, layers: str) -> None:
         compact(model, params, batch_stats)
 
 
+@pytest.mark.parametrize("make", [compact, fold_batch_norm])
+def test_weights_of_another_network_are_refused(make: Any) -> None:
+    model = create_model(ModelConfig("lenet_mnist", 1), input_shape=(28, 28, 1), num_classes=10)
+    wider = create_model(ModelConfig("lenet_mnist", 2), input_shape=(28, 28, 1), num_classes=10)
+    params, batch_stats = jax.tree.map(np.asarray, model.init(jax.random.key(0)))
+    make(model, params, batch_stats)
+    with pytest.raises(ValueError, match="model is <function .*; expected a Model, as create_model returns it"):
+        make(lambda x: x, params, batch_stats)
+    with pytest.raises(ValueError, match=r"shape of conv1/bias is None; expected \(2,\), as init of the model"):
+        make(model, {}, {})
+    with pytest.raises(ValueError, match=r"shape of conv1/bias is \(2,\); expected \(4,\)"):
+        make(wider, params, batch_stats)
+    with pytest.raises(ValueError, match="shape of conv1/mean is .*; expected None"):
+        make(model, params, {"conv1": {"mean": np.zeros(2)}})
+
+
 def test_wrong_masks_are_refused() -> None:
     model = network("lenet_mnist")
     params, _ = weights_for(model, 0)

@@ -14,7 +14,7 @@ from jax import lax
 
 from rap_jax.config import ModelConfig
 from rap_jax.models import Implementation, Model, create_model, from_linen, in_dtype, num_params
-from rap_jax.models.model import BatchStats, Params
+from rap_jax.models.model import BatchStats, Params, Weights
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -134,6 +134,20 @@ def test_unknown_names_list_the_known_ones() -> None:
 def test_impossible_input_shapes_are_refused(shape: Any) -> None:
     with pytest.raises(ValueError, match="input_shape is"):
         create_model(ModelConfig(), input_shape=shape, num_classes=10)
+
+
+def test_a_network_by_name_alone_and_a_width_in_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="config is 'lenet_mnist'; expected a ModelConfig"):
+        create_model("lenet_mnist", input_shape=(28, 28, 1), num_classes=10)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="width is '4'; expected a whole number of 1 or more"):
+        ModelConfig(width="4")  # type: ignore[arg-type]
+
+
+def test_images_in_place_of_weights_are_refused() -> None:
+    weights, images = Weights(lenet_params(), {}), jnp.zeros((2, 28, 28, 1))
+    np.testing.assert_array_equal(lenet().logits(weights, images), lenet().apply(*weights, images, False)[0])
+    with pytest.raises(ValueError, match=r"weights is .*; expected Weights\(params, batch_stats\)"):
+        lenet().logits(images, weights)  # type: ignore[arg-type]
 
 
 def test_a_single_class_is_refused() -> None:

@@ -40,9 +40,13 @@ def measure(
     num_queries: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Accuracies of a file and of the float network that it comes from on images in [0, 1], ready for JSON.
+    """Accuracies of a file and of the float network that it comes from, ready for JSON.
 
-    `attack` has the threat model and the steps of PGD; `num_queries` is of Square for each image, 0 leaves it out.
+    Args:
+      file_logits, float_logits: images float32 [N, H, W, C] in [0, 1] -> logits [N, K]; the latter a JAX function.
+      images, labels: clean, [N, H, W, C]; whole numbers [N].
+      attack: threat model and steps of PGD.
+      num_queries: of Square for each image; 0 leaves it out.
 
     Raises:
       ValueError: logits are NaN or infinite.
