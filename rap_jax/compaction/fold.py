@@ -11,9 +11,8 @@ import chex
 import numpy as np
 
 from rap_jax.compaction.compact import CompactNetwork, check_weights
-from rap_jax.compaction.plan import inference_norm
+from rap_jax.compaction.plan import inference_norm, numpy_by_name
 from rap_jax.models import Model
-from rap_jax.pruning.layers import leaves_by_name
 
 
 def fold_batch_norm(
@@ -31,16 +30,14 @@ def fold_batch_norm(
     """
     check_weights(model, params, batch_stats)
     folded = model.replace(folded=True)
-    leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_name(params).items()}
-    statistics = {name: np.asarray(leaf) for name, leaf in leaves_by_name(batch_stats).items()}
+    leaves, statistics = numpy_by_name(params), numpy_by_name(batch_stats)
     for layer in dict.fromkeys(name.rpartition("/")[0] for name in statistics):
         factor, offset = inference_norm(layer, leaves, statistics)
         found = _folded(layer, leaves, factor, offset)
         for name in ("scale", "shift"):
             del leaves[f"{layer}/{name}"]
         leaves |= {f"{layer}/{name}": leaf.astype(np.float32) for name, leaf in found.items()}
-    kept = None if masks is None else _masks(leaves, masks)
-    return CompactNetwork(folded, _tree(leaves), {}, None if kept is None else _tree(kept))
+    return CompactNetwork(folded, _tree(leaves), {}, None if masks is None else _tree(_masks(leaves, masks)))
 
 
 def _folded(layer: str, leaves: dict[str, np.ndarray], factor: np.ndarray, offset: np.ndarray) -> dict[str, np.ndarray]:
@@ -53,7 +50,7 @@ def _folded(layer: str, leaves: dict[str, np.ndarray], factor: np.ndarray, offse
 
 def _masks(leaves: dict[str, np.ndarray], masks: chex.ArrayTree) -> dict[str, np.ndarray]:
     """A new bias is held at zero where the shift was, which is with its filter."""
-    before = {name: np.asarray(keep) for name, keep in leaves_by_name(masks).items()}
+    before = numpy_by_name(masks)
     shifts = {name.removesuffix("shift") + "bias": keep for name, keep in before.items() if name.endswith("/shift")}
     return {name: before[name] if name in before else shifts[name] for name in leaves}
 

@@ -12,12 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 
 from rap_jax._runtime.figure import NATURAL, NEUTRAL, ROBUST, as_png, new_figure, quiet
 from rap_jax._runtime.integrity import read_checked, write_atomically
-from rap_jax._runtime.text import PGD_ANY_STEP, as_attack, as_interval, as_percent, as_radius, as_seconds, as_table
+from rap_jax._runtime.text import (
+    PGD_ANY_STEP,
+    as_attack,
+    as_interval,
+    as_percent,
+    as_radius,
+    as_seconds,
+    as_table,
+    templates,
+)
 from rap_jax.evaluation.accuracy import wilson_interval
 from rap_jax.evaluation.predictions import Sample
 from rap_jax.evaluation.suite import CLEAN
@@ -166,17 +174,8 @@ def write_robustness_report(folder: str | os.PathLike[str], sample: Sample) -> P
 
 def _render(results: Results, pictures: dict[str, bytes | None] | None) -> str:
     """The text of `report.md`, with links to the pictures that there are; None for the text of the terminal."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    filters = {"as_loss": _LOSSES.__getitem__, "short": _short, "wrapped": _wrapped}
-    environment.filters |= filters | {
-        write.__name__: write for write in (as_attack, as_interval, as_percent, as_radius)
-    }
+    environment = templates(Path(__file__).parent, (as_attack, as_interval, as_percent, as_radius))
+    environment.filters |= {"as_loss": _LOSSES.__getitem__, "short": _short, "wrapped": _wrapped}
     table = as_table(("Attack", "Attacked", "Broken", "Accuracy", "Seconds"), list(_rows(results)))
     return environment.get_template("report.md.jinja").render(
         results=results, pictures=pictures, table=table, any_step=PGD_ANY_STEP

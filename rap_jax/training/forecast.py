@@ -19,11 +19,12 @@ from rap_jax._runtime.text import as_table
 from rap_jax.config import ComputeConfig, RunConfig, Stage
 from rap_jax.data import Dataset
 from rap_jax.data.batches import BatchInputs
-from rap_jax.models import Model, create_model, num_params
+from rap_jax.models import Model, num_params
 from rap_jax.models.model import Weights
 from rap_jax.pruning.specs import Specs
 from rap_jax.training.optimizer import StagePlan, plan_stages, specs_from_config, stage_optimizer
 from rap_jax.training.sharded_step import batch_mesh, step_as_program, step_functions
+from rap_jax.training.start import make_model
 from rap_jax.training.state import StageState, TrainState, stage_init, step_keys
 from rap_jax.training.step import StepFunctions
 
@@ -54,12 +55,7 @@ def forecast(config: RunConfig, dataset: Dataset, mesh: Mesh, compute: ComputeCo
       ValueError: settings that cannot work.
     """
     check_batch_size(config.batch_size, mesh)
-    model = create_model(
-        config.model,
-        input_shape=dataset.train.images.shape[1:],
-        num_classes=dataset.num_classes,
-        implementation=compute.implementation,
-    )
+    model = make_model(config, dataset, compute)
     weights: Weights = jax.eval_shape(model.init, jax.random.key(0))
     specs = specs_from_config(config.prune, weights.params, output_layer=model.output_layer)
     splits = (dataset.validation, dataset.test, *(() if compute.stream_data else (dataset.train,)))

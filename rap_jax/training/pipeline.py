@@ -31,7 +31,6 @@ from rap_jax.compaction.cut import cut, masks_of_cut
 from rap_jax.config import ComputeConfig, OutputConfig, RunConfig, Stage, require
 from rap_jax.data import Dataset
 from rap_jax.evaluation.accuracy import SplitEvaluator, make_evaluator
-from rap_jax.models import create_model
 from rap_jax.models.model import Weights
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.masks import both, count_sparsity
@@ -43,7 +42,7 @@ from rap_jax.training.optimizer import StagePlan, plan_stages, specs_from_config
 from rap_jax.training.provenance import describe, identity, settings_of
 from rap_jax.training.report import write_report
 from rap_jax.training.stage import StageContext, StageResult, run_compact_stage, run_stage
-from rap_jax.training.start import Start, make_start
+from rap_jax.training.start import Start, make_model, make_start
 from rap_jax.training.state import stream_key
 
 _RESULT_KEYS = ("name", "dataset", "data", "seed", "model", "start", "stages", "test", "sparsity", "seconds")
@@ -80,12 +79,7 @@ def run(
     require_same(settings_of(config, dataset) | others)
     mesh = make_mesh(devices, num_model_shards=compute.num_model_shards)
     check_batch_size(config.batch_size, mesh)
-    model = create_model(
-        config.model,
-        input_shape=dataset.train.images.shape[1:],
-        num_classes=dataset.num_classes,
-        implementation=compute.implementation,
-    )
+    model = make_model(config, dataset, compute)
     start = make_start(config, dataset, model, mesh)
     specs = specs_from_config(config.prune, start.weights.params, output_layer=model.output_layer)
     plans = plan_stages(config, len(dataset.train.labels))

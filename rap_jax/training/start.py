@@ -1,4 +1,4 @@
-"""The first weights of a run: drawn from its seed, or taken from a run that has finished.
+"""The network of a run and its first weights: drawn from its seed, or taken from a run that has finished.
 
     random       model.init of the run's seed
     final        the final network of another run: to go on with it, or to prune it further (progressive pruning)
@@ -21,9 +21,9 @@ from jax.sharding import Mesh
 
 from rap_jax._runtime.integrity import digest
 from rap_jax._runtime.mesh import first_device_sharding
-from rap_jax.config import RunConfig
+from rap_jax.config import ComputeConfig, RunConfig
 from rap_jax.data import Dataset
-from rap_jax.models import Model
+from rap_jax.models import Model, create_model
 from rap_jax.models.model import Weights
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.masks import apply_masks
@@ -37,6 +37,12 @@ class Start(NamedTuple):
     weights: Weights  # of its first stage
     initial: Weights  # drawn at random once, before any training
     about: dict[str, Any]  # the origin, for config.json and results.json
+
+
+def make_model(config: RunConfig, dataset: Dataset, compute: ComputeConfig) -> Model:
+    """The network of a run on the images and classes of its data."""
+    shape, num_classes = dataset.train.images.shape[1:], dataset.num_classes
+    return create_model(config.model, input_shape=shape, num_classes=num_classes, implementation=compute.implementation)
 
 
 def make_start(config: RunConfig, dataset: Dataset, model: Model, mesh: Mesh) -> Start:

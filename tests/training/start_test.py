@@ -249,7 +249,7 @@ def test_images_that_taught_the_other_run_must_not_judge_this_one(
         pipeline.run(config, other_split, tmp_path / "run")
     warnings: list[str] = []
     monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
-    model = pipeline.create_model(config.model, input_shape=(8, 8, 1), num_classes=10)
+    model = create_model(config.model, input_shape=(8, 8, 1), num_classes=10)
     same_split = dataclasses.replace(other_split, validation_seed=1)
     pipeline.make_start(config, same_split, model, pipeline.make_mesh())
     assert not [line for line in warnings if "learnt from" in line]
