@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from normed_net import add_normed_net
 from numpy_networks import random_weights
 from tiers import large_later, nightly_but
 
@@ -121,6 +122,15 @@ def test_folding_keeps_the_logits_of_the_whole_network() -> None:
         model = network(name, width=1)
         params, batch_stats = weights_for(model, 4)
         check_same(logits(*of(fold_batch_norm(model, params, batch_stats))), logits(model, params, batch_stats))
+
+
+@pytest.mark.parametrize("name", ["normed_net", "biased_net"])
+def test_a_bias_before_batch_norm_is_folded_with_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_normed_net(monkeypatch)
+    model = create_model(ModelConfig(name, 1), input_shape=(6, 6, 1), num_classes=3)
+    params, batch_stats = weights_for(model, 5)
+    assert ("bias" in params["conv1"]) == (name == "biased_net")
+    check_same(logits(*of(fold_batch_norm(model, params, batch_stats))), logits(model, params, batch_stats))
 
 
 @pytest.mark.e2e

@@ -17,6 +17,7 @@ class NormedNet(Network):
 
     OUTPUT_LAYER: ClassVar[str] = "fc"
     DEFAULT_INITIALIZER: ClassVar[str] = "pytorch"
+    USE_BIAS: ClassVar[bool] = False
     READS: ClassVar[Mapping[str, str]] = {"conv2": "conv1", "fc": "conv2"}
 
     @nn.compact
@@ -24,11 +25,19 @@ class NormedNet(Network):
         hidden = images
         for name in ("conv1", "conv2"):
             features = self.num_outputs(name, 4 * self.width)
-            conv = ConvNorm(features, kernel_size=3, padding=1, kernel_init=self.kernel_init, name=name)
+            settings = {"padding": 1, "use_bias": self.USE_BIAS, "folded": self.folded}
+            conv = ConvNorm(features, kernel_size=3, kernel_init=self.kernel_init, name=name, **settings)
             hidden = nn.relu(conv(hidden, train))
         return Dense(self.num_classes, name="fc")(hidden.mean((1, 2)))
 
 
+class BiasedNet(NormedNet):
+    """The same with a bias before each BatchNorm, as VGG-16 has it."""
+
+    USE_BIAS: ClassVar[bool] = True
+
+
 def add_normed_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the network above one of `create_model`, by the name `normed_net`."""
-    monkeypatch.setattr(create, "_NETWORKS", create._NETWORKS | {"normed_net": NormedNet})
+    """Makes the networks above two of `create_model`, by the names `normed_net` and `biased_net`."""
+    networks = {"normed_net": NormedNet, "biased_net": BiasedNet}
+    monkeypatch.setattr(create, "_NETWORKS", create._NETWORKS | networks)

@@ -8,7 +8,7 @@ import pytest
 from rap_jax.config import OptimizerConfig, PruneConfig
 from rap_jax.pruning.admm import add_admm_penalty, find_admm_state
 from rap_jax.pruning.projections import Irregular
-from rap_jax.training.optimizer import learning_rate_schedule, make_optimizer, make_penalty
+from rap_jax.training.optimizer import StagePlan, learning_rate_schedule, make_optimizer, make_penalty
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -16,6 +16,12 @@ pytestmark = pytest.mark.usefixtures("optimised")
 def rates(config: OptimizerConfig, steps: list[int], num_steps: int = 100, reset_every: int = 0) -> list[float]:
     schedule = learning_rate_schedule(config, steps_per_epoch=10, num_steps=num_steps, reset_every=reset_every)
     return [float(schedule(step)) for step in steps]
+
+
+def test_dual_steps_come_after_each_interval_and_never_first() -> None:
+    plan = StagePlan("admm", 9, 3, lambda step: 0.1, dual_interval=2)
+    assert [step for step in range(9) if plan.is_dual_step(step)] == [2, 4, 6, 8]
+    assert not any(StagePlan("pretrain", 9, 3, lambda step: 0.1).is_dual_step(step) for step in range(9))
 
 
 def test_schedules() -> None:
