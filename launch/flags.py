@@ -57,6 +57,9 @@ with flag_group("Run", GROUPS, FLAGS):
                 "run, that run goes on; if it holds another, it is refused.")  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print steps, memory of a device and what the devices send each other, and "
                       "train nothing.")  # fmt: skip
+    flags.DEFINE_string("target", "", "With --dry_run: compile the step of each stage for a TPU slice that is not "
+                        "there, such as tpu:v5e:4x4, and print memory, collectives and estimated times. Needs the "
+                        "extra tpu_aot. Empty for the devices that are there.")  # fmt: skip
     define_settings(RunConfig, "seed", "batch_size", "eval_batch_size", "steps_per_epoch")
     define_settings(OutputConfig)
     define_compute_flags()

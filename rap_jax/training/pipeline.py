@@ -79,7 +79,7 @@ def run(
     require_same(settings_of(config, dataset) | others)
     mesh = make_mesh(devices, num_model_shards=compute.num_model_shards)
     check_batch_size(config.batch_size, mesh)
-    model = make_model(config, dataset, compute)
+    model = make_model(config, dataset, compute, mesh)
     start = make_start(config, dataset, model, mesh)
     specs = specs_from_config(config.prune, start.weights.params, output_layer=model.output_layer)
     plans = plan_stages(config, len(dataset.train.labels))

@@ -11,7 +11,7 @@ from rap_jax.config import ComputeConfig, RunConfig, TrainConfig
 from rap_jax.data import Dataset
 from rap_jax.models import num_params, use_cpu_form
 from rap_jax.training.sharded_step import batch_mesh
-from rap_jax.training.start import Start
+from rap_jax.training.start import Start, choose_implementation
 
 
 def identity(config: RunConfig, dataset: Dataset, start: Start) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def describe_devices(config: RunConfig, compute: ComputeConfig, mesh: Mesh) -> s
     """One line on the devices of a run: `Devices: 2 x cpu (2 cores), batch 128 = 2 x 64; convolutions: cpu form`."""
     device = mesh.devices.flat[0]
     cores = f" ({usable_cores()} cores)" if device.platform == "cpu" else f" ({device.platform})"
-    form = "cpu" if use_cpu_form(compute.implementation) else "xla"
+    form = "cpu" if use_cpu_form(choose_implementation(compute, mesh)) else "xla"
     batch = _batch_in_words(config, mesh)
     return f"Devices: {mesh.size} x {device.device_kind}{cores}, {batch}; convolutions: {form} form"
 
