@@ -6,6 +6,7 @@ an image does not depend on its batch or device, but for rounding: its random st
 the split and the restart alone.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.mesh import DeviceSplit, fetch, map_microbatches, put, put_key, replicated, split_over_data
+from rap_jax._runtime.mesh import (
+    DeviceSplit,
+    fetch,
+    map_microbatches,
+    put,
+    put_key,
+    replicated,
+    split_over_data,
+    take_images,
+)
 from rap_jax.attacks import ThreatModel, pgd_restarts
 from rap_jax.attacks.losses import cross_entropy, margin
 from rap_jax.config import AttackConfig
@@ -128,6 +138,7 @@ class SplitPredictor:
 
     def __init__(self, model: Model, attack: AttackConfig, mesh: Mesh):
         self._threat_model, self._mesh = ThreatModel(attack.norm, attack.epsilon), mesh
+        self._image_shape = model.input_shape
         self._clean = clean_program(model, self._threat_model, mesh)
         self._attack = attack_program(model, attack, self._threat_model, mesh)
 
@@ -155,17 +166,17 @@ class SplitPredictor:
         return np.asarray(found.correct)
 
     def _run(self, program: Program, inputs: EvaluationInputs, numbers: np.ndarray, starts: np.ndarray) -> Correctness:
-        images, labels = _gather(inputs.split, numbers)
+        images, labels = _gather(inputs.split, numbers, self._image_shape)
         share = split_over_data(self._mesh)
         images, labels = jax.device_put((images, labels), share)
         examples = Examples(images, labels, put(numbers, share), put(starts, share))
         return fetch(program(inputs.weights, inputs.key, examples), self._mesh)
 
 
-@jax.jit
-def _gather(split: DeviceSplit, numbers: np.ndarray) -> DeviceSplit:
-    """Where the split lies; the batch is divided among the devices after that."""
-    return DeviceSplit(split.images[numbers], split.labels[numbers])
+@functools.partial(jax.jit, static_argnames="image_shape")
+def _gather(split: DeviceSplit, numbers: np.ndarray, image_shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Images and labels, where the split lies; the batch is divided among the devices after that."""
+    return take_images(split.images, numbers, image_shape), split.labels[numbers]
 
 
 def _refuse_invalid(found: Correctness, what: str) -> None:

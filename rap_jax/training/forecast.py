@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.mesh import avoids_collectives, check_batch_size, replicated, state_shardings
+from rap_jax._runtime.mesh import avoids_collectives, check_batch_size, replicated, row_size, state_shardings
 from rap_jax._runtime.text import as_table
 from rap_jax._runtime.topology import CHIPS
 from rap_jax.config import ComputeConfig, RunConfig, Stage
@@ -69,7 +69,8 @@ def forecast(
     weights: Weights = jax.eval_shape(model.init, jax.random.key(0))
     specs = specs_from_config(config.prune, weights.params, output_layer=model.output_layer)
     splits = (dataset.validation, dataset.test, *(() if compute.stream_data else (dataset.train,)))
-    data = sum(_bytes(array.shape, array.dtype) for split in splits for array in split)
+    size = row_size(model.input_shape) + np.dtype(np.int32).itemsize
+    data = sum(size * len(split.labels) for split in splits)
     num_examples = len(dataset.train.labels)
     plans = plan_stages(config, num_examples)
     found = [_stage(plan, config, model, weights, specs, mesh, num_examples, with_estimate) for plan in plans]
@@ -166,7 +167,7 @@ def compile_step(
     """A training step, compiled for the devices of the mesh, which need not be there."""
     like: Any = lambda shape, dtype, place=None: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
     train = jax.tree.map(lambda leaf, place: like(leaf.shape, leaf.dtype, place), state, shardings)
-    images = like((num_examples, *functions.model.input_shape), np.uint8, replicated(mesh))
+    images = like((num_examples, row_size(functions.model.input_shape)), np.uint8, replicated(mesh))
     labels = like((num_examples,), np.int32, replicated(mesh))
     inputs = BatchInputs(images, labels, like((batch_size,), np.int32))
     keys = jax.eval_shape(lambda: step_keys(0, "pretrain"))
