@@ -5,7 +5,7 @@ devices       how many devices a CPU is taken for
 mesh          the mesh, where arrays lie on it, microbatches
 processes     several processes that compute as one
 functions     captured arrays, traces and fingerprints of a user's function
-integrity     digests, checksums, atomic writes; errors for damaged files
+integrity     digests, checksums, atomic writes, npz files; errors for damaged files
 progress      a progress bar, or lines
 interrupt     Ctrl-C and SIGTERM as a flag
 text, figure  numbers, tables and pictures of the reports

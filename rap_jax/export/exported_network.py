@@ -169,8 +169,6 @@ def _evaluation(exported: ExportedNetwork) -> dict[str, Any] | None:
         same = found["network"].get("sha256") in (None, digest(exported.run_weights))
         kept = {key: found.get(key) for key in ("clean", *_ATTACKS)}
         about = {"attack": found["config"], "findings": found["findings"], "versions": found.get("versions")}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # half written or of another version
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, half written or of another version
         return None
     return kept | about if same else None

@@ -96,15 +96,18 @@ class _Runner:
 
     def _start_one(self) -> bool:
         """Starts the first job that can run now; False if there is none."""
+        unfinished = {*self.waiting, *(one.job.name for one in self.running)}
         for job in list(self.waiting.values()):
-            if any(need.name in self.waiting or self._runs(need) for need in job.needs):
+            if any(need.name in unfinished for need in job.needs):
                 continue
             try:
                 if job.results(self.out) is not None:  # another process has done it meanwhile
                     del self.waiting[job.name]
                     return True
                 if is_in_use(self.out / job.folder):
-                    self._wait_for(job)
+                    if job.name not in self.elsewhere:
+                        self.elsewhere.add(job.name)
+                        self.say(f"{job.name}: another process is at it; waiting")
                     continue
             except ValueError as error:
                 del self.waiting[job.name]
@@ -158,14 +161,6 @@ class _Runner:
                 del self.waiting[job.name]
                 skipped[job.name] = f"needs {missing}, which {'failed' if missing in failed else 'was skipped'}"
                 self.say(f"{job.name}: skipped, needs {missing}")
-
-    def _runs(self, job: Job) -> bool:
-        return any(one.job.name == job.name for one in self.running)
-
-    def _wait_for(self, job: Job) -> None:
-        if job.name not in self.elsewhere:
-            self.elsewhere.add(job.name)
-            self.say(f"{job.name}: another process is at it; waiting")
 
     def _stop(self) -> None:
         """Lets what still runs save itself."""

@@ -31,7 +31,7 @@ from rap_jax._runtime.mesh import (
 )
 from rap_jax._runtime.processes import largest
 from rap_jax._runtime.progress import Progress
-from rap_jax.compaction import CompactionPlan, compaction_plan, expand, shrink
+from rap_jax.compaction import compaction_plan, expand, shrink
 from rap_jax.config import OutputConfig, RunConfig
 from rap_jax.data.batches import BatchInputs
 from rap_jax.evaluation.accuracy import Evaluator, make_evaluator
@@ -220,7 +220,10 @@ class _Validation:
         score = np.float32(accuracy.score)
         better = bool(score > self.kept.score)
         if better:
-            self._keep(number, state, score)
+            # Copies, because the next step donates the arrays of the state.
+            params, batch_stats = jax.tree.map(jnp.copy, (state.params, state.batch_stats))
+            place = first_device_sharding(context.mesh)
+            self.kept = Kept(params, batch_stats, *(put(np.asarray(x), place) for x in (score, np.int32(number))))
         context.folder.log(
             _line(plan, "validation", number)
             | {"natural_accuracy": accuracy.natural, "robust_accuracy": accuracy.robust}
@@ -231,12 +234,6 @@ class _Validation:
             f"{plan.stage} epoch {epoch}/{num_epochs}: validation natural {accuracy.natural:.2%}, "
             f"robust {accuracy.robust:.2%}"
         )
-
-    def _keep(self, number: int, state: TrainState, score: np.float32) -> None:
-        # Copies, because the next step donates the arrays of the state.
-        params, batch_stats = jax.tree.map(jnp.copy, (state.params, state.batch_stats))
-        place = first_device_sharding(self._context.mesh)
-        self.kept = Kept(params, batch_stats, *(put(np.asarray(x), place) for x in (score, np.int32(number))))
 
 
 class _Checkpoints:
@@ -293,12 +290,9 @@ def run_compact_stage(
     select = make_evaluator(model, config.select_attack, context.mesh, batch_size=config.eval_batch_size)
     compact_context = dataclasses.replace(context, model=model, select=select)
     compact_start = Weights(*(shrink(removal, tree) for tree in start))
-    result = run_stage(plan, compact_context, compact_start, _compact_masks(removal, masks))
+    compact_masks = None if masks is None else shrink(removal, masks)
+    if all(np.all(keep) for keep in jax.tree.leaves(compact_masks)):  # all that was masked is removed
+        compact_masks = None
+    result = run_stage(plan, compact_context, compact_start, compact_masks)
     weights = Weights(*(expand(removal, small, full) for small, full in zip(result.weights, start, strict=True)))
     return result._replace(weights=jax.device_put(weights, first_device_sharding(context.mesh)))
-
-
-def _compact_masks(removal: CompactionPlan, masks: chex.ArrayTree | None) -> chex.ArrayTree | None:
-    """None where all that was masked is removed."""
-    small = shrink(removal, masks) if masks is not None else None
-    return small if any(not np.all(keep) for keep in jax.tree.leaves(small)) else None
