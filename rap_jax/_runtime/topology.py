@@ -5,14 +5,17 @@
 The TPU compiler is in `libtpu`, which needs no TPU. Programs for such devices can be lowered and compiled, not run.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from rap_jax.config import require
 
@@ -75,3 +78,19 @@ def target_devices(target: str) -> list[jax.Device]:
         raise ValueError(
             f"target is {target!r}, which libtpu refuses ({reason}); expected such as tpu:v5e:4x4."
         ) from error
+
+
+@contextlib.contextmanager
+def no_compilation_cache() -> Iterator[None]:
+    """For programs of such devices: JAX writes them into its persistent cache, and cannot read them back."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    try:
+        _enable_cache(False)
+        yield
+    finally:
+        _enable_cache(before)
+
+
+def _enable_cache(enabled: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()  # which asks for the setting once, at the first program

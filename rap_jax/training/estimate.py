@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.compiled import Collective, read_program
+from rap_jax._runtime.hlo import Collective, read_program
 from rap_jax._runtime.topology import CHIPS, Chip
 from rap_jax.compaction.multiply_adds import count_multiply_adds
 from rap_jax.config import AttackConfig, TrainConfig

@@ -7,6 +7,7 @@ program, compiled for the devices of the mesh. Those may be of a machine that is
 (`rap_jax._runtime.topology`); then `format_estimate` shows what the compiled steps say of time and memory.
 """
 
+import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 
 from rap_jax._runtime.mesh import avoids_collectives, check_batch_size, replicated, row_size, state_shardings
 from rap_jax._runtime.text import as_table
-from rap_jax._runtime.topology import CHIPS
+from rap_jax._runtime.topology import CHIPS, no_compilation_cache
 from rap_jax.config import ComputeConfig, RunConfig, Stage
 from rap_jax.data import Dataset
 from rap_jax.data.batches import BatchInputs
@@ -73,7 +74,8 @@ def forecast(
     data = sum(size * len(split.labels) for split in splits)
     num_examples = len(dataset.train.labels)
     plans = plan_stages(config, num_examples)
-    found = [_stage(plan, config, model, weights, specs, mesh, num_examples, with_estimate) for plan in plans]
+    with no_compilation_cache() if with_estimate else contextlib.nullcontext():
+        found = [_stage(plan, config, model, weights, specs, mesh, num_examples, with_estimate) for plan in plans]
     work = [_validation(plan, config, len(dataset.validation.labels)) for plan in plans]
     stages = tuple(stage._replace(validation=steps) for stage, steps in zip(found, work, strict=True))
     return Forecast(num_params(weights.params), data, stages)

@@ -1,4 +1,4 @@
-"""What a compiled program does in one call, read from its text: cycles, bytes and collectives, loops counted in full.
+"""What a compiled program does in one call, read from its HLO text: cycles, bytes and collectives, with all loops.
 
     found = read_program(jax.jit(step).lower(...).compile().as_text())
 
