@@ -12,9 +12,9 @@ from rap_jax.training.forecast import forecast
 pytest.importorskip("libtpu")
 
 
-def admm_step(target: str, num_model_shards: int = 1) -> StepEstimate:
+def admm_step(target: str, *, width: int = 4, num_model_shards: int = 1) -> StepEstimate:
     mesh = make_mesh(target_devices(target), num_model_shards=num_model_shards)
-    config = tiny.tiny_config(model=ModelConfig(width=4))
+    config = tiny.tiny_config(model=ModelConfig(width=width))
     found = forecast(config, tiny.tiny_dataset(), mesh, ComputeConfig(), with_estimate=True)
     step = found.stages[1].estimate
     assert step is not None
@@ -32,6 +32,6 @@ def test_the_admm_step_of_lenet_is_compiled_for_four_chips() -> None:
 
 
 def test_the_state_lies_in_pieces() -> None:
-    whole, pieces = admm_step("tpu:v5e:2x2"), admm_step("tpu:v5e:2x2", num_model_shards=4)
+    whole, pieces = (admm_step("tpu:v5e:2x2", width=32, num_model_shards=number) for number in (1, 4))
     assert pieces.memory < whole.memory
     assert not any(collective.in_loop for collective in pieces.collectives)
