@@ -3,7 +3,8 @@
 Valid means finite logits and a perturbation inside the ball and the pixel range. A program answers for each image, on
 the device that has it, and sums nothing up: no device waits for another (see `rap_jax._runtime.mesh`). The result for
 an image does not depend on its batch or device, but for rounding: its random start follows from the key, its number in
-the split and the restart alone.
+the split and the restart alone. The last pass, which says whether an image is right, multiplies in float32 on every
+device (`exact_products`); the attack before it does so as the device does by default.
 """
 
 import functools
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rap_jax._runtime.functions import exact_products
 from rap_jax._runtime.mesh import (
     DeviceSplit,
     fetch,
@@ -88,11 +90,12 @@ Program = Callable[[Weights, jax.Array, Examples], Correctness]
 
 def clean_program(model: Model, threat_model: ThreatModel, mesh: Mesh) -> Program:
     """(weights, key, examples) -> correctness of the images as they are; key and starts are not used."""
+    logits_fn = exact_products(model.logits)
 
     def predict(weights: Weights, key: jax.Array, examples: Examples) -> Correctness:
         del key
         images = to_unit(examples.images)
-        return predict_correct(model.logits(weights, images), images, images, examples.labels, threat_model)
+        return predict_correct(logits_fn(weights, images), images, images, examples.labels, threat_model)
 
     return on_each_device(predict, mesh)
 
@@ -102,6 +105,7 @@ def attack_program(model: Model, attack: AttackConfig, threat_model: ThreatModel
 
     Valid means also that no gradient on the way was NaN. BatchNorm is in evaluation mode.
     """
+    logits_fn = exact_products(model.logits)
 
     def predict(weights: Weights, key: jax.Array, examples: Examples) -> Correctness:
         images, labels = to_unit(examples.images), examples.labels
@@ -115,7 +119,7 @@ def attack_program(model: Model, attack: AttackConfig, threat_model: ThreatModel
             num_steps=attack.num_steps,
             random_start=attack.random_start,
         )
-        found = predict_correct(model.logits(weights, adversarial), adversarial, images, labels, threat_model)
+        found = predict_correct(logits_fn(weights, adversarial), adversarial, images, labels, threat_model)
         return found._replace(valid=found.valid & valid)
 
     return on_each_device(predict, mesh)

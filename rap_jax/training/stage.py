@@ -29,7 +29,7 @@ from rap_jax._runtime.mesh import (
     put,
     state_shardings,
 )
-from rap_jax._runtime.processes import largest
+from rap_jax._runtime.processes import SteadyQuestion
 from rap_jax._runtime.progress import Progress
 from rap_jax.compaction import compaction_plan, expand, shrink
 from rap_jax.config import OutputConfig, RunConfig
@@ -250,12 +250,14 @@ class _Checkpoints:
         self._plan, self._context, self._manager, self._validation = plan, context, manager, validation
         self.seconds = seconds  # until the last checkpoint
         self._signal_number = 0
+        self._question = SteadyQuestion()
         self._saved = time.monotonic()
 
     def is_due(self, number: int) -> bool:
         late = time.monotonic() - self._saved >= self._context.output.checkpoint_every_seconds
         # Clocks differ, and a signal may reach one process alone: all of them save, or none.
-        due, self._signal_number = largest(int(late), self._context.interrupt.requested or 0)
+        given = int(late), self._context.interrupt.requested or 0
+        due, self._signal_number = self._question(*given, now=number == self._plan.num_steps)
         return bool(due or self._signal_number or number == self._plan.num_steps)
 
     def __call__(self, number: int, state: TrainState) -> None:
