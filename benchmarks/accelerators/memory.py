@@ -34,12 +34,12 @@ def measure_memory(bench: Bench, case: StepCase) -> Answer:
     peaks, errors = dict[str, float | None](), dict[str, str]()
     with tempfile.TemporaryDirectory() as cache:
         for way in ("rap_jax_compiling", "rap_jax"):
-            with bench.process(JAX_WORKER, *worker_arguments(case), cache) as ours:
+            with bench.process(JAX_WORKER, *worker_arguments(case), cache, way=way) as ours:
                 ours.ask("steps", count=_NUM_STEPS, num_ahead=1)
                 peaks[way] = ours.ask("memory")["megabytes"]
     for way in PYTORCH_WAYS if has_pytorch() else ():
         try:
-            with bench.process(PYTORCH_WORKER, worker_arguments(case)[0], way) as theirs:
+            with bench.process(PYTORCH_WORKER, worker_arguments(case)[0], way, way=way) as theirs:
                 theirs.ask("steps", count=_NUM_STEPS)
                 peaks[way] = theirs.ask("memory")["megabytes"]
         except RowError as error:

@@ -62,9 +62,11 @@ class Bench(NamedTuple):
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{self.name.replace('/', '_')}_{what}.log"
 
-    def process(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Process:
-        """A process of this row."""
-        log = self.log("_".join([module.rpartition(".")[2], *arguments[1:2]]).replace("/", "_"))
+    def process(
+        self, module: str, *arguments: str, way: str = "", environment: Mapping[str, str] | None = None
+    ) -> Process:
+        """A process of this row; `way` tells it from others of the same module."""
+        log = self.log("_".join(filter(None, (module.rpartition(".")[2], way))))
         return Process(module, *arguments, log=log, deadline=self.deadline, environment=environment)
 
 

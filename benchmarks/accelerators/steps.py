@@ -70,7 +70,7 @@ def measure_steps(bench: Bench, case: StepCase) -> Answer:
         ways["pipelined"] = turn(ours, settings.turn_seconds, num_ahead=1)
         for way in PYTORCH_WAYS if has_pytorch() else ():
             try:
-                theirs = stack.enter_context(bench.process(PYTORCH_WORKER, worker_arguments(case)[0], way))
+                theirs = stack.enter_context(bench.process(PYTORCH_WORKER, worker_arguments(case)[0], way, way=way))
                 firsts[way] = theirs.ask("steps", count=1)["seconds"]
                 theirs.ask("steps", count=2)  # what PyTorch compiles at the second step, and cuDNN's choice
                 ways[way] = turn(theirs, settings.turn_seconds)

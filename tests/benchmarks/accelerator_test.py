@@ -1,6 +1,7 @@
 """What `benchmarks.accelerator` keeps, goes on with, stops at and reports; its rows run in tiny form on the CPU."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from benchmarks.accelerators.attacked import open_attacked, read_trades, trades_
 from benchmarks.accelerators.process import Process, RowError
 from benchmarks.accelerators.row_log import RowLog
 from benchmarks.accelerators.session import Bench, Row, Settings, run_rows
+from benchmarks.rows import Row as StepRow
 
 MACHINE = {"device": "a card", "platform": "gpu", "driver": "1.2", "date": "2026-01-01", "processor": "a processor",
            "cores": 2, "versions": {"jax": "0.11"}}  # fmt: skip
@@ -290,3 +292,27 @@ def test_the_tiny_form_measures_everything_goes_on_after_a_cut_and_reports(tmp_p
     text = call("--report")
     assert (tmp_path / "accelerator.md").read_text().strip() == text.strip()
     assert "## Training steps" in text and "| lenet_w1_n2 | 2 |" in text and "## Measured on\n\n- cpu; " in text
+
+
+@pytest.mark.parametrize("way", ["eager_tf32", "bf16_channels_last"])
+def test_the_attack_of_pytorch_sees_the_network_in_evaluation_mode(way: str) -> None:
+    torch = pytest.importorskip("torch")
+    from benchmarks.pytorch.accelerator_step_worker import Steps
+
+    steps = Steps(StepRow("", "resnet18", 1, 4, 2), way)
+    before = [parameter.detach().clone() for parameter in steps._network.parameters()]
+    assert steps.steps(2)["seconds"] > 0
+    assert {int(m.num_batches_tracked) for m in steps._network.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {2}
+    assert all((a != b).any() for a, b in zip(before, steps._network.parameters(), strict=True))
+    assert all(parameter.requires_grad for parameter in steps._network.parameters())
+
+
+def test_seconds_of_the_attacks_of_the_official_code() -> None:
+    pytest.importorskip("pyautoattack")
+    from benchmarks.pytorch.accelerator_autoattack_worker import Clock
+
+    clock = Clock()
+    for message in ("using standard version", "running apgd-ce", "robust accuracy", "running square"):
+        clock.emit(logging.makeLogRecord({"msg": message}))
+    clock.begun = {name: float(number) for number, name in enumerate(clock.begun, start=1)}
+    assert clock.seconds(5.0) == {"apgd-ce": 1.0, "square": 3.0}
