@@ -34,6 +34,7 @@ from rap_jax.pruning.specs import specs_from_patterns
 
 _PGD_STEPS = 10
 _SAME_PIXEL = 1e-6
+_MULTIPLES = (1, 1.25, 1.5, 2, 2.5, 3, 4, 6)
 
 
 class Tolerance(NamedTuple):
@@ -165,7 +166,10 @@ class Equality:
             ).robust
 
     def _attack_task(self, images: np.ndarray) -> tuple[np.ndarray, float]:
-        """Labels by which every image is right, and the median distance to another class of the linearised network."""
+        """Labels by which every image is right, and a radius at which PGD breaks half of them, by the CPU.
+
+        Tried are multiples of the median distance to another class of the linearised network.
+        """
         model = self._model
 
         def task(weights: Weights, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -174,9 +178,21 @@ class Equality:
             slopes = jnp.abs(jax.grad(lambda x: margins(x).sum())(x)).reshape(len(x), -1).sum(1)
             return labels, jnp.median(-margins(x) / slopes)
 
+        def share_broken(weights: Weights, x: jax.Array, labels: jax.Array, epsilon: jax.Array) -> jax.Array:
+            threat_model, key = ThreatModel("linf", epsilon), jax.random.key(3)
+            settings: dict[str, Any] = {"step_size": epsilon / 4, "num_steps": _PGD_STEPS, "loss": margin}
+            logits_fn = lambda x: model.logits(weights, x)
+            return pgd(logits_fn, x, labels, threat_model=threat_model, key=key, **settings).broken.mean()
+
         with jax.default_matmul_precision("highest"):
-            labels, epsilon = jax.jit(task)(*jax.device_put((self._weights, images), self._cpu))
-        return np.asarray(labels), float(epsilon)
+            arguments = jax.device_put((self._weights, images), self._cpu)
+            labels, distance = jax.jit(task)(*arguments)
+            share = jax.jit(share_broken)
+            radii = (multiple * distance for multiple in _MULTIPLES)
+            epsilon = next(
+                (radius for radius in radii if share(*arguments, labels, radius) >= 0.5), _MULTIPLES[-1] * distance
+            )
+        return np.asarray(labels), min(float(epsilon), 1.0)
 
 
 def _error(found: np.ndarray, exact: np.ndarray) -> float:
