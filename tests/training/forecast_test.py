@@ -16,6 +16,7 @@ from rap_jax.training import stage as stage_lib
 from rap_jax.training.forecast import forecast, format_forecast
 from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.state import StageState
+from rap_jax.training.task import Reached
 
 
 def on_device(state: StageState, device: jax.Device) -> int:
@@ -33,7 +34,7 @@ def test_state_and_steps_are_those_of_the_run(
     found = forecast(config, tiny.tiny_dataset(), make_mesh(devices, num_model_shards=num_model_shards), compute)
     train, sizes = stage_lib.train_stage, dict[str, int]()
 
-    def watched(plan: StagePlan, context: Any, train_step: Any, reached: stage_lib.Reached, manager: Any) -> Any:
+    def watched(plan: StagePlan, context: Any, train_step: Any, reached: Reached, manager: Any) -> Any:
         sizes[plan.stage] = on_device(reached.state, devices[0])
         return train(plan, context, train_step, reached, manager)
 
