@@ -2,9 +2,9 @@
 
     done, failed = run_seeds([OneRun(config, dataset, out_dir) for ...])
 
-Each has a folder of its own, which is that of a run alone: it can be gone on with alone, and a run begun alone goes on here.
-Their training goes on together (`rap_jax.training.together`); all else is done for one run after the other. Images and
-compiled programs are shared. Runs that are finished are read.
+Each has a folder of its own, the same as that of a run alone: a run that was begun in one way may go on in the other.
+The runs train together (`rap_jax.training.together`); all else is done for one run after the other. Images and compiled
+programs are shared. Finished runs are read.
 """
 
 import contextlib

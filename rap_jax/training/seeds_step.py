@@ -5,12 +5,12 @@
     states, metrics = step.advance(states, indices, keys, False)
     step.split(states)[0], step.split_metrics(jax.device_get(metrics))[0]
 
-On accelerators the states are stacked and `jax.vmap` makes one program of the steps; several devices share the seeds, and
-a batch is not split. A network is then equal to one that trains alone up to rounding.
+On accelerators the states are stacked and `jax.vmap` makes one program of the steps. Several devices share the seeds; a
+batch is not split. A network is then equal to one that trains alone up to rounding.
 
-On CPUs each network has the program of a run alone on one device, so every bit is the same, and each device has its share
-of the networks. One program of several would round otherwise: with `jax.lax.map` as with an unrolled loop the weights of
-a LeNet's ADMM stage differed in the last place, since XLA fused other operations.
+On CPUs each network has the program of a run alone on one device, so every bit is the same, and each device has its
+share of the networks. One program of several would round otherwise: with `jax.lax.map`, as with an unrolled loop, the
+weights of a LeNet's ADMM stage differed in the last place, since XLA fused other operations.
 
 No program makes a device wait for another one.
 """
@@ -62,7 +62,7 @@ def _in_turn(functions: StepFunctions, pool: DeviceSplit, num_seeds: int, mesh: 
     """Each network by the program of a run alone, dispatched to its device."""
     meshes = [make_mesh([device]) for device in list(mesh.devices.flat)[:num_seeds]]
     programs = [step_as_program(functions, own) for own in meshes]
-    pools = [jax.device_put(pool, replicated(own)) for own in meshes]
+    pools: list[DeviceSplit] = [jax.device_put(pool, replicated(own)) for own in meshes]
     place: Callable[[int], int] = lambda seed: seed % len(meshes)
 
     def join(trees: Sequence[Any]) -> list[Any]:
@@ -74,7 +74,7 @@ def _in_turn(functions: StepFunctions, pool: DeviceSplit, num_seeds: int, mesh: 
         steps = []
         for seed, (state, rows, key) in enumerate(zip(states, indices, keys, strict=True)):
             own = place(seed)
-            inputs = BatchInputs(*pools[own], put(rows, split_over_data(meshes[own])))
+            inputs = BatchInputs(pools[own].images, pools[own].labels, put(rows, split_over_data(meshes[own])))
             steps.append(programs[own](state, inputs, key, dual_step))
         return [state for state, _ in steps], [metrics for _, metrics in steps]
 
@@ -95,7 +95,9 @@ def _stacked(functions: StepFunctions, pool: DeviceSplit, num_seeds: int, mesh: 
     def on_device(
         states: TrainState, images: DeviceSplit, indices: jax.Array, keys: StepKeys, dual_step: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
-        one = lambda state, rows, key: functions.step(state, BatchInputs(*images, rows), key, dual_step)
+        def one(state: TrainState, rows: jax.Array, key: StepKeys) -> tuple[TrainState, StepMetrics]:
+            return functions.step(state, BatchInputs(images.images, images.labels, rows), key, dual_step)
+
         return jax.vmap(one)(states, indices, keys)
 
     each, whole = share.spec, everywhere.spec
@@ -112,23 +114,23 @@ def _stacked(functions: StepFunctions, pool: DeviceSplit, num_seeds: int, mesh: 
 
     first = replicated(make_mesh([mesh.devices.flat[0]]))
     split: Callable[[Any], list[Any]] = lambda states: _unstack(states, first)[:num_seeds]
-    at: Callable[[Any, int], Any] = lambda tree, seed: jax.tree.map(lambda leaf: leaf[seed], tree)
-    return SeedsStep(join, advance, split, lambda metrics: [at(metrics, seed) for seed in range(num_seeds)])
+    return SeedsStep(join, advance, split, lambda metrics: [_tree_at(metrics, seed) for seed in range(num_seeds)])
 
 
 def _unstack(tree: chex.ArrayTree, place: Sharding) -> list[Any]:
     """The trees that were stacked, at `place`; each device takes its own apart, so that none waits for another."""
-    shards = [sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0) for leaf in _leaves(tree)]
-    of_devices = [
-        jax.tree.unflatten(jax.tree.structure(tree), [s.data for s in each]) for each in zip(*shards, strict=True)
-    ]
-    return [jax.device_put(one, place) for stack in of_devices for one in _take_apart(stack)]
-
-
-def _leaves(tree: chex.ArrayTree) -> list[Any]:
-    return jax.tree.leaves(tree)
+    leaves, structure = jax.tree.flatten(tree)
+    shards = [sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0) for leaf in leaves]
+    by_device = zip(*shards, strict=True)
+    stacks = [jax.tree.unflatten(structure, [shard.data for shard in of_device]) for of_device in by_device]
+    return [jax.device_put(one, place) for stack in stacks for one in _take_apart(stack)]
 
 
 @jax.jit
 def _take_apart(stack: chex.ArrayTree) -> list[Any]:
-    return [jax.tree.map(lambda leaf: leaf[place], stack) for place in range(len(_leaves(stack)[0]))]
+    num_trees = len(jax.tree.leaves(stack)[0])
+    return [_tree_at(stack, place) for place in range(num_trees)]
+
+
+def _tree_at(stack: chex.ArrayTree, place: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[place], stack)

@@ -2,10 +2,10 @@
 
     done, failed = run_together({0: run_training(...), 1: run_training(...)}, mesh)
 
-The generators stop where a stage has steps left. Those of the earliest stage train first, and of these the ones that are
-behind, up to the step at which the others wait; runs whose networks have other shapes train one group after the other.
-Validation, residuals, the log and the checkpoints are the hooks of each run alone. A run that fails, as by a NaN, ends; the
-others go on.
+The generators stop where a stage has steps left. Those of the earliest stage train first, and of these the ones that
+are behind, up to the step at which the others wait. Runs whose networks have other shapes train one group after the
+other. Validation, residuals, the log and the checkpoints are the hooks of each run alone. A run that fails, as by a
+NaN, ends; the others go on.
 """
 
 import contextlib
