@@ -57,7 +57,11 @@ with flag_group("Run", GROUPS, FLAGS):
                 "run, that run goes on; if it holds another, it is refused.")  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print steps, memory of a device and what the devices send each other, and "
                       "train nothing.")  # fmt: skip
-    define_settings(RunConfig, "seed", "batch_size", "eval_batch_size", "steps_per_epoch")
+    define_settings(RunConfig, "seed")
+    flags.DEFINE_integer("num_seeds", 1, "Train so many seeds in this process, from --seed on, each as it would be "
+                         "alone, in a folder of its own: OUT_DIR/seedSEED. {seed} in --name, --out_dir and "
+                         "--start_run stands for the seed. Pays on accelerators, for small networks.")  # fmt: skip
+    define_settings(RunConfig, "batch_size", "eval_batch_size", "steps_per_epoch")
     define_settings(OutputConfig)
     define_compute_flags()
     define_settings(ComputeConfig, "num_model_shards", "stream_data")

@@ -10,7 +10,8 @@ programs are shared. Finished runs are read.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ import jax
 from rap_jax._runtime.interrupt import catch_signals
 from rap_jax._runtime.mesh import DeviceSplit, make_mesh, put_split
 from rap_jax._runtime.processes import num_processes
+from rap_jax._runtime.text import as_table
 from rap_jax.config import ComputeConfig, OutputConfig, RunConfig, require
 from rap_jax.data import Split
 from rap_jax.training.input import PooledInput, pooled_inputs
@@ -88,3 +90,28 @@ def _check(runs: Sequence[OneRun], compute: ComputeConfig) -> None:
 def _recipe(config: RunConfig) -> RunConfig:
     start = dataclasses.replace(config.start, run_dir=config.start.run_dir and "of each")
     return dataclasses.replace(config, seed=0, name="of_each", start=start)
+
+
+def format_seeds_table(results: Mapping[int, Mapping[str, Any]]) -> str:
+    """One table of finished runs: the test result and the sparsity of each seed, then mean and standard deviation.
+
+    Args:
+      results: the content of results.json by seed.
+    """
+    header = ("Seed", "Natural accuracy", "PGD accuracy", "Zeros", "Run folder")
+    numbers = [_numbers(each) for each in results.values()]
+    rows = [
+        (str(seed), *(f"{number:.2%}" for number in own), str(each.get("run_dir", "-")))
+        for (seed, each), own in zip(results.items(), numbers, strict=True)
+    ]
+    columns = list(zip(*numbers, strict=True))
+    if columns:
+        rows.append(("mean", *(f"{statistics.fmean(column):.2%}" for column in columns), ""))
+    if len(numbers) > 1:
+        rows.append(("spread", *(f"{statistics.stdev(column):.2%}" for column in columns), "standard deviation"))
+    return f"{as_table(header, rows)}\n"
+
+
+def _numbers(results: Mapping[str, Any]) -> tuple[float, float, float]:
+    test = results["test"]
+    return test["natural_accuracy"], test["robust_accuracy"], results["sparsity"]["overall"]["sparsity"]
