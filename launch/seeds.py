@@ -29,7 +29,6 @@ def check_seeds(values: flags.FlagValues) -> None:
     """Refuses flags that do not go together with several seeds."""
     get = getter(values)
     number, processes = get("num_seeds"), from_flags(ProcessConfig, get)
-    require(number >= 1, "num_seeds", number, "1 or more")
     if number == 1:
         return
     remedy = "or --num_seeds=1 and a command for each seed"

@@ -63,6 +63,7 @@ ALONE |= {
     "process_id": 1,
     "initialization_timeout": 9,
     "dry_run": True,
+    "num_seeds": 3,
 }
 PARSED: dict[str, Any] = {"sparsity": (("conv1", 0.25), ("fc*", 0.25)), "image_size": (20, 30)}
 PARSED |= {f"{stage}_step_epochs": (5.0 + number, 9.5) for number, stage in enumerate(STAGES)}
