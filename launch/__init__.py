@@ -6,6 +6,7 @@ settings, parsers   from a field to a flag and back
 configs             from flags to configs
 flagfiles, flag_lines   recipes by name, and the lines of a flagfile
 command, help       what all commands have in common
+seeds               several seeds in one process
 plan, job_configs   what `reproduce` does
 *.flags             recipes
 """

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -49,6 +50,17 @@ def config_from_flags(values: flags.FlagValues = FLAGS) -> RunConfig:
         retrain=_stage("retrain", get),
         start=from_flags(StartConfig, get),
     )
+
+
+def folder_of(config: RunConfig, dataset: str, out_dir: str | None) -> Path:
+    """The folder of a run on the data set of that name; a ValueError if it lies among the images."""
+    default = Path("runs") / f"{config.name}_{dataset}_seed{config.seed}"
+    folder = Path(out_dir).expanduser() if out_dir else default
+    if config.data.dataset.startswith("folder:"):
+        from rap_jax.data.image_folder import require_outside  # with what `--help` does not wait for
+
+        require_outside(config.data.dataset.removeprefix("folder:"), folder)
+    return folder
 
 
 def getter(values: flags.FlagValues) -> Get:

@@ -60,7 +60,12 @@ with flag_group("Run", GROUPS, FLAGS):
     flags.DEFINE_string("target", "", "With --dry_run: compile the step of each stage for a TPU slice that is not "
                         "there, such as tpu:v5e:4x4, and print memory, collectives and estimated times. Needs the "
                         "extra tpu_aot. Empty for the devices that are there.")  # fmt: skip
-    define_settings(RunConfig, "seed", "batch_size", "eval_batch_size", "steps_per_epoch")
+    define_settings(RunConfig, "seed")
+    flags.DEFINE_integer("num_seeds", 1, "Train so many seeds in this process, from --seed on, each as it would be "
+                         "alone, in a folder of its own: OUT_DIR/seedSEED. {seed} in --name, --out_dir and "
+                         "--start_run stands for the seed. Pays on accelerators, for small networks.",
+                         lower_bound=1)  # fmt: skip
+    define_settings(RunConfig, "batch_size", "eval_batch_size", "steps_per_epoch")
     define_settings(OutputConfig)
     define_compute_flags()
     define_settings(ComputeConfig, "num_model_shards", "stream_data")

@@ -8,11 +8,10 @@ import functools
 import shlex
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TextIO
 
 from launch.command import enable_compilation_cache, in_words, parse, start
-from launch.configs import compute_from_flags, config_from_flags, getter
+from launch.configs import compute_from_flags, config_from_flags, folder_of, getter
 from launch.flagfiles import serialize_flags
 from launch.flags import FLAGS
 from launch.help import help_text
@@ -29,13 +28,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    from launch.seeds import check_seeds, train_seeds
     from rap_jax._runtime.devices import start_cpu_devices
     from rap_jax._runtime.mesh import check_batch_size, make_mesh
     from rap_jax._runtime.processes import first_before_others, require_same, start_processes
     from rap_jax._runtime.topology import target_devices
     from rap_jax.config import require
     from rap_jax.data import load_dataset
-    from rap_jax.data.image_folder import require_outside
     from rap_jax.training.forecast import forecast, format_estimate, format_forecast
     from rap_jax.training.pipeline import run as run_pipeline
     from rap_jax.training.provenance import describe_devices
@@ -43,6 +42,11 @@ def _run(arguments: list[str]) -> None:
 
     parse(FLAGS, arguments)
     require(FLAGS.dry_run or not FLAGS.target, "target", FLAGS.target, "none without --dry_run: nothing can run there")
+    command = shlex.join(["python", "-m", "launch.main", *arguments[1:]])
+    check_seeds(FLAGS)
+    if FLAGS.num_seeds > 1:
+        _say(train_seeds(FLAGS, command))
+        return
     devices = target_devices(FLAGS.target) if FLAGS.target else None
     config, compute = config_from_flags(), compute_from_flags()
     get = getter(FLAGS)
@@ -53,10 +57,7 @@ def _run(arguments: list[str]) -> None:
     require_same({"dry_run": FLAGS.dry_run})
     enable_compilation_cache(FLAGS.compilation_cache_dir)
     dataset = first_before_others(lambda: load_dataset(config.data, seed=config.seed, streamed=compute.stream_data))
-    default = Path("runs") / f"{config.name}_{dataset.name}_seed{config.seed}"
-    out_dir = Path(FLAGS.out_dir).expanduser() if FLAGS.out_dir else default
-    if config.data.dataset.startswith("folder:"):
-        require_outside(config.data.dataset.removeprefix("folder:"), out_dir)
+    out_dir = folder_of(config, dataset.name, FLAGS.out_dir)
     mesh = make_mesh(devices, num_model_shards=compute.num_model_shards)
     check_batch_size(config.batch_size, mesh)
     _say(describe_devices(config, compute, mesh), sys.stderr)
@@ -64,7 +65,6 @@ def _run(arguments: list[str]) -> None:
         found = forecast(config, dataset, mesh, compute, with_estimate=bool(FLAGS.target))
         _say(format_estimate(found, mesh) if FLAGS.target else format_forecast(found))
         return
-    command = shlex.join(["python", "-m", "launch.main", *arguments[1:]])
     written = serialize_flags(out_dir=out_dir)
     results = run_pipeline(config, dataset, out_dir, output=output, compute=compute, command=command, flags=written)
     _say(format_table(results | {"run_dir": str(out_dir)}))  # it may have been moved

@@ -1,6 +1,9 @@
 """A plan of `launch.reproduce`, carried out: listed, forecast, run or collected, and its reports."""
 
+import functools
+import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +19,7 @@ from rap_jax.reproduction.recipes import with_paper_settings
 from rap_jax.reproduction.report import write_report
 from rap_jax.reproduction.results import collect
 from rap_jax.reproduction.runner import FailedJobs, run_jobs
+from rap_jax.reproduction.seeds import seeds_that_pay
 from rap_jax.reproduction.tables import Table, build_table
 
 _ONE_DEVICE = ("--num_cpu_devices=1",)
@@ -98,7 +102,13 @@ def _run(plan: JobPlan, configs: Configs) -> dict[str, str]:
         say = lambda line: print(line, file=sys.stderr, flush=True)
         with catch_signals() as interrupt:
             not_done = run_jobs(
-                plan.jobs, plan.out, interrupt=interrupt, num_at_once=FLAGS.num_at_once, extra=_extra(), say=say
+                plan.jobs,
+                plan.out,
+                interrupt=interrupt,
+                num_at_once=FLAGS.num_at_once,
+                extra=_extra(),
+                seeds_at_once=functools.partial(_seeds_at_once, configs),
+                say=say,
             )
     elif not plan.out.is_dir():
         raise ValueError(f"--out={plan.out} is not there; expected the folder of a plan, whose results are collected.")
@@ -111,6 +121,27 @@ def _run(plan: JobPlan, configs: Configs) -> dict[str, str]:
         reasons = "\n".join(f"Table {table}, no report: {reason}" for table, reason in refused.items())
         raise ValueError(reasons)
     return failures
+
+
+def _seeds_at_once(configs: Configs, job: Job) -> int:
+    """See `--seeds_at_once`."""
+    config = configs[job.name]
+    if not isinstance(config, RunConfig):
+        return 1
+    if FLAGS.seeds_at_once != "auto":
+        return int(FLAGS.seeds_at_once)
+    # The platform is asked only where it decides.
+    return seeds_that_pay(config, _platform()) if seeds_that_pay(config, "gpu") > 1 else 1
+
+
+@functools.cache
+def _platform() -> str:
+    """The platform of the runs, asked in a process that ends: here JAX would keep most of a GPU's memory."""
+    if (named := os.environ.get("JAX_PLATFORMS", "")) and "," not in named:
+        return named
+    ask = "import jax; print(jax.default_backend())"
+    found = subprocess.run([sys.executable, "-c", ask], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return (found.stdout.split() or ["cpu"])[-1]
 
 
 def _report(plan: JobPlan, table: Table, failures: dict[str, str]) -> Path:

@@ -20,7 +20,7 @@ from rap_jax.reproduction.tables import TABLES, Table, build_table
 FLAGS = flags.FlagValues()
 # Title of each group of flags -> their names, for --help.
 GROUPS: dict[str, list[str]] = {}
-_OF_THE_PLAN = ("name", "seed", "width", "sparsity", "start_run", "start_weights", "out_dir", "dry_run")
+_OF_THE_PLAN = ("name", "seed", "num_seeds", "width", "sparsity", "start_run", "start_weights", "out_dir", "dry_run")
 _LENGTHS = tuple(f"{stage}_epochs" for stage in STAGES)
 
 
@@ -48,6 +48,8 @@ with flag_group("How", GROUPS, FLAGS):
     define_flag("path", "out", None, "Folder of all runs and of the report. Default: reproduced/SCALE.", FLAGS)
     flags.DEFINE_integer("num_at_once", 1, "Jobs side by side, each on one CPU device if more than 1.",
                          flag_values=FLAGS)  # fmt: skip
+    flags.DEFINE_string("seeds_at_once", "auto", "Seeds of a training run in one process, at most: a number, or auto, "
+                        "by network and device. On a CPU auto is 1.", FLAGS)  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print the jobs with their epochs and images, and the time that jobs of the "
                       "same settings took, and run nothing.", FLAGS)  # fmt: skip
     flags.DEFINE_bool("list", False, "Print one command for each job that is not done, and run nothing.", FLAGS)
@@ -63,6 +65,9 @@ def plan_from_flags(values: flags.FlagValues = FLAGS) -> JobPlan:
     require(bool(get("table")), "table", get("table"), f"one or more of {', '.join(TABLES)}, or all")
     for name, least in (("num_seeds", 0), ("max_width", 0), ("num_at_once", 1), ("level", -1)):
         require(get(name) >= least, name, get(name), f"a number from {least}")
+    at_once = get("seeds_at_once")
+    known = at_once == "auto" or (at_once.isdecimal() and int(at_once) >= 1)
+    require(known, "seeds_at_once", at_once, "auto, or a number from 1")
     require(get("max_width") in (0, *WIDTHS), "max_width", get("max_width"), f"one of {', '.join(map(str, WIDTHS))}")
     require(get("level") == -1 or get("list"), "level", get("level"), "--list with it")
     modes = [name for name in ("dry_run", "list", "collect") if get(name)]

@@ -1,7 +1,7 @@
 """Data sets as arrays in memory; those with official files are read through TFDS without TensorFlow.
 
 dataset        `Dataset`, `Split`, their hash, and the stratified validation split
-load           `load_dataset`: every source in the right order
+load           `load_dataset`: every source in the right order; `load_datasets`: one for each of several seeds
 raw_files      official files: found, verified, read
 builders       one TFDS builder per data set: its files, its classes
 prepared       the prepared copy: made, read, verified
@@ -20,3 +20,4 @@ from rap_jax.data.dataset import Split as Split
 from rap_jax.data.dataset import content_hash as content_hash
 from rap_jax.data.dataset import hold_out as hold_out
 from rap_jax.data.load import load_dataset as load_dataset
+from rap_jax.data.load import load_datasets as load_datasets

@@ -14,7 +14,8 @@ from rap_jax.data.streamed import StreamedImages
 class Split(NamedTuple):
     """Images with their labels, on the host."""
 
-    images: np.ndarray  # uint8 in 0..255, [N, H, W, C]; `StreamedImages` for training images that stay on disk
+    # uint8 in 0..255, [N, H, W, C]; of training images also `StreamedImages`, on disk, or `PooledImages`, shared
+    images: np.ndarray
     labels: np.ndarray  # int32 in 0..num_classes-1, [N]
 
 
@@ -24,6 +25,28 @@ class TrainTest(NamedTuple):
     train: Split
     test: Split
     class_names: tuple[str, ...]  # of each label, from label 0 on
+
+
+class PooledImages:
+    """Some images of an array that several splits share; takes the place of an array in a `Split`."""
+
+    dtype, ndim = np.dtype(np.uint8), 4
+
+    def __init__(self, pool: np.ndarray, rows: np.ndarray):
+        """Of all images of the pool, uint8 [M, H, W, C], those in the `rows` [N]."""
+        self.pool, self.rows = pool, rows
+        self.shape = (len(rows), *pool.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: np.ndarray) -> "PooledImages":
+        """Those that a mask or an array of numbers names; nothing is copied."""
+        return PooledImages(self.pool, self.rows[chosen])
+
+    def read_all(self) -> np.ndarray:
+        """All images, uint8 [N, H, W, C]."""
+        return self.pool[self.rows]
 
 
 @dataclasses.dataclass(frozen=True)

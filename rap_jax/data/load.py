@@ -1,14 +1,15 @@
 """From a data configuration to a data set in memory, wherever its files are."""
 
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from rap_jax.config import DataConfig, require
-from rap_jax.data.dataset import Dataset, Split, TrainTest, content_hash, hold_out
+from rap_jax.data.dataset import Dataset, PooledImages, Split, TrainTest, content_hash, hold_out
 from rap_jax.data.streamed import StreamedImages
 from rap_jax.data.unprepared import load_cifar10_unverified, load_mnist_5k
 
@@ -52,13 +53,31 @@ def load_dataset(config: DataConfig, *, seed: int, streamed: bool = False) -> Da
         training images, or `config` asks for a data set that does not exist. The message says what to do.
     """
     _require_known(config)
-    name, (train, test, class_names), digest = _load_or_fall_back(config, streamed)
+    return _with_validation(config, seed, *_load_or_fall_back(config, streamed))
+
+
+def load_datasets(config: DataConfig, *, seeds: Sequence[int]) -> tuple[Dataset, ...]:
+    """The data sets that `load_dataset` gives for each of the seeds; read once, with one copy of the training images.
+
+    Raises:
+      ValueError: as `load_dataset`.
+    """
+    _require_known(config)
+    name, data, digest = _load_or_fall_back(config, False)
+    images = PooledImages(data.train.images, np.arange(len(data.train.labels)))
+    shared: Any = data._replace(train=Split(images, data.train.labels))  # type: ignore[arg-type]  # as an array
+    return tuple(_with_validation(config, seed, name, shared, digest) for seed in seeds)
+
+
+def _with_validation(config: DataConfig, seed: int, name: str, data: TrainTest, digest: str) -> Dataset:
+    """Holds out the validation split."""
+    train, test, class_names = data
     fraction = config.validation_fraction
     seed = seed if config.validation_seed is None else config.validation_seed
     train, validation = hold_out(train, fraction, seed)
     if config.dataset.startswith(_FOLDER):
         _require_every_class(class_names, train=train, validation=validation, test=test)
-    if isinstance(validation.images, StreamedImages):  # it is evaluated as a whole, and small
+    if isinstance(validation.images, StreamedImages | PooledImages):  # it is evaluated as a whole, and small
         validation = validation._replace(images=validation.images.read_all())
     return Dataset(name, train, validation, test, len(class_names), digest, class_names, fraction, seed)
 

@@ -5,6 +5,7 @@ recipes    the runs of a scale: widths, epochs, seeds; the paper's settings
 tables     each table and figure as cells and the jobs that fill them
 job        a job: a command, its folder, the jobs it begins from
 runner     jobs in order, several at once, resumable
+seeds      which jobs are one command, since they differ by their seed alone
 checks     whether what lies in a folder is a result of this very plan
 results    what the results of a table's jobs say, cell by cell
 figures    the figures of a table

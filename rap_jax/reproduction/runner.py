@@ -7,20 +7,23 @@ A finished job is not run again. A stopped one goes on, because its command does
 folder another process holds, so several machines may run one plan in one shared folder.
 """
 
+import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rap_jax._runtime.interrupt import Interrupt
 from rap_jax.reproduction.job import Job
+from rap_jax.reproduction.seeds import command_job, joined
 from rap_jax.runs.folder import is_in_use
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _LOGS = "logs"
 _IN_USE = "is in use by another process"
+SeedsAtOnce = Callable[[Job], int]
 
 
 class FailedJobs(NamedTuple):
@@ -31,7 +34,7 @@ class FailedJobs(NamedTuple):
 
 
 class _Running(NamedTuple):
-    job: Job
+    jobs: list[Job]  # of one command
     process: subprocess.Popen[bytes]
     began: float
     log_start: int  # what is before it in the log is of earlier calls
@@ -44,6 +47,7 @@ def run_jobs(
     interrupt: Interrupt,
     num_at_once: int = 1,
     extra: Sequence[str] = (),
+    seeds_at_once: SeedsAtOnce = lambda job: 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> FailedJobs:
     """Runs the jobs that are not done.
@@ -54,17 +58,18 @@ def run_jobs(
       interrupt: once a signal has come, the running jobs get SIGTERM and are waited for.
       num_at_once: processes side by side.
       extra: flags for every job.
+      seeds_at_once: how many jobs that differ from a job by their seed alone may be one command with it, at most.
       say: called with a line when a job begins, ends or fails.
 
     Raises:
       ValueError: a results.json is damaged from the start.
       Interrupted: a signal came; every job has saved where it was.
     """
-    return _Runner(jobs, out, num_at_once, extra, say).run(interrupt)
+    return _Runner(jobs, out, num_at_once, extra, seeds_at_once, say).run(interrupt)
 
 
 def log_of(job: Job, out: Path) -> Path:
-    """Where a job's output goes."""
+    """Where a job's output goes; of several seeds at once that of the first one."""
     return out / _LOGS / f"{job.name}.log"
 
 
@@ -72,9 +77,16 @@ class _Runner:
     """The plan under way."""
 
     def __init__(
-        self, jobs: Sequence[Job], out: Path, num_at_once: int, extra: Sequence[str], say: Callable[[str], None]
+        self,
+        jobs: Sequence[Job],
+        out: Path,
+        num_at_once: int,
+        extra: Sequence[str],
+        seeds_at_once: SeedsAtOnce,
+        say: Callable[[str], None],
     ):
         self.out, self.num_at_once, self.extra, self.say = out, num_at_once, extra, say
+        self.seeds_at_once = seeds_at_once
         self.waiting = {job.name: job for job in jobs if job.results(out) is None}
         self.total, self.begun = len(self.waiting), 0
         self.running = list[_Running]()
@@ -96,9 +108,8 @@ class _Runner:
 
     def _start_one(self) -> bool:
         """Starts the first job that can run now; False if there is none."""
-        unfinished = {*self.waiting, *(one.job.name for one in self.running)}
         for job in list(self.waiting.values()):
-            if any(need.name in unfinished for need in job.needs):
+            if not self._has_its_needs(job):
                 continue
             try:
                 if job.results(self.out) is not None:  # another process has done it meanwhile
@@ -113,44 +124,61 @@ class _Runner:
                 del self.waiting[job.name]
                 self._fail(job, str(error))
                 return True
-            self._start(job)
+            self._start(joined(job, self._ready(), self.seeds_at_once(job)))
             return True
         return False
 
-    def _start(self, job: Job) -> None:
-        del self.waiting[job.name]
-        self.begun += 1
-        command = [sys.executable, *job.command(self.out, self.extra)[1:]]
-        self.say(f"[{self.begun}/{self.total}] {job.name}")
-        with log_of(job, self.out).open("ab") as log:
+    def _has_its_needs(self, job: Job) -> bool:
+        return not any(need.name in self.waiting or self._runs(need) for need in job.needs)
+
+    def _ready(self) -> Iterator[Job]:
+        """The jobs that could be started with another one: as far as can be seen, nobody has begun with them."""
+        for job in self.waiting.values():
+            with contextlib.suppress(ValueError):  # said when it is that job's turn
+                free = job.results(self.out) is None and not is_in_use(self.out / job.folder)
+                if free and self._has_its_needs(job):
+                    yield job
+
+    def _start(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            del self.waiting[job.name]
+        self.begun += len(jobs)
+        command = [sys.executable, *command_job(jobs).command(self.out, self.extra)[1:]]
+        self.say(f"[{self.begun}/{self.total}] {', '.join(job.name for job in jobs)}")
+        with log_of(jobs[0], self.out).open("ab") as log:
             log_start = log.tell()
             # A session of its own: Ctrl-C in the terminal reaches it once, from here.
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-        self.running.append(_Running(job, process, time.monotonic(), log_start))
+        self.running.append(_Running(jobs, process, time.monotonic(), log_start))
 
     def _collect(self) -> None:
         """Takes note of what has ended."""
         for one in [one for one in self.running if one.process.poll() is not None]:
             self.running.remove(one)
-            try:
-                done = one.job.results(self.out) is not None
-            except ValueError as error:
-                self._fail(one.job, str(error))
-                continue
-            reason = _reason(one.process.returncode, log_of(one.job, self.out), one.log_start)
-            if done:
-                note = f", but ended with: {reason}" if one.process.returncode else ""
-                self.say(f"{one.job.name}: done in {time.monotonic() - one.began:,.0f} s{note}")
-            elif _IN_USE in reason:  # another process was quicker
-                self.waiting[one.job.name] = one.job
-            else:
-                self._fail(one.job, reason)
+            log = log_of(one.jobs[0], self.out)
+            reason = _reason(one.process.returncode, log, one.log_start)
+            for job in one.jobs:
+                self._note(job, one, reason, log)
 
-    def _fail(self, job: Job, reason: str) -> None:
+    def _note(self, job: Job, one: _Running, reason: str, log: Path) -> None:
+        try:
+            done = job.results(self.out) is not None
+        except ValueError as error:
+            self._fail(job, str(error), log)
+            return
+        if done:
+            note = f", but ended with: {reason}" if one.process.returncode and len(one.jobs) == 1 else ""
+            self.say(f"{job.name}: done in {time.monotonic() - one.began:,.0f} s{note}")
+        elif _IN_USE in reason:  # another process was quicker
+            self.waiting[job.name] = job
+        else:
+            self._fail(job, reason, log)
+
+    def _fail(self, job: Job, reason: str, log: Path | None = None) -> None:
         self.not_done.failed[job.name] = reason
-        self.say(f"{job.name}: FAILED: {reason} ({log_of(job, self.out)})")
+        self.say(f"{job.name}: FAILED: {reason} ({log or log_of(job, self.out)})")
 
     def _skip(self) -> None:
         """Gives up what needs a job that has failed, and what needs that in turn."""
@@ -161,6 +189,9 @@ class _Runner:
                 del self.waiting[job.name]
                 skipped[job.name] = f"needs {missing}, which {'failed' if missing in failed else 'was skipped'}"
                 self.say(f"{job.name}: skipped, needs {missing}")
+
+    def _runs(self, job: Job) -> bool:
+        return any(other.name == job.name for one in self.running for other in one.jobs)
 
     def _stop(self) -> None:
         """Lets what still runs save itself."""

@@ -1,10 +1,15 @@
 """A run: the stages in turn, from a config to a report.
 
 pipeline         pretrain, ADMM, retrain; the test set once
-stage            one stage: steps, validation, checkpoints; also on the network without its removed filters
+seeds            several runs that differ by their seed, in one process
+together         their training, stage by stage
+stage            one stage: its training, alone or on the network without its removed filters
+task             what the stages of a run share, and the training that a stage asks for
+hooks            log, residuals of ADMM, validation, checkpoints
 loop             the training loop: a generator of steps, and hooks
 step             one training step as pure functions: prepare, attack, update
 sharded_step     these compiled for the devices
+seeds_step       a step of several networks
 optimizer        the plan of a stage in steps, its schedule and its optimizer chain
 state            TrainState and random streams
 input            the batches of a stage: from the devices, or from disk

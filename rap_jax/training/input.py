@@ -13,9 +13,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.mesh import avoids_collectives, first_device_sharding, put_split, split_over_data
+from rap_jax._runtime.mesh import (
+    DeviceSplit,
+    avoids_collectives,
+    first_device_sharding,
+    put_split,
+    split_over_data,
+)
 from rap_jax.data import Split, epoch_order
 from rap_jax.data.batches import BatchInputs
+from rap_jax.data.dataset import PooledImages
 from rap_jax.data.streamed import StreamedImages
 
 
@@ -53,6 +60,18 @@ class ResidentInput:
     def batches(self, order: Order, steps: range) -> Iterator[BatchInputs]:
         """The inputs of each of the steps."""
         return (BatchInputs(*self._split, order.batch(step)) for step in steps)
+
+
+class PooledInput:
+    """The split is a part of the images on the devices, which several runs share."""
+
+    def __init__(self, pool: DeviceSplit, rows: np.ndarray, labels: np.ndarray):
+        """`rows`: places of its images in the pool, int32 [N]; `labels`: theirs."""
+        self.pool, self.labels, self._rows = pool, labels, rows
+
+    def batches(self, order: Order, steps: range) -> Iterator[BatchInputs]:
+        """The inputs of each of the steps."""
+        return (BatchInputs(*self.pool, self._rows[order.batch(step)]) for step in steps)
 
 
 class StreamedInput:
@@ -100,11 +119,32 @@ class _Rows(Sequence[int]):
         return int(self._order.batch(self._steps[step])[self._start + row])
 
 
-TrainInput = ResidentInput | StreamedInput
+TrainInput = ResidentInput | PooledInput | StreamedInput
 
 
 def make_input(split: Split, mesh: Mesh) -> TrainInput:
     """The input that fits where the images of the split are."""
     if isinstance(split.images, StreamedImages):
         return StreamedInput(split.images, split.labels, mesh)
+    if isinstance(split.images, PooledImages):
+        return pooled_inputs([split], mesh)[0]
     return ResidentInput(split, mesh)
+
+
+def pooled_inputs(splits: Sequence[Split], mesh: Mesh) -> tuple[PooledInput, ...]:
+    """The inputs of several runs; an array of images that they share lies on the devices once."""
+    parts = [_as_pooled(split.images) for split in splits]
+    pools = {id(part.pool): part.pool for part in parts}
+    sizes = [len(pool) for pool in pools.values()]
+    firsts = dict(zip(pools, np.cumsum([0, *sizes[:-1]]), strict=True))
+    rows = [(firsts[id(part.pool)] + part.rows).astype(np.int32) for part in parts]
+    labels = np.zeros(sum(sizes), np.int32)
+    for places, split in zip(rows, splits, strict=True):
+        labels[places] = split.labels
+    images = next(iter(pools.values())) if len(pools) == 1 else np.concatenate(list(pools.values()))
+    pool = put_split(images, labels, mesh)
+    return tuple(PooledInput(pool, places, split.labels) for places, split in zip(rows, splits, strict=True))
+
+
+def _as_pooled(images: Any) -> PooledImages:
+    return images if isinstance(images, PooledImages) else PooledImages(images, np.arange(len(images)))

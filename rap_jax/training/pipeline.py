@@ -14,36 +14,41 @@ last.
 """
 
 import dataclasses
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
+from jax.sharding import Mesh
 
 from rap_jax._runtime.integrity import digest
-from rap_jax._runtime.interrupt import catch_signals
+from rap_jax._runtime.interrupt import Interrupt, catch_signals
 from rap_jax._runtime.mesh import DeviceSplit, check_batch_size, make_mesh, put_split
 from rap_jax._runtime.processes import is_first, num_processes, require_same
 from rap_jax.compaction.cost import measure_cost
 from rap_jax.compaction.cut import cut, masks_of_cut
-from rap_jax.config import ComputeConfig, OutputConfig, RunConfig, Stage, require
-from rap_jax.data import Dataset
-from rap_jax.evaluation.accuracy import SplitEvaluator, make_evaluator
+from rap_jax.config import AttackConfig, ComputeConfig, OutputConfig, RunConfig, Stage, require
+from rap_jax.data import Dataset, Split
+from rap_jax.evaluation.accuracy import Evaluator, SplitEvaluator, make_evaluator
+from rap_jax.models import Model
 from rap_jax.models.model import Weights
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.masks import both, count_sparsity
 from rap_jax.pruning.specs import Specs
 from rap_jax.runs.folder import open_run_folder
 from rap_jax.runs.network import save_network
-from rap_jax.training.input import make_input
+from rap_jax.training.input import TrainInput, make_input
 from rap_jax.training.optimizer import StagePlan, plan_stages, specs_from_config
 from rap_jax.training.provenance import describe, identity, settings_of
 from rap_jax.training.report import write_report
-from rap_jax.training.stage import StageContext, StageResult, run_compact_stage, run_stage
+from rap_jax.training.stage import run_alone, run_compact_stage, run_stage
 from rap_jax.training.start import Start, make_model, make_start
 from rap_jax.training.state import stream_key
+from rap_jax.training.task import StageContext, StageResult, Training
 
 _RESULT_KEYS = ("name", "dataset", "data", "seed", "model", "start", "stages", "test", "sparsity", "seconds")
 
@@ -79,7 +84,54 @@ def run(
     require_same(settings_of(config, dataset) | others)
     mesh = make_mesh(devices, num_model_shards=compute.num_model_shards)
     check_batch_size(config.batch_size, mesh)
+    parts = make_parts(config, dataset, mesh, output=output, compute=compute, command=command)
+    return run_alone(run_training(OneRun(config, dataset, out_dir, flags), parts))
+
+
+class OneRun(NamedTuple):
+    """A run and its folder."""
+
+    config: RunConfig
+    dataset: Dataset
+    out_dir: Path
+    flags: str = ""  # the run as a flagfile
+
+
+@dataclasses.dataclass(frozen=True)
+class RunParts:
+    """What runs that differ by their seed have in common: devices, network, programs, the images on the devices."""
+
+    mesh: Mesh
+    output: OutputConfig
+    model: Model
+    remake: Callable[..., Model]
+    evaluator: Callable[[Model, AttackConfig], Evaluator]
+    put_train: Callable[[Split], TrainInput]
+    put_test: Callable[[Split], DeviceSplit]
+    signals: Callable[[], AbstractContextManager[Interrupt]]
+    command: str = ""
+
+
+def make_parts(
+    config: RunConfig, dataset: Dataset, mesh: Mesh, *, output: OutputConfig, compute: ComputeConfig, command: str
+) -> RunParts:
+    """The parts of a run alone."""
     model = make_model(config, dataset, compute, mesh)
+
+    @functools.cache
+    def evaluator(model: Model, attack: AttackConfig) -> Evaluator:
+        return make_evaluator(model, attack, mesh, batch_size=config.eval_batch_size)
+
+    put_train: Callable[[Split], TrainInput] = lambda split: make_input(split, mesh)
+    put_test: Callable[[Split], DeviceSplit] = lambda split: put_split(*split, mesh)
+    remake = functools.cache(model.replace)
+    return RunParts(mesh, output, model, remake, evaluator, put_train, put_test, catch_signals, command)
+
+
+def run_training(run: OneRun, parts: RunParts) -> Training[dict[str, Any]]:
+    """A whole run, which asks for the training of each stage; returns the content of results.json."""
+    config, dataset, out_dir, flags = run
+    model, mesh = parts.model, parts.mesh
     start = make_start(config, dataset, model, mesh)
     specs = specs_from_config(config.prune, start.weights.params, output_layer=model.output_layer)
     plans = plan_stages(config, len(dataset.train.labels))
@@ -88,12 +140,14 @@ def run(
         if flags:
             folder.write("run.flags", flags)
         if folder.read_json("results.json", _RESULT_KEYS) is None:
-            about = describe(config, dataset, start, mesh) | {"command": command, "run_dir": str(out_dir)}
-            with catch_signals() as interrupt:
-                select = make_evaluator(model, config.select_attack, mesh, batch_size=config.eval_batch_size)
-                train, validation = make_input(dataset.train, mesh), put_split(*dataset.validation, mesh)
-                context = StageContext(config, output, model, mesh, train, validation, select, specs, folder, interrupt)
-                found = _train_and_test(plans, context, start, put_split(*dataset.test, mesh))
+            about = describe(config, dataset, start, mesh) | {"command": parts.command, "run_dir": str(out_dir)}
+            with parts.signals() as interrupt:
+                train, validation = parts.put_train(dataset.train), put_split(*dataset.validation, mesh)
+                programs = (parts.evaluator, parts.remake)
+                context = StageContext(
+                    config, parts.output, model, mesh, train, validation, *programs, specs, folder, interrupt
+                )
+                found = yield from _train_and_test(plans, context, start, parts.put_test(dataset.test))
             folder.write_json("results.json", about | found)
         if is_first() and not (folder.path / "report.md").exists():
             write_report(folder.path)
@@ -112,12 +166,12 @@ def _check(config: RunConfig, specs: Specs, input_shape: tuple[int, ...]) -> Non
 
 def _train_and_test(
     plans: Sequence[StagePlan], context: StageContext, start: Start, test_split: DeviceSplit
-) -> dict[str, Any]:
+) -> Training[dict[str, Any]]:
     """The accuracies, the sparsity, the times and the cost in results.json."""
     config = context.config
-    report = make_evaluator(context.model, config.report_attack, context.mesh, batch_size=config.eval_batch_size)
+    report = context.evaluator(context.model, config.report_attack)
     evaluator = SplitEvaluator(report, context.validation, stream_key(config.seed, "report"), context.interrupt)
-    final, stages = _run_stages(plans, context, evaluator, start.weights)
+    final, stages = yield from _run_stages(plans, context, evaluator, start.weights)
     tested = _test(context, evaluator._replace(split=test_split), final)
     save_network(context.folder.path, final, initial=start.initial)
     seconds: dict[str, float] = {plan.stage: stages[plan.stage]["seconds"] for plan in plans}
@@ -154,7 +208,7 @@ def _cost(context: StageContext, final: Weights) -> dict[str, Any]:
 
 def _run_stages(
     plans: Sequence[StagePlan], context: StageContext, evaluator: SplitEvaluator, start: Weights
-) -> tuple[Weights, dict[str, Any]]:
+) -> Training[tuple[Weights, dict[str, Any]]]:
     """The final weights and the record of each stage; weights that come from another run are a stage of their own."""
     weights, stages = start, dict[str, Any]()
     if context.config.start.run_dir is not None:
@@ -162,7 +216,8 @@ def _run_stages(
     for plan in plans:
         masks, is_retrain = _masks(context, plan.stage, weights), plan.stage == "retrain"
         run = run_compact_stage if is_retrain and context.config.small_retrain else run_stage
-        result = run(plan, context, cut(context.specs, context.model, weights) if is_retrain else weights, masks)
+        first = cut(context.specs, context.model, weights) if is_retrain else weights
+        result = yield from run(plan, context, first, masks)
         weights = result.weights
         stages[plan.stage] = _record(context, evaluator, plan.stage, result)
     return weights if "retrain" in stages else cut(context.specs, context.model, weights), stages

@@ -19,7 +19,7 @@ from tiny import Watched
 from rap_jax._runtime.interrupt import Interrupted
 from rap_jax.config import STAGES, Stage
 from rap_jax.training import pipeline
-from rap_jax.training.stage import StageResult
+from rap_jax.training.task import StageResult
 
 SEED = 20191027
 # Two numbers of devices add up in another order. What that rounding becomes in 9 steps of PGD (whose sign turns

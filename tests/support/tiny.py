@@ -30,7 +30,7 @@ from rap_jax.models.model import Weights
 from rap_jax.training import pipeline
 from rap_jax.training import stage as stage_lib
 from rap_jax.training.optimizer import StagePlan
-from rap_jax.training.stage import StageResult
+from rap_jax.training.task import Reached, StageContext, StageResult, Training
 
 # Three stages of 3 epochs of 3 steps. In these few steps the network learns something, and the retrain's best model
 # is not its last.
@@ -110,16 +110,16 @@ def run_and_watch(folder: Path, config: RunConfig | None = None, **arguments: An
     began, starts, outcomes = {}, {}, {}
     restore = stage_lib.restore_stage
 
-    def restore_and_note(manager: Any, template: Any) -> stage_lib.Reached | None:
+    def restore_and_note(manager: Any, template: Any) -> Reached | None:
         reached = restore(manager, template)
         stage: Any = manager.directory.name
         began[stage] = reached.step if reached else 0
         return reached
 
-    def watched(run: Callable[..., StageResult]) -> Callable[..., StageResult]:
-        def run_stage(plan: StagePlan, context: stage_lib.StageContext, start: Weights, masks: Any) -> StageResult:
+    def watched(run: Callable[..., Training[StageResult]]) -> Callable[..., Training[StageResult]]:
+        def run_stage(plan: StagePlan, context: StageContext, start: Weights, masks: Any) -> Training[StageResult]:
             starts[plan.stage] = jax.device_get(start)
-            result = run(plan, context, start, masks)
+            result = yield from run(plan, context, start, masks)
             outcomes[plan.stage] = jax.device_get(result)
             return result
 
@@ -178,6 +178,7 @@ def main() -> None:
     create._NETWORKS["normed_net"] = NormedNet
     flags.FLAGS["model"].parser.enum_values.append("normed_net")
     data.load_dataset = lambda config, seed, streamed: on_disk(tiny_dataset()) if streamed else tiny_dataset()
+    data.load_datasets = lambda config, seeds: (tiny_dataset(),) * len(seeds)
     sys.argv[1:1] = FLAGS
     command.run()
 

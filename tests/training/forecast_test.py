@@ -21,6 +21,7 @@ from rap_jax.training.estimate import count_kinds, step_flops
 from rap_jax.training.forecast import Forecast, forecast, format_estimate, format_forecast
 from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.state import StageState
+from rap_jax.training.task import Reached
 
 
 def on_device(state: StageState, device: jax.Device) -> int:
@@ -38,7 +39,7 @@ def test_state_and_steps_are_those_of_the_run(
     found = forecast(config, tiny.tiny_dataset(), make_mesh(devices, num_model_shards=num_model_shards), compute)
     train, sizes = stage_lib.train_stage, dict[str, int]()
 
-    def watched(plan: StagePlan, context: Any, train_step: Any, reached: stage_lib.Reached, manager: Any) -> Any:
+    def watched(plan: StagePlan, context: Any, train_step: Any, reached: Reached, manager: Any) -> Any:
         sizes[plan.stage] = on_device(reached.state, devices[0])
         return train(plan, context, train_step, reached, manager)
 
