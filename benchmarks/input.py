@@ -43,7 +43,9 @@ def make_epoch(name: str) -> Callable[[], None]:
     images = generator.integers(0, 256, (num_images, *shape), np.uint8)
     split = put_split(images, generator.integers(0, 10, num_images, np.int32), make_mesh(jax.devices()[:1]))
     config = TrainConfig(None, augment=augment)
-    batch_of = jax.jit(lambda key, inputs: make_batch(key, inputs, config, num_classes=10))
+    batch_of = jax.jit(
+        lambda key, inputs: make_batch(key, inputs, config, num_classes=10, image_shape=images.shape[1:])
+    )
 
     def epoch() -> None:
         order = np.asarray(epoch_order(jax.random.key(0), 0, num_images))

@@ -7,10 +7,12 @@ It does what a run of `launch.main` does: the devices that the command chooses, 
 """
 
 import sys
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks.rows import ROWS, Row
 from benchmarks.worker import Answer, clocked, memory, serve
@@ -30,8 +32,8 @@ _GEMM_SIZE = 2048
 class StepWorker:
     """A network, its optimizer and one batch of noise."""
 
-    def __init__(self, row: Row):
-        mesh = make_mesh()
+    def __init__(self, row: Row, mesh: Mesh | None = None, compute_dtype: Literal["float32", "bfloat16"] = "float32"):
+        mesh = make_mesh() if mesh is None else mesh
         model = create_model(ModelConfig(row.model, row.width), input_shape=row.input_shape, num_classes=10)
         settings = _optimizer(row)
         learning_rate = learning_rate_schedule(settings, steps_per_epoch=100, num_steps=100)
@@ -44,8 +46,9 @@ class StepWorker:
         split = put_split(images, generator.integers(0, 10, row.batch_size, np.int32), mesh)
         self.inputs = BatchInputs(*split, np.arange(row.batch_size, dtype=np.int32))
         self.keys = step_keys(0, "pretrain")
-        plan = StagePlan("pretrain", 100, 100, learning_rate)
-        self.train_step = make_train_step(model, tx, TrainConfig(row.attack), plan, mesh)
+        self.plan = StagePlan("pretrain", 100, 100, learning_rate)
+        train = TrainConfig(row.attack, compute_dtype=compute_dtype)
+        self.train_step = make_train_step(model, tx, train, self.plan, mesh)
 
     def step(self) -> StepMetrics:
         """One training step, waited for as in a run."""

@@ -44,11 +44,12 @@ _SHAPE, _NUM_CLASSES, _NUM_STEPS = (28, 28, 1), 10, 421
 class SweepWorker:
     """Networks under training, and a batch of noise for each."""
 
-    def __init__(self, width: int, num_networks: int):
-        mesh, self.num_networks = make_mesh(), num_networks
+    def __init__(self, width: int, num_networks: int, mesh: Mesh | None = None):
+        mesh, self.num_networks = make_mesh() if mesh is None else mesh, num_networks
         model = create_model(ModelConfig("lenet_mnist", width), input_shape=_SHAPE, num_classes=_NUM_CLASSES)
         learning_rate = learning_rate_schedule(_OPTIMIZER, steps_per_epoch=_NUM_STEPS, num_steps=_NUM_STEPS)
-        tx, plan = make_optimizer(_OPTIMIZER, learning_rate), StagePlan("pretrain", _NUM_STEPS, 1, learning_rate)
+        tx = make_optimizer(_OPTIMIZER, learning_rate)
+        self.plan = plan = StagePlan("pretrain", _NUM_STEPS, 1, learning_rate)
         fresh = lambda seed: init_stage_state(model.init(jax.random.key(seed)), tx).train
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (num_networks * BATCH_SIZE, *_SHAPE), np.uint8)

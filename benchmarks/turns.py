@@ -31,21 +31,24 @@ class Times(NamedTuple):
         return (max(self.seconds) - min(self.seconds)) / self.median
 
 
-def in_turn(ways: Mapping[str, Callable[[], Answer]], *, rounds: int) -> dict[str, Times]:
-    """Runs every way once a round; a way returns `clocked`'s answer of work that was done, in whatever process."""
+def in_turn(ways: Mapping[str, Callable[[], Answer]], *, rounds: int, max_tries: int = _MAX_TRIES) -> dict[str, Times]:
+    """Runs every way once a round; a way returns `clocked`'s answer of work that was done, in whatever process.
+
+    A turn beside other programs is taken again, `max_tries` times in all: 1 where the work is not the processor's.
+    """
     times: dict[str, Times] = {name: Times([], []) for name in ways}
     for _ in range(rounds):
         for name, run in ways.items():
-            seconds, others = _quiet_turn(run)
+            seconds, others = _quiet_turn(run, max_tries)
             times[name].seconds.append(seconds)
             times[name].other_cores.append(others)
     return times
 
 
-def _quiet_turn(run: Callable[[], Answer]) -> tuple[float, float]:
+def _quiet_turn(run: Callable[[], Answer], max_tries: int) -> tuple[float, float]:
     """Seconds and cores used by others, of the first turn that was quiet or else of the quietest."""
     found = []
-    for _ in range(_MAX_TRIES):
+    for _ in range(max_tries):
         start, busy = time.perf_counter(), _busy_seconds()
         answer = run()
         elapsed = time.perf_counter() - start

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Answer = dict[str, Any]
 
@@ -27,11 +27,22 @@ _PAUSE_SECONDS = 0.1
 class Worker:
     """A Python module that runs as a process of its own and answers requests."""
 
-    def __init__(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        stderr: IO[str] | None = None,
+    ):
         command = [sys.executable, "-m", module, *arguments]
         self._command = " ".join(command)
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | dict(environment or {})
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=os.environ | dict(environment or {}),
         )
 
     def ask(self, request: str, **arguments: Any) -> Answer:
@@ -51,6 +62,10 @@ class Worker:
             raise RuntimeError(f"{self._command} ended with {self._process.wait()}; its message stands above.")
         time.sleep(_PAUSE_SECONDS)
         return json.loads(line)
+
+    def kill(self) -> None:
+        """Ends the process at once; who waits for an answer gets a `RuntimeError`."""
+        self._process.kill()
 
     def close(self) -> None:
         """Ends the process and waits for it."""

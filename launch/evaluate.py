@@ -6,23 +6,12 @@ Called again with the same flags it goes on where it stopped.
 import functools
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launch.command import enable_compilation_cache, in_words, parse, start
 from launch.configs import compute_from_flags
-from launch.evaluate_flags import (
-    FLAGS,
-    check_same_data,
-    data_for,
-    evaluation_from_flags,
-    help_text,
-    without_training,
-)
+from launch.evaluate_flags import FLAGS, check_same_data, data_for, evaluation_from_flags, help_text, without_training
 from launch.parsers import expand_path
 from rap_jax.config import require
-
-if TYPE_CHECKING:
-    from rap_jax.evaluation.network import AttackedNetwork
 
 # Enough for every core to be a device.
 _IMAGES_PER_CORE = 64
@@ -52,22 +41,17 @@ def _evaluate(arguments: list[str]) -> None:
     sources = [open_network(expand_path(name), implementation=compute.implementation) for name in FLAGS.transfer_from]
     dataset = load_dataset(data_for(network.run), seed=config.seed)
     check_same_data(network.run, dataset)
+    default = Path(FLAGS.checkpoint) / "evaluation" if network.run else Path("evaluations") / network.name
     results = evaluate_robustness(
         network,
         dataset,
         config,
-        _out_dir(network),
+        Path(FLAGS.out_dir or default).expanduser(),
         sources=sources,
         batch_size=FLAGS.attack_batch_size,
         command=shlex.join(["python", "-m", "launch.evaluate", *arguments[1:]]),
     )
     print(format_robustness(results))
-
-
-def _out_dir(network: "AttackedNetwork") -> Path:
-    if FLAGS.out_dir:
-        return Path(FLAGS.out_dir).expanduser()
-    return Path(FLAGS.checkpoint).expanduser() / "evaluation" if network.run else Path("evaluations") / network.name
 
 
 run = functools.partial(start, main, help_text)  # entry point of the console script

@@ -57,6 +57,9 @@ with flag_group("Run", GROUPS, FLAGS):
                 "run, that run goes on; if it holds another, it is refused.")  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print steps, memory of a device and what the devices send each other, and "
                       "train nothing.")  # fmt: skip
+    flags.DEFINE_string("target", "", "With --dry_run: compile the step of each stage for a TPU slice that is not "
+                        "there, such as tpu:v5e:4x4, and print memory, collectives and estimated times. Needs the "
+                        "extra tpu_aot. Empty for the devices that are there.")  # fmt: skip
     define_settings(RunConfig, "seed")
     flags.DEFINE_integer("num_seeds", 1, "Train so many seeds in this process, from --seed on, each as it would be "
                          "alone, in a folder of its own: OUT_DIR/seedSEED. {seed} in --name, --out_dir and "

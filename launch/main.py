@@ -32,18 +32,22 @@ def _run(arguments: list[str]) -> None:
     from rap_jax._runtime.devices import start_cpu_devices
     from rap_jax._runtime.mesh import check_batch_size, make_mesh
     from rap_jax._runtime.processes import first_before_others, require_same, start_processes
+    from rap_jax._runtime.topology import target_devices
+    from rap_jax.config import require
     from rap_jax.data import load_dataset
-    from rap_jax.training.forecast import forecast, format_forecast
+    from rap_jax.training.forecast import forecast, format_estimate, format_forecast
     from rap_jax.training.pipeline import run as run_pipeline
     from rap_jax.training.provenance import describe_devices
     from rap_jax.training.report import format_table
 
     parse(FLAGS, arguments)
+    require(FLAGS.dry_run or not FLAGS.target, "target", FLAGS.target, "none without --dry_run: nothing can run there")
     command = shlex.join(["python", "-m", "launch.main", *arguments[1:]])
     check_seeds(FLAGS)
     if FLAGS.num_seeds > 1:
         _say(train_seeds(FLAGS, command))
         return
+    devices = target_devices(FLAGS.target) if FLAGS.target else None
     config, compute = config_from_flags(), compute_from_flags()
     get = getter(FLAGS)
     output, processes = from_flags(OutputConfig, get), from_flags(ProcessConfig, get)
@@ -54,11 +58,12 @@ def _run(arguments: list[str]) -> None:
     enable_compilation_cache(FLAGS.compilation_cache_dir)
     dataset = first_before_others(lambda: load_dataset(config.data, seed=config.seed, streamed=compute.stream_data))
     out_dir = folder_of(config, dataset.name, FLAGS.out_dir)
-    mesh = make_mesh(num_model_shards=compute.num_model_shards)
+    mesh = make_mesh(devices, num_model_shards=compute.num_model_shards)
     check_batch_size(config.batch_size, mesh)
     _say(describe_devices(config, compute, mesh), sys.stderr)
     if FLAGS.dry_run:
-        _say(format_forecast(forecast(config, dataset, mesh, compute)))
+        found = forecast(config, dataset, mesh, compute, with_estimate=bool(FLAGS.target))
+        _say(format_estimate(found, mesh) if FLAGS.target else format_forecast(found))
         return
     written = serialize_flags(out_dir=out_dir)
     results = run_pipeline(config, dataset, out_dir, output=output, compute=compute, command=command, flags=written)

@@ -5,7 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from launch.job_configs import config_of
@@ -32,22 +32,19 @@ def carry_out(plan: JobPlan) -> dict[str, str]:
     """Does what the flags ask for; returns the jobs that failed or were skipped, with the reasons."""
     # All flags are tried out before the first job runs.
     configs = {job.name: config_of(job, _extra()) for job in plan.jobs}
-    if not FLAGS.collect:
-        _check(plan, configs)
+    if not FLAGS.collect:  # it has to go on with what is done
+        for table, reason in _refused(plan, configs).items():
+            raise ValueError(f"Table {table}: {reason}")
+        check_networks(plan.jobs, plan.out)
     if FLAGS.list:
-        print("".join(f"{command}\n" for command in _commands(plan, FLAGS.level)), end="")
+        for job in plan.jobs:
+            if job.results(plan.out) is None and FLAGS.level in (-1, level_of(job)):
+                print(shlex.join(job.command(plan.out, _extra())))
         return {}
     if FLAGS.dry_run:
         print(_dry_run(plan, configs))
         return {}
     return _run(plan, configs)
-
-
-def _commands(plan: JobPlan, level: int) -> Iterator[str]:
-    """A line for each job that is not done."""
-    for job in plan.jobs:
-        if job.results(plan.out) is None and level in (-1, level_of(job)):
-            yield shlex.join(job.command(plan.out, _extra()))
 
 
 def _dry_run(plan: JobPlan, configs: Configs) -> str:
@@ -85,13 +82,6 @@ def _work(config: JobConfig) -> tuple[str, str]:
 
 def _extra() -> tuple[str, ...]:
     return _ONE_DEVICE if FLAGS.num_at_once > 1 else ()
-
-
-def _check(plan: JobPlan, configs: Configs) -> None:
-    """Refuses a plan before its first job if it cannot go on with what is done."""
-    for table, reason in _refused(plan, configs).items():
-        raise ValueError(f"Table {table}: {reason}")
-    check_networks(plan.jobs, plan.out)
 
 
 def _refused(plan: JobPlan, configs: Configs) -> dict[str, str]:

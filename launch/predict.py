@@ -85,12 +85,8 @@ def predictions(network: "OpenFile", images: Mapping[Path, "ReadImage"], top: in
     probabilities = shifted / shifted.sum(1, keepdims=True)
     names = network.metadata.get("output", {}).get("classes") or [str(label) for label in range(network.num_classes)]
     for (path, image), shares in zip(images.items(), probabilities, strict=True):
-        yield _line(path, image, shares, names, top)
-
-
-def _line(path: Path, image: "ReadImage", shares: np.ndarray, names: Sequence[str], top: int) -> str:
-    best = [f"{names[label]} {shares[label]:.1%}" for label in np.argsort(-shares, kind="stable")[:top]]
-    return f"{path}: {', '.join(best)}{f'  ({image.changes})' if image.changes else ''}"
+        best = [f"{names[label]} {shares[label]:.1%}" for label in np.argsort(-shares, kind="stable")[:top]]
+        yield f"{path}: {', '.join(best)}{f'  ({image.changes})' if image.changes else ''}"
 
 
 _INTRODUCTION = [

@@ -1,13 +1,16 @@
 """PGD as the authors' code has it: L-infinity, one random start, the network in whatever mode it is in."""
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from rap_jax.config import AttackConfig
 
 
-def pgd(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, attack: AttackConfig) -> torch.Tensor:
+def pgd(
+    network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, labels: torch.Tensor, attack: AttackConfig
+) -> torch.Tensor:
     """Adversarial images, shape of `images` [N, C, H, W], inside the ball and [0, 1].
 
     The gradient is taken with respect to the images alone: PyTorch then computes none of the weights.

@@ -7,10 +7,12 @@ missing package leave the file intact.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import platform
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -184,3 +186,20 @@ def unreadable(path: str | os.PathLike[str], error: Exception, remedy: str) -> V
     if is_damage(error):
         return ValueError(f"{path} is damaged ({error!r}); {remedy}.")
     return ValueError(f"{path} cannot be read here ({error!r}). The file may be good, so keep it; mend that instead.")
+
+
+def as_npz(arrays: Mapping[str, Any], *, compressed: bool = False) -> bytes:
+    """The content of an .npz file."""
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def open_npz(path: Path, remedy: str) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of an .npz file by name; raises as `unreadable` says if they are others than the block expects."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:  # numpy leaves a damaged file open
+            yield found
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise unreadable(path, error, remedy) from error

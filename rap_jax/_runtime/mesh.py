@@ -85,16 +85,34 @@ def first_device_sharding(mesh: Mesh) -> Sharding:
     return SingleDeviceSharding(mesh.devices.flat[0]) if avoids_collectives(mesh) else replicated(mesh)
 
 
+# A row of bytes, a vector register wide or a multiple of it, stays in one piece in the memory of a TPU. Of other shapes
+# its compiler puts the axis of the images last, and copies the whole split in every step to gather a batch from it.
+ROW_MULTIPLE = 128
+
+
 class DeviceSplit(NamedTuple):
     """A data split on the devices, by `first_device_sharding`."""
 
-    images: jax.Array  # uint8 [N, H, W, C]
+    images: jax.Array  # uint8 [N, R]: the bytes of an image, then zeros; `take_images` takes images from it
     labels: jax.Array  # int32 [N]
 
 
 def put_split(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> DeviceSplit:
-    """Copies a split to the devices, once; batches are then gathered there."""
-    return DeviceSplit(put(images, first_device_sharding(mesh)), put(labels, first_device_sharding(mesh)))
+    """Copies a split to the devices, once; images are uint8 [N, H, W, C]. Batches are then gathered there."""
+    rows = np.zeros((len(images), row_size(images.shape[1:])), images.dtype)
+    rows[:, : math.prod(images.shape[1:])] = images.reshape(len(images), -1)
+    return DeviceSplit(put(rows, first_device_sharding(mesh)), put(labels, first_device_sharding(mesh)))
+
+
+def row_size(image_shape: tuple[int, ...]) -> int:
+    """R, bytes of a row that holds an image."""
+    return -(-math.prod(image_shape) // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def take_images(images: jax.Array, numbers: jax.Array | np.ndarray, image_shape: tuple[int, ...]) -> jax.Array:
+    """The images of these numbers, uint8 [n, *image_shape], from rows [N, R] or from images [N, *image_shape]."""
+    taken = images[numbers]
+    return taken if taken.ndim > 2 else taken[:, : math.prod(image_shape)].reshape(-1, *image_shape)
 
 
 def put(array: np.ndarray, sharding: Sharding) -> jax.Array:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -166,6 +167,35 @@ def largest(*numbers: int) -> tuple[int, ...]:
         return numbers
     given = multihost_utils.process_allgather(np.asarray(numbers, np.int32))
     return tuple(int(number) for number in np.asarray(given).reshape(-1, len(numbers)).max(0))
+
+
+class SteadyQuestion:
+    """`largest`, called after each of many steps, and asked about once a second: an answer waits for all devices.
+
+    The steps between two questions follow from the answers, so all processes ask after the same steps. The first ones
+    come after 1, 2, 4, ... steps, since one step may be dispatched long before it is computed.
+    """
+
+    def __init__(self, seconds: float = 1.0):
+        self._seconds, self._interval, self._num_steps, self._asked = seconds, 1, 0, time.monotonic()
+
+    def __call__(self, *numbers: int, now: bool = False) -> tuple[int, ...]:
+        """The largest numbers, or zeros between two questions; one process has its answer at once.
+
+        Args:
+          now: asks, whatever the interval; the same in all processes.
+        """
+        self._num_steps += 1
+        if num_processes() == 1:
+            return numbers
+        if self._num_steps < self._interval and not now:
+            return (0,) * len(numbers)
+        steps_in_time = self._num_steps * self._seconds / max(time.monotonic() - self._asked, 1e-6)
+        most = min(2 * self._interval, int(min(steps_in_time, 2**30)))
+        # Of the intervals the shortest: the slowest process sets the pace.
+        *answers, negative = largest(*numbers, -max(1, most))
+        self._interval, self._num_steps, self._asked = -negative, 0, time.monotonic()
+        return tuple(answers)
 
 
 def _broadcast(content: bytes) -> bytes:

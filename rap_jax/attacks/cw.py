@@ -117,7 +117,9 @@ def cw_l2(
     confidence = check_size("confidence", confidence, images.dtype)
     num_steps = check_count("num_steps", num_steps, 1, "1 step")
     num_search_steps = check_count("num_search_steps", num_search_steps, 1, "1 step")
-    _check_positive(learning_rate=learning_rate, initial_c=initial_c)
+    for name, size in {"learning_rate": learning_rate, "initial_c": initial_c}.items():
+        if not isinstance(size, jax.core.Tracer) and not check_size(name, size) > 0:
+            raise ValueError(f"{name} is {size!r}; expected more than 0, such as the paper's 0.01 and 0.001.")
     logits_fn = in_dtype(logits_fn, images.dtype)
     if not len(images):  # which many a network cannot reshape
         return AttackResult(images, jnp.zeros(0, bool))
@@ -129,30 +131,24 @@ def cw_l2(
 
     def search(_: int, state: _Search) -> _Search:
         end = _descend(shortfall_fn, images, state.c, state.nearest, optax.adam(learning_rate), num_steps)
-        return _next_c(state, end.found)._replace(nearest=end.nearest, valid=state.valid & end.valid)
+        lower = jnp.where(end.found, state.lower, state.c)
+        upper = jnp.where(end.found, state.c, state.upper)
+        c = jnp.where(upper < jnp.inf, (lower + upper) / 2, 10 * state.c)
+        return _Search(c, lower, upper, end.nearest, state.valid & end.valid)
 
     end = lax.fori_loop(0, num_search_steps, search, _first(images, shortfall_fn(images), initial_c))
     warn_of_nan(end.valid, "logits_fn")
-    return jax.tree.map(lax.stop_gradient, _result(end.nearest, images, threat_model))
-
-
-def _result(nearest: _Nearest, images: jax.Array, threat_model: ThreatModel | None) -> AttackResult:
-    if threat_model is None:
-        return AttackResult(nearest.adversarial, nearest.broken)
-    broken = nearest.broken & (nearest.distance <= threat_model.epsilon)
-    return AttackResult(where(broken, nearest.adversarial, images), broken)
+    broken = end.nearest.broken
+    if threat_model is not None:
+        broken &= end.nearest.distance <= threat_model.epsilon
+    found = AttackResult(where(broken, end.nearest.adversarial, images), broken)
+    return jax.tree.map(lax.stop_gradient, found)
 
 
 def _first(images: jax.Array, shortfall: jax.Array, initial_c: float) -> _Search:
     zeros, broken = jnp.zeros(len(images), images.dtype), shortfall < 0
     nearest = _Nearest(images, broken, jnp.where(broken, zeros, jnp.inf))
     return _Search(zeros + initial_c, zeros, zeros + jnp.inf, nearest, ~jnp.isnan(shortfall))
-
-
-def _next_c(state: _Search, found: jax.Array) -> _Search:
-    lower = jnp.where(found, state.lower, state.c)
-    upper = jnp.where(found, state.c, state.upper)
-    return state._replace(c=jnp.where(upper < jnp.inf, (lower + upper) / 2, 10 * state.c), lower=lower, upper=upper)
 
 
 def _descend(
@@ -189,10 +185,3 @@ def _nearer(before: _Nearest, now: _Nearest) -> _Nearest:
     """`now` where it is misclassified and nearer than all before."""
     new = now.broken & (now.distance < before.distance)
     return _Nearest(*(where(new, chosen, other) for chosen, other in zip(now, before, strict=True)))
-
-
-def _check_positive(**sizes: float) -> None:
-    for name, size in sizes.items():
-        known = not isinstance(size, jax.core.Tracer)
-        if known and not check_size(name, size) > 0:
-            raise ValueError(f"{name} is {size!r}; expected more than 0, such as the paper's 0.01 and 0.001.")

@@ -32,14 +32,7 @@ from jax import lax
 from rap_jax.attacks.checks import LogitsFn, check_count
 from rap_jax.attacks.hyperplane import ONTO_HYPERPLANE
 from rap_jax.attacks.norms import ThreatModel, finite, has_nan
-from rap_jax.attacks.stepwise import (
-    AttackResult,
-    check_settings,
-    misclassified,
-    rank_targets,
-    run_attack,
-    where,
-)
+from rap_jax.attacks.stepwise import AttackResult, check_settings, misclassified, rank_targets, run_attack, where
 
 # Smallest divisor of a distance to a hyperplane.
 _TINY = 1e-12
@@ -72,19 +65,15 @@ def nearest_boundary(
     classes = jnp.arange(jax.eval_shape(logits_fn, images).shape[-1], dtype=labels.dtype)
     to_class = lambda k: boundary_to(logits_fn, images, labels, jnp.full_like(labels, k))
     heights, normals = lax.map(to_class, classes)
-    distances = _distances(norm, heights, jax.vmap(finite)(normals))
+    flat = jax.vmap(finite)(normals).reshape(*heights.shape, -1)
+    # |height| over the dual norm of the normal: L1 for L-infinity, L2 for L2.
+    dual = jnp.sum(jnp.abs(flat), axis=-1) if norm == "linf" else jnp.sqrt(jnp.sum(flat * flat, axis=-1))
+    distances = jnp.abs(heights) / (dual + _TINY)
     left_out = (classes[:, None] == labels[None]) | jnp.isnan(distances)  # argmin takes NaN for the least
     distances = jnp.where(left_out, jnp.inf, distances)
     nearest = jnp.argmin(distances, axis=0)
     choose = jax.vmap(lambda nearest, of_class: of_class[nearest], in_axes=(0, 1))
     return choose(nearest, heights), choose(nearest, normals)
-
-
-def _distances(norm: str, heights: jax.Array, normals: jax.Array) -> jax.Array:
-    """|height| over the dual norm of the normal, [K, N]: L1 for L-infinity, L2 for L2."""
-    flat = normals.reshape(*heights.shape, -1)
-    dual = jnp.sum(jnp.abs(flat), axis=-1) if norm == "linf" else jnp.sqrt(jnp.sum(flat * flat, axis=-1))
-    return jnp.abs(heights) / (dual + _TINY)
 
 
 # Shortest perturbation in the ratio of two of them, so that 0 / 0 does not arise.
@@ -146,7 +135,10 @@ class Fab:
         distance = jnp.where(wrong, 0.0, jnp.inf).astype(images.dtype)
         numbers = starts // self.num_restarts
         targets = rank_targets(logits, numbers, self.num_targets).astype(labels.dtype) if self.num_targets else labels
-        first = _first(self, keys, images, starts)
+        first = images
+        if self.num_restarts > 1:
+            perturbation = self.threat_model.epsilon / 2 * self.threat_model.random_direction(keys, images)
+            first = where(starts % self.num_restarts > 0, jnp.clip(images + perturbation, 0, 1), images)
         return FabState(images, labels, targets, first, images, distance, wrong, ~has_nan(logits))
 
     def advance(self, logits_fn: LogitsFn, state: FabState, num_steps: int) -> FabState:
@@ -191,14 +183,6 @@ def fab_targeted(
     """
     attack = Fab(threat_model, num_steps, num_targets, num_restarts)
     return run_attack(attack, logits_fn, images, labels, key=key)
-
-
-def _first(attack: Fab, keys: jax.Array, images: jax.Array, starts: jax.Array) -> jax.Array:
-    """Where each start begins."""
-    if attack.num_restarts == 1:
-        return images
-    perturbation = attack.threat_model.epsilon / 2 * attack.threat_model.random_direction(keys, images)
-    return where(starts % attack.num_restarts > 0, jnp.clip(images + perturbation, 0, 1), images)
 
 
 def _move(attack: Fab, logits_fn: LogitsFn, state: FabState) -> tuple[FabState, jax.Array]:

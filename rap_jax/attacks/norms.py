@@ -37,21 +37,9 @@ def _example_axes(x: jax.Array) -> tuple[int, ...]:
     return tuple(range(1, x.ndim))
 
 
-def _linf_random(key: jax.Array, images: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    return epsilon * jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
-
-
 def _linf_direction(key: jax.Array, images: jax.Array) -> jax.Array:
     drawn = jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
     return drawn / (jnp.abs(drawn).max(_example_axes(drawn), keepdims=True) + _TINY)
-
-
-def _linf_project(perturbation: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    return jnp.clip(perturbation, -epsilon, epsilon)
-
-
-def _linf_size(perturbation: jax.Array) -> jax.Array:
-    return jnp.abs(perturbation).max(_example_axes(perturbation))
 
 
 def _l2_length(x: jax.Array) -> jax.Array:
@@ -66,11 +54,7 @@ def _l2_random(key: jax.Array, images: jax.Array, epsilon: jax.Array | float) ->
     # The share of a ball's volume inside radius r grows as r^d, so uniform points need u^(1/d).
     radius_shape = (images.shape[0],) + (1,) * (images.ndim - 1)
     radius = jax.random.uniform(radius_key, radius_shape, images.dtype) ** (1 / num_dimensions)
-    return epsilon * radius * _l2_direction(direction_key, images)
-
-
-def _l2_direction(key: jax.Array, images: jax.Array) -> jax.Array:
-    return _l2_steepest(jax.random.normal(key, images.shape, images.dtype))
+    return epsilon * radius * _l2_steepest(jax.random.normal(direction_key, images.shape, images.dtype))
 
 
 def _l2_steepest(gradient: jax.Array) -> jax.Array:
@@ -87,14 +71,21 @@ def _l2_project(perturbation: jax.Array, epsilon: jax.Array | float) -> jax.Arra
     return perturbation * share.astype(perturbation.dtype)
 
 
-def _l2_size(perturbation: jax.Array) -> jax.Array:
-    perturbation = at_least_float32(perturbation)
-    return jnp.sqrt(jnp.sum(perturbation * perturbation, _example_axes(perturbation)))
-
-
 NORMS: dict[str, Norm] = {
-    "linf": Norm(_linf_random, _linf_direction, jnp.sign, _linf_project, _linf_size),
-    "l2": Norm(_l2_random, _l2_direction, _l2_steepest, _l2_project, _l2_size),
+    "linf": Norm(
+        random=lambda key, images, epsilon: epsilon * jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0),
+        direction=_linf_direction,
+        steepest=jnp.sign,
+        project=lambda perturbation, epsilon: jnp.clip(perturbation, -epsilon, epsilon),
+        size=lambda perturbation: jnp.abs(perturbation).max(_example_axes(perturbation)),
+    ),
+    "l2": Norm(
+        random=_l2_random,
+        direction=lambda key, images: _l2_steepest(jax.random.normal(key, images.shape, images.dtype)),
+        steepest=_l2_steepest,
+        project=_l2_project,
+        size=lambda perturbation: _l2_length(perturbation).reshape(perturbation.shape[0]),
+    ),
 }
 
 

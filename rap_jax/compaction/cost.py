@@ -11,7 +11,6 @@ in it, so their memory is the same, and their times differ by chance alone.
 
 import functools
 import gzip
-import io
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ import jax
 import numpy as np
 
 from rap_jax._runtime.devices import usable_cores
-from rap_jax._runtime.integrity import named_leaves
+from rap_jax._runtime.integrity import as_npz, named_leaves
 from rap_jax._runtime.text import as_table
 from rap_jax.compaction.compact import compact
 from rap_jax.compaction.multiply_adds import MultiplyAdds, count_multiply_adds
@@ -59,10 +58,7 @@ def forms_of(model: Model, weights: Weights) -> tuple[dict[str, NetworkForm], st
 
 def file_sizes(weights: Weights) -> tuple[int, int]:
     """Bytes of an `.npz` file of the weights, with the statistics of BatchNorm, and of that file gzipped."""
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {path: np.asarray(leaf) for path, leaf in named_leaves(weights)}
-    np.savez(buffer, **arrays)
-    content = buffer.getvalue()
+    content = as_npz({path: np.asarray(leaf) for path, leaf in named_leaves(weights)})
     return len(content), len(gzip.compress(content, compresslevel=6))
 
 

@@ -149,7 +149,11 @@ def _plan(
             kept[group] = plan.kept[group] & ~is_constant & _is_read(group, plan, zeros)
         vanished = [group for group, channels in kept.items() if not channels.any()]
         if vanished and for_inference:
-            raise _vanished(wiring, vanished)
+            layers = ", ".join(layer for layer, group in wiring.groups.items() if group in vanished)
+            raise ValueError(
+                f"Nothing would be left of {layers}: all outputs are removed, or read by nobody; expected at least one "
+                f"of each layer: prune less."
+            )
         first = lambda channels: np.arange(len(channels)) == channels.argmax()
         kept |= {group: first(plan.kept[group]) for group in vanished}
         if all(np.array_equal(kept[group], plan.kept[group]) for group in kept):
@@ -238,14 +242,6 @@ def _held_at_zero(leaves: Leaves, masks: chex.ArrayTree | None) -> dict[str, np.
     if masks is None:
         return {name: np.zeros(leaf.shape, bool) for name, leaf in leaves.items()}
     return {name: (leaves[name] == 0) & ~np.asarray(keep) for name, keep in leaves_by_name(masks).items()}
-
-
-def _vanished(wiring: Wiring, vanished: list[str]) -> ValueError:
-    layers = ", ".join(layer for layer, group in wiring.groups.items() if group in vanished)
-    return ValueError(
-        f"Nothing would be left of {layers}: all outputs are removed, or read by nobody; expected at least one of each "
-        f"layer: prune less."
-    )
 
 
 def _width(group: str, leaves: Leaves) -> int:

@@ -134,10 +134,8 @@ class TrainConfig:
         require_at_least("mixup_alpha", self.mixup_alpha, 0)
         hint = "0, or 2 or more updates on each batch in free training"
         require(self.free_replays == 0 or self.free_replays >= 2, "free_replays", self.free_replays, hint)
-        if self.free_replays:
-            self._check_free()
-
-    def _check_free(self) -> None:
+        if not self.free_replays:
+            return
         attack = self.attack
         one_step = attack is not None and attack.num_steps == attack.num_restarts == 1 and not attack.random_start
         require(one_step, "attack", attack, "one step, no restarts and no random start in free training: free_attack()")

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rap_jax._runtime.mesh import take_images
 from rap_jax.config import AugmentConfig, TrainConfig, require
 
 
@@ -55,13 +56,13 @@ def _crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
 class BatchInputs(NamedTuple):
     """The images of a batch, or of a split with the indices of the batch in it."""
 
-    images: jax.Array  # uint8 [N, H, W, C]
+    images: jax.Array  # uint8 [N, H, W, C], or of a split the rows of `put_split`
     labels: jax.Array  # int32 [N]
     indices: np.ndarray | jax.Array | None = None  # int32 [batch_size]; None if the images are the batch
 
 
 def make_batch(
-    key: jax.Array, inputs: BatchInputs, config: TrainConfig, *, num_classes: int
+    key: jax.Array, inputs: BatchInputs, config: TrainConfig, *, num_classes: int, image_shape: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """Gathers the examples of a batch, changes their images at random and mixes them, as `config` says.
 
@@ -73,7 +74,7 @@ def make_batch(
     augment_key, mixup_key = jax.random.split(key)
     images, labels, indices = inputs
     if indices is not None:
-        images, labels = images[indices], labels[indices]
+        images, labels = take_images(images, indices, image_shape), labels[indices]
     images = to_unit(augment(augment_key, images, config.augment))
     if config.mixup_alpha == 0:
         return images, labels

@@ -128,19 +128,13 @@ def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """
     require(0 < fraction < 1, "fraction", fraction, "a share of the training set in (0, 1)")
     require(seed >= 0, "seed", seed, "a whole number of 0 or more")
-    held = _stratified_choice(train.labels, fraction, np.random.default_rng(seed))
+    held, generator = np.zeros(train.labels.shape, bool), np.random.default_rng(seed)
+    classes, sizes = np.unique(train.labels, return_counts=True)
+    for label, count in zip(classes, _shares(sizes, fraction), strict=True):
+        held[generator.permutation(np.flatnonzero(train.labels == label))[:count]] = True
     hint = f"a share that leaves both parts of {len(held)} examples with at least one"
     require(bool(0 < held.sum() < len(held)), "fraction", fraction, hint)
     return Split(*(array[~held] for array in train)), Split(*(array[held] for array in train))
-
-
-def _stratified_choice(labels: np.ndarray, fraction: float, generator: np.random.Generator) -> np.ndarray:
-    """Marks the examples to hold out: bool, [N]."""
-    held = np.zeros(labels.shape, bool)
-    classes, sizes = np.unique(labels, return_counts=True)
-    for label, count in zip(classes, _shares(sizes, fraction), strict=True):
-        held[generator.permutation(np.flatnonzero(labels == label))[:count]] = True
-    return held
 
 
 def _shares(sizes: np.ndarray, fraction: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from absl import logging
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from rap_jax.config import require
-from rap_jax.data.dataset import Split, TrainTest, hold_out, make_split
+from rap_jax.data.dataset import TrainTest, hold_out, make_split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 
@@ -61,7 +61,10 @@ def load_image_folder(path: str, image_size: tuple[int, int] | None = None) -> T
     images = _read_images([file for part in classes for files in part.values() for file in files], image_size)
     labels = np.concatenate([np.repeat(np.arange(len(names)), _sizes(part)) for part in classes])
     if len(parts) == 1:
-        return TrainTest(*_hold_out_test(folder, make_split(images, labels)), names)
+        train, test = hold_out(make_split(images, labels), _TEST_FRACTION, _SPLIT_SEED)
+        message = "%s has no folders train and test: %d of its %d images, always the same ones, are the test split."
+        logging.warning(message, folder, len(test.labels), len(labels))
+        return TrainTest(train, test, names)
     num_train = sum(_sizes(classes[0]))
     train, test = make_split(images[:num_train], labels[:num_train]), make_split(images[num_train:], labels[num_train:])
     return TrainTest(train, test, names)
@@ -203,10 +206,3 @@ def _require_same_size(first: Path, first_image: np.ndarray, other: Path, image:
     if image.shape[:2] != first_image.shape[:2]:
         sizes = " but ".join(f"{a.shape[0]}x{a.shape[1]} in {p}" for p, a in ((first, first_image), (other, image)))
         raise ValueError(f"Images differ in size: height x width is {sizes}. --image_size=H,W resizes them all")
-
-
-def _hold_out_test(folder: Path, whole: Split) -> tuple[Split, Split]:
-    train, test = hold_out(whole, _TEST_FRACTION, _SPLIT_SEED)
-    message = "%s has no folders train and test: %d of its %d images, always the same ones, are the test split."
-    logging.warning(message, folder, len(test.labels), len(whole.labels))
-    return train, test

@@ -144,10 +144,9 @@ def _download_and_prepare(builder: ArrayBuilder) -> None:
     problem = why_unreachable(builder.FILES[0].url)
     if problem is not None:
         raise DownloadError(_how_to_provide(builder, problem))
-    failures = (requests.RequestException, tfds.download.DownloadError, NonMatchingChecksumError)
     try:
         _prepare(builder)
-    except failures as error:
+    except (requests.RequestException, tfds.download.DownloadError, NonMatchingChecksumError) as error:
         raise DownloadError(_how_to_provide(builder, f"it failed ({error})")) from error
 
 

@@ -61,7 +61,10 @@ def find_files(files: Sequence[RawFile], folder: str | Path) -> dict[str, Path]:
     missing = [file for file in files if file.name not in found]
     if missing:
         message = f"raw_data_dir {folder} lacks {_listing(missing)}. Put them there, from {places}"
-        raise ValueError(message + _why_unpacked_is_refused(missing, folder))
+        if any((folder / file.unpacked_name).is_file() for file in missing):
+            reason = "the known digests are those of the packed ones"
+            message += f". Unpacked files are there, but cannot be checked: {reason}"
+        raise ValueError(message)
     return found
 
 
@@ -96,12 +99,6 @@ def unpack(data: bytes) -> bytes:
 def _find(file: RawFile, folder: Path) -> Path | None:
     names = (file.name, file.unpacked_name) if file.digest_of_unpacked else (file.name,)
     return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def _why_unpacked_is_refused(missing: Sequence[RawFile], folder: Path) -> str:
-    if not any((folder / file.unpacked_name).is_file() for file in missing):
-        return ""
-    return ". Unpacked files are there, but cannot be checked: the known digests are those of the packed ones"
 
 
 def _listing(files: Sequence[RawFile]) -> str:

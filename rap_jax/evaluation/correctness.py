@@ -3,9 +3,11 @@
 Valid means finite logits and a perturbation inside the ball and the pixel range. A program answers for each image, on
 the device that has it, and sums nothing up: no device waits for another (see `rap_jax._runtime.mesh`). The result for
 an image does not depend on its batch or device, but for rounding: its random start follows from the key, its number in
-the split and the restart alone.
+the split and the restart alone. The last pass, which says whether an image is right, multiplies in float32 on every
+device (`exact_products`); the attack before it does so as the device does by default.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.mesh import DeviceSplit, fetch, map_microbatches, put, put_key, replicated, split_over_data
+from rap_jax._runtime.functions import exact_products
+from rap_jax._runtime.mesh import (
+    DeviceSplit,
+    fetch,
+    map_microbatches,
+    put,
+    put_key,
+    replicated,
+    split_over_data,
+    take_images,
+)
 from rap_jax.attacks import ThreatModel, pgd_restarts
 from rap_jax.attacks.losses import cross_entropy, margin
 from rap_jax.config import AttackConfig
@@ -78,11 +90,12 @@ Program = Callable[[Weights, jax.Array, Examples], Correctness]
 
 def clean_program(model: Model, threat_model: ThreatModel, mesh: Mesh) -> Program:
     """(weights, key, examples) -> correctness of the images as they are; key and starts are not used."""
+    logits_fn = exact_products(model.logits)
 
     def predict(weights: Weights, key: jax.Array, examples: Examples) -> Correctness:
         del key
         images = to_unit(examples.images)
-        return predict_correct(model.logits(weights, images), images, images, examples.labels, threat_model)
+        return predict_correct(logits_fn(weights, images), images, images, examples.labels, threat_model)
 
     return on_each_device(predict, mesh)
 
@@ -92,6 +105,7 @@ def attack_program(model: Model, attack: AttackConfig, threat_model: ThreatModel
 
     Valid means also that no gradient on the way was NaN. BatchNorm is in evaluation mode.
     """
+    logits_fn = exact_products(model.logits)
 
     def predict(weights: Weights, key: jax.Array, examples: Examples) -> Correctness:
         images, labels = to_unit(examples.images), examples.labels
@@ -105,7 +119,7 @@ def attack_program(model: Model, attack: AttackConfig, threat_model: ThreatModel
             num_steps=attack.num_steps,
             random_start=attack.random_start,
         )
-        found = predict_correct(model.logits(weights, adversarial), adversarial, images, labels, threat_model)
+        found = predict_correct(logits_fn(weights, adversarial), adversarial, images, labels, threat_model)
         return found._replace(valid=found.valid & valid)
 
     return on_each_device(predict, mesh)
@@ -128,6 +142,7 @@ class SplitPredictor:
 
     def __init__(self, model: Model, attack: AttackConfig, mesh: Mesh):
         self._threat_model, self._mesh = ThreatModel(attack.norm, attack.epsilon), mesh
+        self._image_shape = model.input_shape
         self._clean = clean_program(model, self._threat_model, mesh)
         self._attack = attack_program(model, attack, self._threat_model, mesh)
 
@@ -155,17 +170,17 @@ class SplitPredictor:
         return np.asarray(found.correct)
 
     def _run(self, program: Program, inputs: EvaluationInputs, numbers: np.ndarray, starts: np.ndarray) -> Correctness:
-        images, labels = _gather(inputs.split, numbers)
+        images, labels = _gather(inputs.split, numbers, self._image_shape)
         share = split_over_data(self._mesh)
         images, labels = jax.device_put((images, labels), share)
         examples = Examples(images, labels, put(numbers, share), put(starts, share))
         return fetch(program(inputs.weights, inputs.key, examples), self._mesh)
 
 
-@jax.jit
-def _gather(split: DeviceSplit, numbers: np.ndarray) -> DeviceSplit:
-    """Where the split lies; the batch is divided among the devices after that."""
-    return DeviceSplit(split.images[numbers], split.labels[numbers])
+@functools.partial(jax.jit, static_argnames="image_shape")
+def _gather(split: DeviceSplit, numbers: np.ndarray, image_shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Images and labels, where the split lies; the batch is divided among the devices after that."""
+    return take_images(split.images, numbers, image_shape), split.labels[numbers]
 
 
 def _refuse_invalid(found: Correctness, what: str) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rap_jax._runtime.functions import trace
+from rap_jax._runtime.functions import exact_products, trace
 from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.losses import cross_entropy
@@ -214,7 +214,7 @@ def diagnose(
     """
     check_threat_model(threat_model)
     images, labels = np.asarray(images[:MOST_IMAGES], np.float32), np.asarray(labels[:MOST_IMAGES])
-    logits_fn = jax.jit(logits_fn)
+    logits_fn = jax.jit(exact_products(logits_fn))
     logits = np.asarray(logits_fn(images))
     right = logits.argmax(-1) == labels
     predicted = np.bincount(logits.argmax(-1), minlength=logits.shape[-1]) / len(images)

@@ -16,8 +16,6 @@ examples.npz     the same for each example
 report.md, *.png"""
 
 import dataclasses
-import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ import numpy as np
 
 from rap_jax._runtime.environment import device_in_words, versions
 from rap_jax._runtime.functions import fingerprint
-from rap_jax._runtime.integrity import unreadable, write_atomically
+from rap_jax._runtime.integrity import as_npz, open_npz, write_atomically
 from rap_jax._runtime.interrupt import catch_signals
 from rap_jax._runtime.mesh import make_mesh
 from rap_jax.config import EvaluationConfig, require
@@ -153,11 +151,10 @@ def _clean(setup: Setup, predictor: Predictor) -> Correctness:
     """The clean images, and whether the network is the one that this folder began with."""
     clean, path = predictor.predict(setup.sample.images), setup.folder.path / "clean.npz"
     if not path.exists():
-        buffer = io.BytesIO()
-        np.savez(buffer, margin=clean.margin)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, as_npz({"margin": clean.margin}))
     elif not setup.config.is_randomized:
-        before = _read_margins(path)
+        with open_npz(path, "delete it to have it made again") as found:
+            before = found["margin"]
         if before.shape != clean.margin.shape or not np.allclose(before, clean.margin, _SAME_MARGIN, _SAME_MARGIN):
             raise ValueError(
                 f"{setup.folder.path} holds an evaluation of another network: {setup.network.name} gives other "
@@ -165,14 +162,6 @@ def _clean(setup: Setup, predictor: Predictor) -> Correctness:
                 f"JAX_DEFAULT_MATMUL_PRECISION changes logits too."
             )
     return clean
-
-
-def _read_margins(path: Path) -> np.ndarray:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:  # numpy leaves a damaged file open
-            return found["margin"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise unreadable(path, error, "delete it to have it made again") from error
 
 
 def _attack(setup: Setup, predictor: Predictor, clean: Correctness) -> dict[str, Any]:
@@ -194,6 +183,9 @@ def _attack(setup: Setup, predictor: Predictor, clean: Correctness) -> dict[str,
     first = {kind: attacks[0] for kind, attacks in found.items()}
     findings += check_worst_case(first.get("auto_attack"), worst.robust) if setup.components is None else []
     write_atomically(setup.folder.path / "examples.npz", worst.to_npz(setup.sample.labels, clean))
+    # Over all calls; the time of the predictions is not counted.
+    seconds = {kind: sum(attack["seconds"] for attack in attacks) for kind, attacks in found.items()}
+    seconds |= {"diagnostics": diagnosis["seconds"]} if diagnosis else {}
     return {
         "clean": accuracy_of(clean.correct, "natural"),
         "pgd": first.get("pgd"),
@@ -203,12 +195,5 @@ def _attack(setup: Setup, predictor: Predictor, clean: Correctness) -> dict[str,
         "perturbation_sizes": worst.sizes(),
         "diagnostics": diagnosis,
         "findings": [finding._asdict() for finding in findings],
-        "seconds": _seconds(found, diagnosis),
+        "seconds": seconds | {"total": sum(seconds.values())},
     }
-
-
-def _seconds(found: dict[str, list[dict[str, Any]]], diagnosis: dict[str, Any] | None) -> dict[str, float]:
-    """The time of each attack over all calls; that of the predictions is not counted."""
-    seconds = {kind: sum(attack["seconds"] for attack in attacks) for kind, attacks in found.items()}
-    seconds |= {"diagnostics": diagnosis["seconds"]} if diagnosis else {}
-    return seconds | {"total": sum(seconds.values())}

@@ -8,9 +8,7 @@ case over all attacks, for each example.
 """
 
 import dataclasses
-import io
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -19,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.integrity import unreadable, write_atomically
+from rap_jax._runtime.integrity import as_npz, open_npz, write_atomically
 from rap_jax._runtime.interrupt import Interrupt
 from rap_jax._runtime.progress import Progress
 from rap_jax._runtime.text import PGD_ANY_STEP
@@ -92,9 +90,7 @@ def _perturb(source: Predictor, programs: AttackPrograms, num_steps: int, restar
 
 def save(path: Path, found: Transferred, seconds: float) -> None:
     """Writes it, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, seconds=seconds, **found._asdict())
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, as_npz({"seconds": seconds} | found._asdict(), compressed=True))
 
 
 def load(path: Path) -> tuple[Transferred, float]:
@@ -103,11 +99,9 @@ def load(path: Path) -> tuple[Transferred, float]:
     Raises:
       ValueError: the file is damaged.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:  # numpy leaves a damaged file open
-            return Transferred(*(found[name] for name in Transferred._fields)), float(found["seconds"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise unreadable(path, error, "delete it to have it made again") from error
+    with open_npz(path, "delete it to have it made again") as found:
+        loaded = Transferred(*(found[name] for name in Transferred._fields)), float(found["seconds"])
+    return loaded
 
 
 CLEAN = "clean"
@@ -157,20 +151,18 @@ class WorstCase(NamedTuple):
 
     def to_npz(self, labels: np.ndarray, clean: Correctness) -> bytes:
         """All that is known of each example, as the bytes of a .npz file."""
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            index=np.arange(len(labels), dtype=np.int32),
-            label=labels,
-            clean_prediction=clean.predicted,
-            clean_margin=clean.margin,
-            broken_by=self.broken_by,
-            prediction=self.predictions.predicted,
-            margin=self.predictions.margin,
-            size=self.predictions.size,
-            adversarial=self.adversarial.astype(np.float32),
-        )
-        return buffer.getvalue()
+        arrays = {
+            "index": np.arange(len(labels), dtype=np.int32),
+            "label": labels,
+            "clean_prediction": clean.predicted,
+            "clean_margin": clean.margin,
+            "broken_by": self.broken_by,
+            "prediction": self.predictions.predicted,
+            "margin": self.predictions.margin,
+            "size": self.predictions.size,
+            "adversarial": self.adversarial.astype(np.float32),
+        }
+        return as_npz(arrays, compressed=True)
 
     def sizes(self) -> dict[str, float] | None:
         """Norms of the perturbations that broke an example: least, median, largest; None if there is none."""

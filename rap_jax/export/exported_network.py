@@ -16,6 +16,7 @@ import jax
 
 from rap_jax import compaction
 from rap_jax._runtime.environment import versions
+from rap_jax._runtime.functions import exact_products
 from rap_jax._runtime.integrity import digest, read_checked
 from rap_jax.config import ModelConfig
 from rap_jax.models import Model, create_model, num_params
@@ -46,8 +47,11 @@ class ExportedNetwork(NamedTuple):
 
     @property
     def logits_fn(self) -> Callable[[jax.Array], jax.Array]:
-        """Images [N, H, W, C] in [0, 1] -> logits [N, K], in evaluation mode, the weights inside."""
-        return lambda images: self.model.logits(self.weights, images)
+        """Images [N, H, W, C] in [0, 1] -> logits [N, K], in evaluation mode, the weights inside.
+
+        A file of it has `exact_products`: its logits are the same on every device, but for rounding.
+        """
+        return exact_products(lambda images: self.model.logits(self.weights, images))
 
 
 def open_exported_network(run_dir: str | Path, *, compact: bool = True, fold: bool = True) -> ExportedNetwork:
@@ -169,8 +173,6 @@ def _evaluation(exported: ExportedNetwork) -> dict[str, Any] | None:
         same = found["network"].get("sha256") in (None, digest(exported.run_weights))
         kept = {key: found.get(key) for key in ("clean", *_ATTACKS)}
         about = {"attack": found["config"], "findings": found["findings"], "versions": found.get("versions")}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # half written or of another version
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, half written or of another version
         return None
     return kept | about if same else None

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from rap_jax._runtime.environment import is_installed
+from rap_jax._runtime.functions import exact_products
 from rap_jax._runtime.integrity import write_atomically
 from rap_jax._runtime.text import as_attack, as_interval
 from rap_jax.config import FORMATS, SUFFIXES, require
@@ -165,7 +166,7 @@ def _open_stablehlo(path: Path) -> OpenFile:
 
 def _open_npz(path: Path) -> OpenFile:
     model, weights, metadata = read_npz(path)
-    run = jax.jit(lambda images: model.logits(weights, images))
+    run = jax.jit(exact_products(lambda images: model.logits(weights, images)))
     return OpenFile(lambda images: np.asarray(run(images)), model.input_shape, model.num_classes, metadata)
 
 

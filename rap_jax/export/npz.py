@@ -12,7 +12,6 @@ network = read_npz("network.npz")
 logits = network.model.logits(network.weights, images)
 """
 
-import io
 import json
 import zipfile
 import zlib
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rap_jax._runtime.integrity import named_leaves
+from rap_jax._runtime.integrity import as_npz, named_leaves
 from rap_jax.config import ModelConfig
 from rap_jax.models import Model, create_model
 from rap_jax.models.model import Weights
@@ -42,10 +41,7 @@ class NpzNetwork(NamedTuple):
 
 def npz_bytes(weights: Weights, metadata: Mapping[str, Any]) -> bytes:
     """The file."""
-    members: dict[str, Any] = {**_by_name(weights), _METADATA: np.array(json.dumps(metadata))}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **members)
-    return buffer.getvalue()
+    return as_npz(_by_name(weights) | {_METADATA: np.array(json.dumps(metadata))}, compressed=True)
 
 
 def read_npz(path: str | Path) -> NpzNetwork:

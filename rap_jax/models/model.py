@@ -135,7 +135,10 @@ def from_linen(
     def apply(params: Params, batch_stats: BatchStats, images: jax.Array, train: bool) -> tuple[jax.Array, BatchStats]:
         require(images.shape[1:] == input_shape, "images.shape", images.shape, f"[N, {height}, {width}, {channels}]")
         require(not train or images.shape[0] != 0, "number of images", 0, "1 or more, for the statistics of a batch")
-        images = _in_dtype_of(params, images)
+        floating = jnp.issubdtype(images.dtype, jnp.floating)
+        require(floating, "dtype of images", str(images.dtype), "floats in [0, 1]: bytes / 255")
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}  # with several of them images stay as they are
+        images = images.astype(dtypes.pop()) if len(dtypes) == 1 else images
         variables = {"params": params, "batch_stats": batch_stats}
         # Any: the type of Linen's apply depends on `mutable`.
         outputs: Any = module.apply(variables, images, train=train, mutable=["batch_stats"] if train else False)
@@ -145,14 +148,6 @@ def from_linen(
         return logits, moved.get("batch_stats", {})
 
     return Model(init, apply, input_shape, num_classes, output_layer, wiring)
-
-
-def _in_dtype_of(params: Params, images: jax.Array) -> jax.Array:
-    """The images in the dtype of the params; as they are where the params have several."""
-    known = jnp.issubdtype(images.dtype, jnp.floating)
-    require(known, "dtype of images", str(images.dtype), "floats in [0, 1]: bytes / 255")
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
-    return images.astype(dtypes.pop()) if len(dtypes) == 1 else images
 
 
 def num_params(params: Params) -> int:

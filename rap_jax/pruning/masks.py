@@ -7,7 +7,6 @@ finished update is masked, so neither can move a pruned weight; (2) the bias of 
 so do the scale and the shift of its BatchNorm.
 """
 
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import chex
@@ -70,7 +69,9 @@ def keep_masked(masks: chex.ArrayTree) -> optax.GradientTransformationExtraArgs:
 def _masks_like(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree:
     """The masks in the tree of the params, leaf by leaf of the same name, without those that `optax.masked` hides."""
     by_name, weights, hidden = leaves_by_name(masks), arrays_by_name(params), names_left_out(params)
-    surplus = [name for name in sorted(by_name.keys() - weights.keys()) if not _lies_in(name, hidden)]
+    # `optax.masked` hides single leaves, or whole branches of the tree.
+    is_hidden = lambda name: any(name == node or name.startswith(f"{node}/") for node in hidden)
+    surplus = [name for name in sorted(by_name.keys() - weights.keys()) if not is_hidden(name)]
     if surplus:
         raise ValueError(
             f"The masks have {', '.join(surplus)}; expected names of {', '.join(weights)}. For a part of the tree take "
@@ -79,11 +80,6 @@ def _masks_like(params: chex.ArrayTree, masks: chex.ArrayTree) -> chex.ArrayTree
     for name, leaf in weights.items():
         _check_mask(name, by_name.get(name), leaf.shape)
     return tree_by_name(params, by_name)
-
-
-def _lies_in(name: str, hidden: Collection[str]) -> bool:
-    """`optax.masked` hides single leaves, or whole branches of the tree."""
-    return any(name == node or name.startswith(f"{node}/") for node in hidden)
 
 
 def _check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:

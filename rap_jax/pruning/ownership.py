@@ -254,18 +254,15 @@ def _could_belong(name: str, spec: Spec, leaves: Leaves) -> list[str]:
     for other, leaf in leaves.items():
         layers.setdefault(other.rpartition("/")[0], {})[other] = leaf
     has_weights = lambda layer: any(has_inputs(other, leaf, outputs) for other, leaf in layer.items())
-    lone = [layer for layer in layers.values() if name in layer or not (has_weights(layer) or _is_ours(layer, outputs))]
+    # This package has no stacks of layers.
+    is_ours = lambda layer: len(outputs) == 1 and sibling(next(iter(layer)), "shift") in layer
+    lone = [layer for layer in layers.values() if name in layer or not (has_weights(layer) or is_ours(layer))]
     return [
         other
         for layer in lone
         for other, leaf in layer.items()
         if other != name and other not in beside_it and not is_kernel(other) and is_per_output(leaf, outputs)
     ]
-
-
-def _is_ours(layer: Leaves, outputs: tuple[int, ...]) -> bool:
-    """This package has no stacks of layers."""
-    return len(outputs) == 1 and sibling(next(iter(layer)), "shift") in layer
 
 
 def _wider(name: str, spec: Spec, leaves: Leaves) -> list[str]:

@@ -141,7 +141,9 @@ def masks_together(spec: Spec, weights: Sequence[jax.Array]) -> list[jax.Array]:
         raise ValueError(f"stack_axes is {spec.stack_axes!r}; expected 0 for weights that share one budget.")
     for array in weights:
         check_weights(spec, array)
-    values = _of_one_dtype([_nan_is_largest(at_least_float32(scores(spec, array))) for array in weights])
+    values = [_nan_is_largest(at_least_float32(scores(spec, array))) for array in weights]
+    widest = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
+    values = [value.astype(widest) for value in values]
     sizes = [array.size // value.size for array, value in zip(weights, values, strict=True)]
     per_weight = jnp.concatenate([value / size for value, size in zip(values, sizes, strict=True)])
     best = jnp.concatenate([jnp.arange(value.size) == jnp.argmax(value) for value in values])
@@ -205,11 +207,6 @@ def check_finite(name: str, values: jax.Array) -> None:
 
 def _nan_is_largest(values: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(values), jnp.inf, values)
-
-
-def _of_one_dtype(values: list[jax.Array]) -> list[jax.Array]:
-    widest = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
-    return [value.astype(widest) for value in values]
 
 
 def _broadcast(spec: Spec, kept: jax.Array, weights: jax.Array) -> jax.Array:

@@ -37,15 +37,7 @@ from rap_jax.pruning.layers import (
     tree_by_name,
 )
 from rap_jax.pruning.masks import apply_masks
-from rap_jax.pruning.ownership import (
-    Specs,
-    check_stack,
-    kernels_of,
-    outputs_of,
-    owned,
-    resolve_specs,
-    specs_of_owners,
-)
+from rap_jax.pruning.ownership import Specs, check_stack, kernels_of, outputs_of, owned, resolve_specs, specs_of_owners
 from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Irregular, Spec, check_finite
 
 Structure = Literal["irregular", "filter", "column", "bn_filter"]

@@ -129,7 +129,6 @@ def with_paper_settings(scale: Scale) -> Scale:
 
 
 _DENSE = ("--sparsity=none", "--admm_epochs=0", "--retrain_epochs=0")
-_FULL_RADIUS_AT_ONCE = "--pretrain_epsilon_ramp_epochs=0"
 # The paper's recipe for MNIST as far as it makes LeNet collapse: small steps at full radius from the start.
 _PAPER_ADAM = ("--pretrain_optimizer=adam", "--pretrain_learning_rate=1e-4", "--pretrain_schedule=constant")
 # Differs from the paper, which does not say: (1) the learning rate of SGD, and what is annealed, are chosen here.
@@ -245,7 +244,7 @@ def _run(
 
 
 def _no_ramp(scale: Scale, family: Family) -> tuple[str, ...]:
-    return (_FULL_RADIUS_AT_ONCE,) if scale.recipes[family].ramp_epochs else ()
+    return ("--pretrain_epsilon_ramp_epochs=0",) if scale.recipes[family].ramp_epochs else ()
 
 
 def _sparsity(family: Family, width: int, to: int, structure: Structure) -> str:

@@ -116,7 +116,9 @@ class _Runner:
                     del self.waiting[job.name]
                     return True
                 if is_in_use(self.out / job.folder):
-                    self._wait_for(job)
+                    if job.name not in self.elsewhere:
+                        self.elsewhere.add(job.name)
+                        self.say(f"{job.name}: another process is at it; waiting")
                     continue
             except ValueError as error:
                 del self.waiting[job.name]
@@ -190,11 +192,6 @@ class _Runner:
 
     def _runs(self, job: Job) -> bool:
         return any(other.name == job.name for one in self.running for other in one.jobs)
-
-    def _wait_for(self, job: Job) -> None:
-        if job.name not in self.elsewhere:
-            self.elsewhere.add(job.name)
-            self.say(f"{job.name}: another process is at it; waiting")
 
     def _stop(self) -> None:
         """Lets what still runs save itself."""

@@ -145,7 +145,10 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> Resto
       ValueError: the template has no sharding or one that does not fit it, or other names, shapes or dtypes than the
         checkpoint; or what cannot be read is as it was written.
     """
-    _check_shardings(abstract_state)
+    for name, leaf in named_leaves(abstract_state):
+        if getattr(leaf, "sharding", None) is None:
+            raise ValueError(f"{name} of the template has no sharding; expected one, see abstract_like.")
+        leaf.sharding.shard_shape(leaf.shape)
     damaged: list[int] = []
     manager.reload()
     for step in sorted(_steps(manager), reverse=True):
@@ -236,25 +239,14 @@ def _move_away(directory: Path, steps: list[int]) -> None:
         logging.warning("Checkpoint %d was moved to %s; going on from the one before.", step, target)
 
 
-def _check_shardings(template: Any) -> None:
-    for name, leaf in named_leaves(template):
-        if getattr(leaf, "sharding", None) is None:
-            raise ValueError(f"{name} of the template has no sharding; expected one, see abstract_like.")
-        leaf.sharding.shard_shape(leaf.shape)
-
-
 def _check_layout(folder: Path, *, saved: dict[str, str], expected: dict[str, str]) -> None:
     found = [name for name in {**expected, **saved} if saved.get(name) != expected.get(name)]
     if found:
         parts = [f"{name} is {saved.get(name, 'absent')}, expected {expected.get(name, 'none')}" for name in found[:3]]
         parts += [f"and {len(found) - 3} more"] if len(found) > 3 else []
-        raise ValueError(f"{folder} does not fit this run: {'; '.join(parts)}. {OTHER_SETTINGS}{_about_x64(parts)}")
-
-
-def _about_x64(differences: list[str]) -> str:
-    """The setting of JAX that may be the cause, where numbers of 64 bits are among what differs."""
-    is_set = "set" if jax.dtypes.canonicalize_dtype("float64") == "float64" else "not set"
-    return f" JAX_ENABLE_X64 is {is_set} here." if any("64[" in line for line in differences) else ""
+        is_set = "set" if jax.dtypes.canonicalize_dtype("float64") == "float64" else "not set"
+        about_x64 = f" JAX_ENABLE_X64 is {is_set} here." if any("64[" in part for part in parts) else ""
+        raise ValueError(f"{folder} does not fit this run: {'; '.join(parts)}. {OTHER_SETTINGS}{about_x64}")
 
 
 def _is_not_chatter(record: python_logging.LogRecord) -> bool:

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from rap_jax._runtime.interrupt import Interrupted
 from rap_jax._runtime.mesh import first_device_sharding, gather, put
-from rap_jax._runtime.processes import largest
+from rap_jax._runtime.processes import SteadyQuestion
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.admm import AdmmState, Residuals, find_admm_state, residuals
 from rap_jax.pruning.layers import path_name
@@ -98,7 +98,10 @@ class Validation:
         score = np.float32(accuracy.score)
         better = bool(score > self.kept.score)
         if better:
-            self._keep(number, state, score)
+            # Copies, because the next step donates the arrays of the state.
+            params, batch_stats = jax.tree.map(jnp.copy, (state.params, state.batch_stats))
+            place = first_device_sharding(context.mesh)
+            self.kept = Kept(params, batch_stats, *(put(np.asarray(x), place) for x in (score, np.int32(number))))
         context.folder.log(
             _line(plan, "validation", number)
             | {"natural_accuracy": accuracy.natural, "robust_accuracy": accuracy.robust}
@@ -109,12 +112,6 @@ class Validation:
             f"{plan.stage} epoch {epoch}/{num_epochs}: validation natural {accuracy.natural:.2%}, "
             f"robust {accuracy.robust:.2%}"
         )
-
-    def _keep(self, number: int, state: TrainState, score: np.float32) -> None:
-        # Copies, because the next step donates the arrays of the state.
-        params, batch_stats = jax.tree.map(jnp.copy, (state.params, state.batch_stats))
-        place = first_device_sharding(self._context.mesh)
-        self.kept = Kept(params, batch_stats, *(put(np.asarray(x), place) for x in (score, np.int32(number))))
 
 
 class Checkpoints:
@@ -133,12 +130,14 @@ class Checkpoints:
         self._plan, self._context, self._manager, self._validation = plan, context, manager, validation
         self.seconds, self._share = seconds, share  # until the last checkpoint
         self._signal_number = 0
+        self._question = SteadyQuestion()
         self._saved = time.monotonic()
 
     def is_due(self, number: int) -> bool:
         late = time.monotonic() - self._saved >= self._context.output.checkpoint_every_seconds
         # Clocks differ, and a signal may reach one process alone: all of them save, or none.
-        due, self._signal_number = largest(int(late), self._context.interrupt.requested or 0)
+        given = int(late), self._context.interrupt.requested or 0
+        due, self._signal_number = self._question(*given, now=number == self._plan.num_steps)
         return bool(due or self._signal_number or number == self._plan.num_steps)
 
     def __call__(self, number: int, state: TrainState) -> None:

@@ -74,7 +74,8 @@ def plan_stage(config: RunConfig, stage: Stage, num_examples: int) -> StagePlan:
     num_steps = settings.num_epochs * epoch
     counted = f"fewer than {2**31} steps, as 32 bits count them; an epoch has {epoch}"
     require(num_steps < 2**31, f"{stage}_epochs", settings.num_epochs, counted)
-    dual = _dual_interval(config.prune, epoch) if stage == "admm" else 0
+    unit = epoch if config.prune.dual_interval_unit == "epochs" else 1
+    dual = max(1, _in_steps(config.prune.dual_interval, unit)) if stage == "admm" else 0
     shorter = f"less than the ADMM stage's {settings.num_epochs} epochs of {epoch} steps, so that there is a dual step"
     require(dual < num_steps, "dual_interval", config.prune.dual_interval, shorter)
     ramp = _in_steps(settings.epsilon_ramp_epochs, epoch)
@@ -92,10 +93,6 @@ def plan_stage(config: RunConfig, stage: Stage, num_examples: int) -> StagePlan:
 def plan_stages(config: RunConfig, num_examples: int) -> tuple[StagePlan, ...]:
     """The plans of the stages that the run has, in their order; see `plan_stage`."""
     return tuple(plan_stage(config, stage, num_examples) for stage in STAGES if config.stage(stage).num_epochs > 0)
-
-
-def _dual_interval(prune: PruneConfig, steps_per_epoch: int) -> int:
-    return max(1, _in_steps(prune.dual_interval, steps_per_epoch if prune.dual_interval_unit == "epochs" else 1))
 
 
 def _in_steps(time: float, steps_per_unit: int) -> int:

@@ -116,7 +116,7 @@ def make_parts(
     config: RunConfig, dataset: Dataset, mesh: Mesh, *, output: OutputConfig, compute: ComputeConfig, command: str
 ) -> RunParts:
     """The parts of a run alone."""
-    model = make_model(config, dataset, compute)
+    model = make_model(config, dataset, compute, mesh)
 
     @functools.cache
     def evaluator(model: Model, attack: AttackConfig) -> Evaluator:

@@ -7,11 +7,11 @@ from jax.sharding import Mesh
 
 from rap_jax._runtime.devices import usable_cores
 from rap_jax._runtime.environment import device_in_words, versions
-from rap_jax.config import ComputeConfig, RunConfig, TrainConfig
+from rap_jax.config import ComputeConfig, RunConfig
 from rap_jax.data import Dataset
 from rap_jax.models import num_params, use_cpu_form
 from rap_jax.training.sharded_step import batch_mesh
-from rap_jax.training.start import Start
+from rap_jax.training.start import Start, choose_implementation
 
 
 def identity(config: RunConfig, dataset: Dataset, start: Start) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def describe_devices(config: RunConfig, compute: ComputeConfig, mesh: Mesh) -> s
     """One line on the devices of a run: `Devices: 2 x cpu (2 cores), batch 128 = 2 x 64; convolutions: cpu form`."""
     device = mesh.devices.flat[0]
     cores = f" ({usable_cores()} cores)" if device.platform == "cpu" else f" ({device.platform})"
-    form = "cpu" if use_cpu_form(compute.implementation) else "xla"
+    form = "cpu" if use_cpu_form(choose_implementation(compute, mesh)) else "xla"
     batch = _batch_in_words(config, mesh)
     return f"Devices: {mesh.size} x {device.device_kind}{cores}, {batch}; convolutions: {form} form"
 
@@ -58,10 +58,9 @@ def _batch_in_words(config: RunConfig, mesh: Mesh) -> str:
     size, num_devices = config.batch_size, batch_mesh(config.train, mesh).size
     if num_devices > 1:
         return f"batch {size} = {num_devices} x {size // num_devices}"
-    return f"batch {size}" if mesh.size == 1 else f"batch {size} on one of them ({_why_on_one(config.train)})"
-
-
-def _why_on_one(train: TrainConfig) -> str:
-    if train.attacks_first:
-        return f"attack_batch_norm={train.attack_batch_norm}"
-    return "train_attack=none" if train.attack is None else "train_attack=free"
+    if mesh.size == 1:
+        return f"batch {size}"
+    why = "train_attack=none" if config.train.attack is None else "train_attack=free"
+    if config.train.attacks_first:
+        why = f"attack_batch_norm={config.train.attack_batch_norm}"
+    return f"batch {size} on one of them ({why})"

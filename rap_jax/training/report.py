@@ -11,7 +11,7 @@ pyplot), so drawing is safe beside a notebook or in a thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,11 +89,15 @@ def training_png(metrics: list[Line], title: str) -> bytes | None:
 
 def admm_png(metrics: list[Line], title: str) -> bytes | None:
     """Draws distance to the sparse set, primal residual and rho of every pruned layer over the ADMM stage."""
+    from matplotlib import colormaps
+
     lines = _of_kind(metrics, "admm")
     if not lines:
         return None
     layers = list(dict.fromkeys(line["layer"] for line in lines))
-    colors = _layer_colors(len(layers))
+    number = len(layers)
+    # Ten colours that differ as long as they suffice, then a scale from the first layer to the last.
+    colors = colormaps["tab10"](range(number)) if number <= 10 else colormaps["viridis"](np.linspace(0, 0.95, number))
     figure = new_figure(12, max(4.0, 1.6 + 0.24 * len(layers)))
     panels = figure.subplots(1, 3)
     names = {
@@ -217,13 +221,6 @@ def _log_scale(axes: Axes, values: np.ndarray) -> None:
         axes.set_ylim(values.min() / 1.15, values.max() * 1.15)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.3g}")
-
-
-def _layer_colors(count: int) -> Iterable[Any]:
-    """Ten colours that differ as long as they suffice, then a scale from the first layer to the last."""
-    from matplotlib import colormaps
-
-    return colormaps["tab10"](range(count)) if count <= 10 else colormaps["viridis"](np.linspace(0, 0.95, count))
 
 
 Results = dict[str, Any]

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from rap_jax._runtime.mesh import first_device_sharding, has_several_cpu_devices, state_shardings
 from rap_jax._runtime.progress import Progress
-from rap_jax.compaction import CompactionPlan, compaction_plan, expand, shrink
+from rap_jax.compaction import compaction_plan, expand, shrink
 from rap_jax.data.batches import BatchInputs
 from rap_jax.models.model import Features, Weights
 from rap_jax.runs import checkpoint
@@ -166,12 +166,9 @@ def run_compact_stage(
         return (yield from run_stage(plan, context, start, masks))
     compact_context = dataclasses.replace(context, model=context.remake(features=Features(removal.features)))
     compact_start = Weights(*(shrink(removal, tree) for tree in start))
-    result = yield from run_stage(plan, compact_context, compact_start, _compact_masks(removal, masks))
+    compact_masks = None if masks is None else shrink(removal, masks)
+    if all(np.all(keep) for keep in jax.tree.leaves(compact_masks)):  # all that was masked is removed
+        compact_masks = None
+    result = yield from run_stage(plan, compact_context, compact_start, compact_masks)
     weights = Weights(*(expand(removal, small, full) for small, full in zip(result.weights, start, strict=True)))
     return result._replace(weights=jax.device_put(weights, first_device_sharding(context.mesh)))
-
-
-def _compact_masks(removal: CompactionPlan, masks: chex.ArrayTree | None) -> chex.ArrayTree | None:
-    """None where all that was masked is removed."""
-    small = shrink(removal, masks) if masks is not None else None
-    return small if any(not np.all(keep) for keep in jax.tree.leaves(small)) else None

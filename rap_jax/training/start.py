@@ -23,7 +23,7 @@ from rap_jax._runtime.integrity import digest
 from rap_jax._runtime.mesh import first_device_sharding
 from rap_jax.config import ComputeConfig, RunConfig
 from rap_jax.data import Dataset
-from rap_jax.models import Model, create_model
+from rap_jax.models import Implementation, Model, create_model
 from rap_jax.models.model import Weights
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.masks import apply_masks
@@ -39,10 +39,17 @@ class Start(NamedTuple):
     about: dict[str, Any]  # the origin, for config.json and results.json
 
 
-def make_model(config: RunConfig, dataset: Dataset, compute: ComputeConfig) -> Model:
-    """The network of a run on the images and classes of its data."""
+def make_model(config: RunConfig, dataset: Dataset, compute: ComputeConfig, mesh: Mesh) -> Model:
+    """The network of a run on the images and classes of its data, in the form for the devices of the mesh."""
     shape, num_classes = dataset.train.images.shape[1:], dataset.num_classes
-    return create_model(config.model, input_shape=shape, num_classes=num_classes, implementation=compute.implementation)
+    implementation = choose_implementation(compute, mesh)
+    return create_model(config.model, input_shape=shape, num_classes=num_classes, implementation=implementation)
+
+
+def choose_implementation(compute: ComputeConfig, mesh: Mesh) -> Implementation:
+    """That of the config; `auto` asks the default backend, and is xla for a mesh of other devices than CPUs."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return "xla" if compute.implementation == "auto" and not on_cpu else compute.implementation
 
 
 def make_start(config: RunConfig, dataset: Dataset, model: Model, mesh: Mesh) -> Start:

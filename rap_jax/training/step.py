@@ -109,7 +109,13 @@ class StepFunctions:
         attack_key = jax.random.fold_in(keys.attack, step)
         # By the number of the batch: every update on it sees the same crops and mixtures.
         batch_key = jax.random.fold_in(keys.batch, step // self.config.updates_per_batch)
-        images, targets = make_batch(batch_key, inputs, self.config, num_classes=self.model.num_classes)
+        images, targets = make_batch(
+            batch_key,
+            inputs,
+            self.config,
+            num_classes=self.model.num_classes,
+            image_shape=self.model.input_shape,
+        )
         attack_keys = keys_of(attack_key, jnp.arange(len(images), dtype=jnp.int32))
         return AttackInputs(images, targets, attack_keys, self.plan.epsilon_scale(step))
 

@@ -21,12 +21,15 @@ AUGMENTED = TrainConfig(None, augment=AugmentConfig(crop_padding=2, horizontal_f
 
 
 def batch_of(config: TrainConfig, seed: int = 0) -> tuple[jax.Array, jax.Array]:
-    return make_batch(jax.random.key(seed), INPUTS, config, num_classes=5)
+    return make_batch(jax.random.key(seed), INPUTS, config, num_classes=5, image_shape=IMAGES.shape[1:])
 
 
 def test_a_plain_batch_is_what_the_indices_name() -> None:
     alone = BatchInputs(jnp.asarray(IMAGES[INDICES]), jnp.asarray(LABELS[INDICES]))
-    for images, targets in (batch_of(PLAIN), make_batch(jax.random.key(0), alone, PLAIN, num_classes=5)):
+    for images, targets in (
+        batch_of(PLAIN),
+        make_batch(jax.random.key(0), alone, PLAIN, num_classes=5, image_shape=IMAGES.shape[1:]),
+    ):
         np.testing.assert_allclose(images, IMAGES[INDICES] / np.float32(255), rtol=1e-6)
         np.testing.assert_array_equal(targets, LABELS[INDICES])
 
@@ -76,7 +79,9 @@ def test_sharded_batches_are_the_same() -> None:
     results = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = make_mesh(devices)
-        make = jax.jit(lambda key, inputs: make_batch(key, inputs, AUGMENTED, num_classes=5))
+        make = jax.jit(
+            lambda key, inputs: make_batch(key, inputs, AUGMENTED, num_classes=5, image_shape=IMAGES.shape[1:])
+        )
         indices = jax.device_put(INDICES, split_over_data(mesh))
         split = jax.device_put((IMAGES, LABELS), replicated(mesh))
         results.append(make(jax.random.key(0), BatchInputs(*split, indices)))

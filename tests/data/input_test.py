@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from rap_jax._runtime.mesh import make_mesh
+from rap_jax._runtime.mesh import make_mesh, take_images
 from rap_jax.config import ComputeConfig
 from rap_jax.data import Split, content_hash, hold_out
 from rap_jax.data.batches import BatchInputs
@@ -31,7 +31,9 @@ def on_disk(split: Split) -> Split:
 
 def bytes_of(inputs: BatchInputs) -> tuple[np.ndarray, np.ndarray]:
     images, labels, indices = jax.device_get(inputs)
-    return (images, labels) if indices is None else (images[indices], labels[indices])
+    if indices is None:
+        return images, labels
+    return take_images(images, indices, IMAGES.shape[1:]), labels[indices]
 
 
 @pytest.mark.parametrize("num_model_shards", [1, 2])

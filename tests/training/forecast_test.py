@@ -8,12 +8,17 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from jax.sharding import Mesh
 from tiers import nightly_but
 
 from rap_jax._runtime.mesh import make_mesh
-from rap_jax.config import ComputeConfig, ModelConfig
+from rap_jax._runtime.topology import Chip
+from rap_jax.config import AttackConfig, ComputeConfig, ModelConfig, TrainConfig
+from rap_jax.models import create_model
+from rap_jax.training import estimate
 from rap_jax.training import stage as stage_lib
-from rap_jax.training.forecast import forecast, format_forecast
+from rap_jax.training.estimate import count_kinds, step_flops
+from rap_jax.training.forecast import Forecast, forecast, format_estimate, format_forecast
 from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.state import StageState
 from rap_jax.training.task import Reached
@@ -59,10 +64,59 @@ def test_what_is_sent() -> None:
 def test_data_that_stay_on_disk_are_not_on_the_device() -> None:
     data, config = tiny.tiny_dataset(), tiny.tiny_config()
     found = [forecast(config, data, make_mesh(), ComputeConfig(stream_data=on)).data for on in (False, True)]
-    assert found[0] - found[1] == data.train.images.nbytes + data.train.labels.nbytes
-    assert found[1] == sum(np.asarray(array).nbytes for split in (data.validation, data.test) for array in split)
+    of_one = 128 + 4  # a row of 64 bytes, filled up, and a label
+    assert found[0] - found[1] == of_one * len(data.train.labels)
+    assert found[1] == of_one * (len(data.validation.labels) + len(data.test.labels))
 
 
 def test_it_is_a_table() -> None:
     text = format_forecast(forecast(tiny.tiny_config(), tiny.tiny_dataset(), make_mesh(), ComputeConfig()))
     assert "MB of data on each device" in text and "| pretrain |     9 |" in text
+
+
+CHIP = Chip(flops=1e12, memory=1e9, bandwidth=1e10, ring=1e9, clock=1e9)
+
+
+def estimated(devices: list[jax.Device], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Forecast, Mesh]:
+    monkeypatch.setattr(estimate, "CHIPS", {"cpu": CHIP})
+    mesh = make_mesh(devices, num_model_shards=len(devices))  # of one axis, a CPU would have no single program
+    config, compute = tiny.tiny_config(**changes), ComputeConfig(num_model_shards=len(devices))
+    return forecast(config, tiny.tiny_dataset(), mesh, compute, with_estimate=True), mesh
+
+
+@pytest.mark.e2e
+def test_a_machine_that_is_not_there_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, mesh = estimated(jax.devices()[:4], monkeypatch)
+    text = format_estimate(found, mesh)
+    for stage in found.stages:
+        step = stage.estimate
+        assert step is not None and step.cost_model is None, "XLA expects cycles of TPUs alone"
+        assert step.roofline is not None and step.roofline > step.flops / CHIP.flops + step.sent / CHIP.ring
+        assert not any(one.in_loop for one in step.collectives), "the attack waits for no other device"
+        assert count_kinds(step.collectives)["all-reduce"] > 0 and step.sent > 0
+        assert step.memory > stage.state
+    assert "Compiled and estimated for 4 x cpu, not run." in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| admm"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == "9" and "all-reduce" in cells[4] and cells[5] == "-" and float(cells[6]) > 0
+    assert cells[7:] == ["-", "-", "-"], "no speed without a cost model"
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_flops_are_those_of_the_passes(num_steps: int) -> None:
+    """Against XLA, which leaves out the products with the padding."""
+    model = create_model(ModelConfig(width=2), input_shape=(28, 28, 1), num_classes=10, implementation="xla")
+    weights = jax.eval_shape(model.init, jax.random.key(0))
+    logits = jax.jit(lambda weights, x: model.logits(weights, x)).lower(
+        weights, jax.ShapeDtypeStruct((4, 28, 28, 1), np.float32)
+    )
+    forward = step_flops(model, weights, TrainConfig(None), 4) / 3
+    assert forward == pytest.approx(logits.cost_analysis()["flops"], rel=0.15)
+    attacked = step_flops(model, weights, TrainConfig(AttackConfig(num_steps=num_steps)), 4)
+    assert attacked == pytest.approx((2 * num_steps + 3) * forward)
+
+
+def test_validation_counts_as_the_passes_that_it_takes() -> None:
+    config = tiny.tiny_config()  # 3 epochs; 40 validation images, PGD-2 in training and in validation
+    (stage, *_) = forecast(config, tiny.tiny_dataset(), make_mesh(), ComputeConfig()).stages
+    assert stage.validation == pytest.approx(3 * 40 / 48 * (2 * 2 + 1) / (2 * 2 + 3))

@@ -6,8 +6,10 @@ number of the example and the start.
 
 Differs from the official implementation: (1) Examples leave an attack as soon as they are broken, and others take their
 place; theirs goes on to the end of a batch. (2) Every adversarial image is predicted anew when it is found, and its
-norm and range are checked; an image that does not hold is no success. (3) A state on disk can be gone on with. (4) With
-fewer classes than a component needs it is left out, with a finding; theirs warns and fails."""
+norm and range are checked; an image that does not hold is no success. The network multiplies in float32 for that, as
+`exact_products` says; the attacks, and all of theirs, multiply as the device does by default. (3) A state on disk can
+be gone on with. (4) With fewer classes than a component needs it is left out, with a finding; theirs warns and
+fails."""
 
 import dataclasses
 import hashlib

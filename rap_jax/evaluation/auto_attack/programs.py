@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rap_jax._runtime.functions import Captured
+from rap_jax._runtime.functions import Captured, exact_products
 from rap_jax._runtime.mesh import replicated, split_over_data
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.norms import ThreatModel
@@ -101,7 +101,7 @@ class Programs:
         labels: jax.Array,
     ) -> Correctness:
         """Inside of a program; a randomised network draws for each example by its number, int32 [N]."""
-        logits_fn = self.unbound(captured)
+        logits_fn = exact_products(self.unbound(captured))
         draws = lambda: with_own_keys(logits_fn)(adversarial, keys_of(key, numbers))
         logits = draws() if self._randomized else logits_fn(adversarial)
         return predict_correct(logits, adversarial, images, labels, self._threat_model)

@@ -1,14 +1,12 @@
 """What is known of each example while AutoAttack runs, on the host and on disk."""
 
-import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from rap_jax._runtime.integrity import difference, unreadable, write_atomically
+from rap_jax._runtime.integrity import as_npz, difference, open_npz, write_atomically
 from rap_jax.evaluation.auto_attack.slots import Found
 
 ROBUST, CLEAN = -1, 0
@@ -65,9 +63,7 @@ def save(path: Path, saved: Saved, identity: dict[str, Any]) -> None:
     changed = saved.record.broken_by > CLEAN
     arrays = saved.record._asdict() | {"adversarial": saved.record.adversarial[changed]}
     about = {"identity": identity, "part": saved.component, "seconds": saved.seconds}
-    buffer = io.BytesIO()
-    np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, as_npz({"about": np.array(json.dumps(about))} | arrays))
 
 
 def load(path: Path, images: np.ndarray, identity: dict[str, Any]) -> Saved:
@@ -76,15 +72,12 @@ def load(path: Path, images: np.ndarray, identity: dict[str, Any]) -> Saved:
     Raises:
       ValueError: the file is damaged, or is that of another evaluation or network.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
+    with open_npz(path, "delete it to begin anew") as found:
+        arrays = dict(found)
         about = json.loads(str(arrays.pop("about")))
         record = Record(**arrays)._replace(adversarial=images.copy())
         record.adversarial[record.broken_by > CLEAN] = arrays["adversarial"]
         saved = Saved(record, int(about["part"]), dict(about["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise unreadable(path, error, "delete it to begin anew") from error
     expected = json.loads(json.dumps(identity))
     if about["identity"] != expected:
         raise ValueError(

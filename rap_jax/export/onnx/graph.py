@@ -94,7 +94,8 @@ def _fuse_one(graph: Graph, node: Any) -> bool:
     for value, constant in _with_constant(graph, node):
         before = _only_for(graph, value)
         if node.op_type == "Add" and before is not None and _takes_bias(graph, before, constant):
-            _owner(graph, before).input.append(_flat(graph, constant))
+            graph.constants[constant] = graph.constants[constant].reshape(-1)
+            _owner(graph, before).input.append(constant)
             graph.replace_output(before, node.output[0])
             return True
         if node.op_type == "Div" and before is not None and before.op_type == "Mul":
@@ -133,8 +134,3 @@ def _takes_bias(graph: Graph, node: Any, constant: str) -> bool:
     kernel, bias = graph.constants[owner.input[1]], graph.constants[constant]
     outputs = kernel.shape[0 if owner.op_type == "Conv" else 1]
     return bias.size == outputs and bias.ndim == kernel.ndim and bias.shape[1] == outputs
-
-
-def _flat(graph: Graph, constant: str) -> str:
-    graph.constants[constant] = graph.constants[constant].reshape(-1)
-    return constant

@@ -70,12 +70,6 @@ def _forward(images: jax.Array, kernel: jax.Array, stride: int, padding: int) ->
 cpu_conv = jax.custom_vjp(_forward, nondiff_argnums=(2, 3))
 
 
-def _forward_and_residuals(
-    images: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _forward(images, kernel, stride, padding), (images, kernel)
-
-
 def _backward(
     stride: int, padding: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -84,7 +78,7 @@ def _backward(
     return image_gradient, _kernel_gradient(images, gradient, kernel, stride, padding)
 
 
-cpu_conv.defvjp(_forward_and_residuals, _backward)
+cpu_conv.defvjp(lambda images, kernel, *sides: (_forward(images, kernel, *sides), (images, kernel)), _backward)
 
 
 def _correlate(images: jax.Array, kernel: jax.Array, stride: int, sides: Sides) -> jax.Array:

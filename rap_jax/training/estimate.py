@@ -1,0 +1,116 @@
+"""Time and memory of a training step on a chip that is not there: estimated from the compiled program, never measured.
+
+Two estimates stand side by side:
+
+    cost model   the cycles that XLA's TPU compiler expects of each operation, loops counted in full
+    roofline     the products of the network at the chip's peak, or the bytes at its bandwidth, whichever takes longer
+                 (Williams et al., 2009, https://doi.org/10.1145/1498765.1498785)
+
+Neither has the collectives. Both add them as a ring of all devices (`Chip.ring`), with 1 microsecond for each hop from
+device to device, and nothing hidden behind computation. Both are of a step without a dual step.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rap_jax._runtime.hlo import Collective, read_program
+from rap_jax._runtime.topology import CHIPS, Chip
+from rap_jax.compaction.multiply_adds import count_multiply_adds
+from rap_jax.config import AttackConfig, TrainConfig
+from rap_jax.models import Model
+from rap_jax.models.model import Weights
+
+HOP_SECONDS = 1e-6
+
+
+class StepEstimate(NamedTuple):
+    """A training step on one device."""
+
+    memory: int  # bytes of state, data, program and its code
+    sent: float  # bytes
+    collectives: tuple[Collective, ...]
+    flops: float  # of the passes through the network that the algorithm asks for
+    # Seconds; None for a chip that `CHIPS` does not know, and where the compiler gives no cycles.
+    cost_model: float | None
+    roofline: float | None
+    peak_share: float | None  # of the chip's flops, by the cost model
+
+
+def estimate_step(compiled: jax.stages.Compiled, mesh: Mesh, flops: float) -> StepEstimate:
+    """Reads a compiled step.
+
+    Args:
+      flops: of one device, from `step_flops`.
+
+    Raises:
+      ValueError: the program cannot be read, see `read_program`.
+    """
+    program, chip = read_program(compiled.as_text() or ""), CHIPS.get(mesh.devices.flat[0].device_kind)
+    sent = sum(one.number * _sent(one, mesh.size) for one in program.collectives)
+    cost_model = roofline = None
+    if chip is not None:
+        waiting = sum(_seconds(one, chip, mesh) for one in program.collectives)
+        roofline = max(flops / chip.flops, program.num_bytes / chip.bandwidth) + waiting
+        cost_model = program.cycles / chip.clock + waiting if program.cycles else None
+    share = None if chip is None or cost_model is None else flops / cost_model / chip.flops
+    return StepEstimate(_memory(compiled), sent, program.collectives, flops, cost_model, roofline, share)
+
+
+def step_flops(model: Model, weights: Weights, config: TrainConfig, num_images: int) -> float:
+    """Multiplications and additions of a step on so many images: those of convolutions and dense layers.
+
+    Args:
+      weights: arrays or their shapes.
+    """
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), weights)
+    multiply_adds = count_multiply_adds(model.logits, zeros, (1, *model.input_shape)).all
+    attack = config.attack if config.attacks_first else None
+    return 2.0 * multiply_adds * num_images * (num_passes(attack) + 3)
+
+
+def num_passes(attack: AttackConfig | None) -> int:
+    """Passes through the network, of the cost of a forward pass, that an attack takes; a backward pass is one.
+
+    The training pass after it takes 3: forward, backward for the images of each layer, backward for its weights.
+    """
+    if attack is None:
+        return 0
+    choose = attack.num_restarts if attack.num_restarts > 1 else 0
+    return 2 * attack.num_steps * attack.num_restarts + choose
+
+
+def _memory(compiled: jax.stages.Compiled) -> int:
+    found: Any = compiled.memory_analysis()
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    return int(found.argument_size_in_bytes + found.temp_size_in_bytes + found.generated_code_size_in_bytes + results)
+
+
+def _sent(collective: Collective, num_devices: int) -> float:
+    """Bytes that a device sends in a ring: everything twice around to sum it, once to gather it."""
+    around = (num_devices - 1) / num_devices
+    if collective.kind == "all-reduce":
+        return 2 * around * collective.num_bytes
+    if collective.kind == "reduce-scatter":
+        return (num_devices - 1) * collective.num_bytes
+    return around * collective.num_bytes
+
+
+def _seconds(collective: Collective, chip: Chip, mesh: Mesh) -> float:
+    return collective.number * (_sent(collective, mesh.size) / chip.ring + 2 * _num_hops(mesh) * HOP_SECONDS)
+
+
+def _num_hops(mesh: Mesh) -> int:
+    """From one corner of the devices to the other."""
+    coordinates = np.array([getattr(device, "coords", (device.id,)) for device in mesh.devices.flat])
+    return int((coordinates.max(0) - coordinates.min(0)).sum())
+
+
+def count_kinds(collectives: tuple[Collective, ...]) -> dict[str, int]:
+    """Kind of collective -> how often it runs in a step."""
+    kinds = dict[str, int]()
+    for one in collectives:
+        kinds[one.kind] = kinds.get(one.kind, 0) + one.number
+    return kinds
