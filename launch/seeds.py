@@ -35,9 +35,10 @@ def check_seeds(values: flags.FlagValues) -> None:
     require(not processes.several, "num_seeds", number, f"1 with several processes; give one process, {remedy}")
     shards = get("num_model_shards")
     require(shards == 1, "num_model_shards", shards, f"1 with --num_seeds={number}: a network has one device, {remedy}")
-    require(not get("target"), "target", get("target"), f"none with --num_seeds={number}, {remedy}")
     hint = f"none with --num_seeds={number}, whose images lie on the devices, {remedy}"
     require(not get("stream_data"), "stream_data", get("stream_data"), hint)
+    alone = f"none with --num_seeds={number}: it compiles the step of one seed"
+    require(not get("target"), "target", get("target"), alone)
     require(get("seed") + number <= 2**32, "seed", get("seed"), f"a seed such that all {number} are below {2**32}")
 
 

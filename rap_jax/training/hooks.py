@@ -98,7 +98,10 @@ class Validation:
         score = np.float32(accuracy.score)
         better = bool(score > self.kept.score)
         if better:
-            self._keep(number, state, score)
+            # Copies, because the next step donates the arrays of the state.
+            params, batch_stats = jax.tree.map(jnp.copy, (state.params, state.batch_stats))
+            place = first_device_sharding(context.mesh)
+            self.kept = Kept(params, batch_stats, *(put(np.asarray(x), place) for x in (score, np.int32(number))))
         context.folder.log(
             _line(plan, "validation", number)
             | {"natural_accuracy": accuracy.natural, "robust_accuracy": accuracy.robust}
@@ -109,12 +112,6 @@ class Validation:
             f"{plan.stage} epoch {epoch}/{num_epochs}: validation natural {accuracy.natural:.2%}, "
             f"robust {accuracy.robust:.2%}"
         )
-
-    def _keep(self, number: int, state: TrainState, score: np.float32) -> None:
-        # Copies, because the next step donates the arrays of the state.
-        params, batch_stats = jax.tree.map(jnp.copy, (state.params, state.batch_stats))
-        place = first_device_sharding(self._context.mesh)
-        self.kept = Kept(params, batch_stats, *(put(np.asarray(x), place) for x in (score, np.int32(number))))
 
 
 class Checkpoints:

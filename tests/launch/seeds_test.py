@@ -37,6 +37,7 @@ def test_a_folder_may_name_the_seed_and_need_not_be_given() -> None:
     [
         (("--num_seeds=2", "--num_model_shards=2"), "num_model_shards is 2; expected 1 with --num_seeds=2"),
         (("--num_seeds=2", "--stream_data"), "stream_data is True; expected none with --num_seeds=2"),
+        (("--num_seeds=2", "--target=tpu:v5e:2x2"), "expected none with --num_seeds=2: it compiles the step of one"),
         (("--num_seeds=2", "--distributed"), "num_seeds is 2; expected 1 with several processes"),
         (("--num_seeds=2", f"--seed={2**32 - 1}"), "expected a seed such that all 2 are below"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from rap_jax._runtime.mesh import make_mesh, put_split, replicated
+from rap_jax._runtime.mesh import make_mesh, put_split, replicated, take_images
 from rap_jax.config import AttackConfig, DataConfig, TrainConfig
 from rap_jax.data import Split, load, load_dataset, load_datasets
 from rap_jax.data.batches import BatchInputs
@@ -102,7 +102,7 @@ def test_images_of_several_arrays_lie_side_by_side() -> None:
     for split, each in zip(splits, inputs, strict=True):
         images, labels, indices = next(iter(each.batches(Order(jax.random.key(0), 24, 24), range(1))))
         order = Order(jax.random.key(0), 24, 24).batch(0)
-        np.testing.assert_array_equal(images[indices], split.images[order])
+        np.testing.assert_array_equal(take_images(images, indices, (2, 2, 1)), split.images[order])
         np.testing.assert_array_equal(labels[indices], split.labels[order])
     some: Any = PooledImages(IMAGES, np.array([5, 2]))
     assert isinstance(make_input(Split(some, LABELS[[5, 2]]), mesh), PooledInput)
