@@ -22,6 +22,7 @@ from rap_jax._runtime.mesh import make_mesh
 from rap_jax._runtime.topology import target_devices
 from rap_jax.config import ComputeConfig, RunConfig
 from rap_jax.data import Dataset, Split
+from rap_jax.training.estimate import count_kinds
 from rap_jax.training.forecast import forecast
 
 BATCH_SIZE = 128  # of each chip
@@ -108,7 +109,7 @@ def measure(row: Row) -> dict[str, Any]:
         "state": stage.state / 1e6,
         "sent": step.sent / 1e6,
         "in_attack": sum(one.in_loop for one in step.collectives),
-        "collectives": ", ".join(f"{one.number} {one.kind} {one.num_bytes / 1e6:.2f} MB" for one in step.collectives),
+        "collectives": ", ".join(f"{number} {kind}" for kind, number in count_kinds(step.collectives).items()),
         "cost_model": 1e3 * step.cost_model,
         "roofline": None if step.roofline is None else 1e3 * step.roofline,
         "images_per_second": config.batch_size / step.cost_model,

@@ -37,17 +37,19 @@ class Chip(NamedTuple):
     bandwidth: float  # bytes per second between memory and core
     ring: float  # bytes per second that it sends to its neighbour in a ring of devices; half of what a full torus has
     clock: float  # cycles per second
+    wrap: int  # an axis of a multiple of so many chips is closed to a ring
 
 
 # By `device_kind`. Sources: the page of each generation in https://cloud.google.com/tpu/docs; flops and memory of the
 # chip are halved where a device is one of its two cores. `ring` is a quarter of the published bandwidth of the chip in
-# both directions over all links: two of its four links, one way. `clock` is the peak over the flops of a cycle.
+# both directions over all links: two of its four links, one way. `clock` is the peak over the flops of a cycle. `wrap`:
+# the axes of a torus, https://jax-ml.github.io/scaling-book/tpus.
 CHIPS = MappingProxyType(
     {
-        "TPU v4": Chip(137.5e12, 16e9, 614e9, 37.5e9, 1.05e9),
-        "TPU v5 lite": Chip(197e12, 16e9, 819e9, 100e9, 1.5e9),
-        "TPU v5": Chip(459e12, 95e9, 2765e9, 300e9, 1.75e9),
-        "TPU v6 lite": Chip(918e12, 32e9, 1638e9, 200e9, 1.75e9),
+        "TPU v4": Chip(137.5e12, 16e9, 614e9, 37.5e9, 1.05e9, 4),
+        "TPU v5 lite": Chip(197e12, 16e9, 819e9, 100e9, 1.5e9, 16),
+        "TPU v5": Chip(459e12, 95e9, 2765e9, 300e9, 1.75e9, 4),
+        "TPU v6 lite": Chip(918e12, 32e9, 1638e9, 200e9, 1.75e9, 16),
     }
 )
 

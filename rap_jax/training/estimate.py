@@ -10,6 +10,7 @@ Neither has the collectives. Both add them as a ring of all devices (`Chip.ring`
 device to device, and nothing hidden behind computation. Both are of a step without a dual step.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -99,13 +100,19 @@ def _sent(collective: Collective, num_devices: int) -> float:
 
 
 def _seconds(collective: Collective, chip: Chip, mesh: Mesh) -> float:
-    return collective.number * (_sent(collective, mesh.size) / chip.ring + 2 * _num_hops(mesh) * HOP_SECONDS)
+    hops = 2 * num_hops([getattr(device, "coords", (device.id,)) for device in mesh.devices.flat], chip.wrap)
+    return collective.number * (_sent(collective, mesh.size) / chip.ring + hops * HOP_SECONDS)
 
 
-def _num_hops(mesh: Mesh) -> int:
-    """From one corner of the devices to the other."""
-    coordinates = np.array([getattr(device, "coords", (device.id,)) for device in mesh.devices.flat])
-    return int((coordinates.max(0) - coordinates.min(0)).sum())
+def num_hops(coordinates: Sequence[Sequence[int]], wrap: int) -> int:
+    """From a chip to the one that is farthest from it, and so the way there of a sum; its way back is as long.
+
+    Args:
+      coordinates: of each device.
+      wrap: see `Chip`.
+    """
+    lengths = np.ptp(np.array(coordinates), 0) + 1
+    return sum(int(length) // 2 if length % wrap == 0 else int(length) - 1 for length in lengths)
 
 
 def count_kinds(collectives: tuple[Collective, ...]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from rap_jax.config import AttackConfig, ComputeConfig, ModelConfig, TrainConfig
 from rap_jax.models import create_model
 from rap_jax.training import estimate
 from rap_jax.training import stage as stage_lib
-from rap_jax.training.estimate import count_kinds, step_flops
+from rap_jax.training.estimate import count_kinds, num_hops, step_flops
 from rap_jax.training.forecast import Forecast, forecast, format_estimate, format_forecast
 from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.state import StageState
@@ -74,7 +74,7 @@ def test_it_is_a_table() -> None:
     assert "MB of data on each device" in text and "| pretrain |     9 |" in text
 
 
-CHIP = Chip(flops=1e12, memory=1e9, bandwidth=1e10, ring=1e9, clock=1e9)
+CHIP = Chip(flops=1e12, memory=1e9, bandwidth=1e10, ring=1e9, clock=1e9, wrap=16)
 
 
 def estimated(devices: list[jax.Device], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Forecast, Mesh]:
@@ -100,6 +100,14 @@ def test_a_machine_that_is_not_there_gets_a_table(monkeypatch: pytest.MonkeyPatc
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == "9" and "all-reduce" in cells[4] and cells[5] == "-" and float(cells[6]) > 0
     assert cells[7:] == ["-", "-", "-"], "no speed without a cost model"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "wrap", "hops"),
+    [((1, 1), 16, 0), ((2, 2), 16, 2), ((8, 8), 16, 14), ((16, 16), 16, 16), ((4, 2), 4, 3)],
+)
+def test_hops_go_the_short_way_around_a_ring(lengths: tuple[int, int], wrap: int, hops: int) -> None:
+    assert num_hops([(x, y) for x in range(lengths[0]) for y in range(lengths[1])], wrap) == hops
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
