@@ -98,14 +98,21 @@ def main() -> None:
         # The workers end, too, and leave the card to others.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped; the same command goes on."))
         print(f"{machine['device']} ({machine['platform']}), rows to {log.path}", flush=True)
-        run_rows(rows, settings, log, machine, minutes=arguments.minutes, again=arguments.again)
+        num_failed = run_rows(rows, settings, log, machine, minutes=arguments.minutes, again=arguments.again)
+        if num_failed:
+            sys.exit(f"{num_failed} of {len(rows)} rows failed, see above; the same command tries them again.")
     except (ValueError, OSError, RowError) as error:
         sys.exit(f"error: {error}")
 
 
 def _report(log: RowLog, settings: Settings) -> None:
     lines = log.latest()
-    require(bool(lines), "out", str(settings.out), f"a folder with rows in {log.path.name}, which a call makes")
+    require(
+        bool(lines),
+        "out",
+        str(settings.out),
+        f"a folder with rows in {log.path.name}, which a call makes; of tiny ones with --tiny",
+    )
     print(write_report(lines, settings.out if settings.tiny else RESULTS))
 
 

@@ -64,7 +64,7 @@ with flag_group("Run", GROUPS, FLAGS):
     flags.DEFINE_integer("num_seeds", 1, "Train so many seeds in this process, from --seed on, each as it would be "
                          "alone, in a folder of its own: OUT_DIR/seedSEED. {seed} in --name, --out_dir and "
                          "--start_run stands for the seed. Pays on accelerators, for small networks.",
-                         lower_bound=1)  # fmt: skip
+                         lower_bound=1, upper_bound=1024)  # fmt: skip
     define_settings(RunConfig, "batch_size", "eval_batch_size", "steps_per_epoch")
     define_settings(OutputConfig)
     define_compute_flags()

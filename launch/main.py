@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    from launch.seeds import check_seeds, train_seeds
+    from launch.seeds import check_seeds, fill_in_seed, train_seeds
     from rap_jax._runtime.devices import start_cpu_devices
     from rap_jax._runtime.mesh import check_batch_size, make_mesh
     from rap_jax._runtime.processes import first_before_others, require_same, start_processes
@@ -47,6 +47,7 @@ def _run(arguments: list[str]) -> None:
     if FLAGS.num_seeds > 1:
         _say(train_seeds(FLAGS, command))
         return
+    fill_in_seed(FLAGS)
     devices = target_devices(FLAGS.target) if FLAGS.target else None
     config, compute = config_from_flags(), compute_from_flags()
     get = getter(FLAGS)

@@ -49,7 +49,8 @@ with flag_group("How", GROUPS, FLAGS):
     flags.DEFINE_integer("num_at_once", 1, "Jobs side by side, each on one CPU device if more than 1.",
                          flag_values=FLAGS)  # fmt: skip
     flags.DEFINE_string("seeds_at_once", "auto", "Seeds of a training run in one process, at most: a number, or auto, "
-                        "by network and device. On a CPU auto is 1.", FLAGS)  # fmt: skip
+                        "by network and device. On a CPU auto is 1. --list and --dry_run show each job alone.",
+                        FLAGS)  # fmt: skip
     flags.DEFINE_bool("dry_run", False, "Print the jobs with their epochs and images, and the time that jobs of the "
                       "same settings took, and run nothing.", FLAGS)  # fmt: skip
     flags.DEFINE_bool("list", False, "Print one command for each job that is not done, and run nothing.", FLAGS)

@@ -59,6 +59,13 @@ def _flags_of_seed(values: flags.FlagValues, seed: int) -> flags.FlagValues:
     return own
 
 
+def fill_in_seed(values: flags.FlagValues) -> None:
+    """The same placeholder in the flags of one seed, so that a command reads alike for any number."""
+    for name in _WITH_SEED:
+        given = values[name].value
+        values[name].value = given and given.replace(PLACEHOLDER, str(values["seed"].value))
+
+
 def train_seeds(values: flags.FlagValues, command: str) -> str:
     """Runs what the flags say; returns the table of results, or of the forecast.
 
@@ -83,9 +90,11 @@ def train_seeds(values: flags.FlagValues, command: str) -> str:
     table = format_seeds_table({run.config.seed: done[run.config.seed] | {"run_dir": str(run.out_dir)} for run in runs
                                 if run.config.seed in done})  # fmt: skip
     if failed:
-        print(table, flush=True)
+        if done:
+            print(table, flush=True)
         reasons = "\n".join(f"seed {seed}: {error}" for seed, error in failed.items())
-        raise ValueError(f"{len(failed)} of {len(runs)} seeds could not go on; the others are finished.\n{reasons}")
+        others = "the others are finished" if done else "none is finished"
+        raise ValueError(f"{len(failed)} of {len(runs)} seeds could not go on; {others}.\n{reasons}")
     return table
 
 

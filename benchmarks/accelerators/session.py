@@ -91,15 +91,15 @@ def run_rows(
     *,
     minutes: float = math.inf,
     again: bool = False,
-) -> None:
-    """Measures the rows that are not done, one after the other, and writes a line after each.
+) -> int:
+    """Measures the rows that are not done, one after the other, and writes a line after each; returns how many failed.
 
     Args:
       machine: what stands in each line about device and versions.
       minutes: it stops before a row that would not fit.
       again: measures rows that are done, too.
     """
-    end = time.monotonic() + 60 * minutes
+    end, num_failed = time.monotonic() + 60 * minutes, 0
     for row in rows:
         if log.is_done(row.name) and not again:
             print(f"{row.name}: done before", flush=True)
@@ -108,10 +108,12 @@ def run_rows(
         left = (end - time.monotonic()) / 60
         if left < needed:
             print(f"Stopped before {row.name}: it takes {needed:.2g} minutes, {left:.1f} are left. Call again.")
-            return
+            break
         line = _line(row, settings, end) | {"machine": dict(machine)}
         log.append(line)
         print(f"{row.name}: {line['status']}, {line['seconds']:.0f} s {line.get('error', '')}".rstrip(), flush=True)
+        num_failed += line["status"] == FAILED
+    return num_failed
 
 
 def _line(row: Row, settings: Settings, end: float) -> Line:

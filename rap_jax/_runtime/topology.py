@@ -16,10 +16,11 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import AxisType
 
 from rap_jax.config import require
 
-_SYNTAX = re.compile(r"tpu:[a-z0-9]+:(\d+(?:x\d+)+)")
+_SYNTAX = re.compile(r"tpu:[a-z0-9]+:([1-9]\d*(?:x[1-9]\d*)+)")
 # Ours is no part of a running job: it neither asks the cloud where it is, nor claims the chips of this host.
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -30,7 +31,7 @@ _LIBTPU = {
 
 
 class Chip(NamedTuple):
-    """Published peaks of one device; a device is a core where JAX shows the two cores of a chip as two devices."""
+    """Published peaks of one device, which is a chip."""
 
     flops: float  # multiplications and additions per second, of bfloat16
     memory: float  # bytes
@@ -40,13 +41,11 @@ class Chip(NamedTuple):
     wrap: int  # an axis of a multiple of so many chips is closed to a ring
 
 
-# By `device_kind`. Sources: the page of each generation in https://cloud.google.com/tpu/docs; flops and memory of the
-# chip are halved where a device is one of its two cores. `ring` is a quarter of the published bandwidth of the chip in
-# both directions over all links: two of its four links, one way. `clock` is the peak over the flops of a cycle. `wrap`:
-# the axes of a torus, https://jax-ml.github.io/scaling-book/tpus.
+# By `device_kind`. Sources: the page of each generation in https://cloud.google.com/tpu/docs. `ring` is a quarter of
+# the published bandwidth of the chip in both directions over all links: two of its four links, one way. `clock` is the
+# peak over the flops of a cycle. `wrap`: the axes of a torus, https://jax-ml.github.io/scaling-book/tpus.
 CHIPS = MappingProxyType(
     {
-        "TPU v4": Chip(137.5e12, 16e9, 614e9, 37.5e9, 1.05e9, 4),
         "TPU v5 lite": Chip(197e12, 16e9, 819e9, 100e9, 1.5e9, 16),
         "TPU v5": Chip(459e12, 95e9, 2765e9, 300e9, 1.75e9, 4),
         "TPU v6 lite": Chip(918e12, 32e9, 1638e9, 200e9, 1.75e9, 16),
@@ -74,11 +73,13 @@ def target_devices(target: str) -> list[jax.Device]:
     one_chip = {"chips_per_host_bounds": (1, 1, 1)} if set(lengths) == {1} else {}
     try:
         name = target.removeprefix("tpu:")
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **one_chip).devices)
-    except jax.errors.JaxRuntimeError as error:
+        devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name, **one_chip).devices)
+        jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+        return devices
+    except (jax.errors.JaxRuntimeError, AssertionError) as error:  # JAX has no mesh of half chips, as of TPU v4
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"target is {target!r}, which libtpu refuses ({reason}); expected such as tpu:v5e:4x4."
+            f"target is {target!r}, which libtpu or JAX refuses ({reason}); expected such as tpu:v5e:4x4."
         ) from error
 
 

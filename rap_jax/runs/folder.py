@@ -138,7 +138,9 @@ def _open(path: Path, config: Mapping[str, Any]) -> RunFolder:
         raise ValueError(f"Run folder {path} {reason}") from error
     folder = RunFolder(path, lock)
     try:
-        _check_config(folder, json.loads(json.dumps(config)))
+        check_run_folder(path, config)
+        if not (path / _CONFIG).exists():
+            folder.write(_CONFIG, json.dumps(config, indent=2) + "\n")
     except BaseException:
         lock.close()
         raise
@@ -163,19 +165,25 @@ def is_in_use(path: Path) -> bool:
     return False
 
 
-def _check_config(folder: RunFolder, config: dict[str, Any]) -> None:
-    """Writes config.json into a new folder; refuses a folder of another run, or of something else."""
-    before = _read_json(folder.path, _CONFIG)  # by the one process that opens the folder
-    if before is None:
-        others = [p.name for p in folder.path.iterdir() if not p.name.startswith(".") and p.name != "run.flags"]
-        if others:
-            raise ValueError(
-                f"Run folder {folder.path} holds {', '.join(sorted(others)[:3])} but no config.json, so it is not "
-                f"a run of this program; choose an empty or new folder with --out_dir."
-            )
-        folder.write(_CONFIG, json.dumps(config, indent=2) + "\n")
-    elif before != config:
+def check_run_folder(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses a folder that `open_run_folder` would refuse for what it holds; one that is not there is right.
+
+    Writes nothing.
+
+    Raises:
+      ValueError: it holds a run with another config, or other files and no run.
+    """
+    if not path.is_dir():
+        return
+    wanted, before = json.loads(json.dumps(config)), _read_json(path, _CONFIG)
+    others = [p.name for p in path.iterdir() if not p.name.startswith(".") and p.name != "run.flags"]
+    if before is None and others:
         raise ValueError(
-            f"Run folder {folder.path} holds a run with other settings:\n{difference(before, config)}\n"
+            f"Run folder {path} holds {', '.join(sorted(others)[:3])} but no config.json, so it is not "
+            f"a run of this program; choose an empty or new folder with --out_dir."
+        )
+    if before is not None and before != wanted:
+        raise ValueError(
+            f"Run folder {path} holds a run with other settings:\n{difference(before, wanted)}\n"
             f"Give the same flags to go on with that run, or another --out_dir to start a new one."
         )

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from rap_jax._runtime.interrupt import catch_signals
 from rap_jax._runtime.mesh import DeviceSplit, make_mesh, put_split
@@ -22,8 +23,11 @@ from rap_jax._runtime.processes import num_processes
 from rap_jax._runtime.text import as_table
 from rap_jax.config import ComputeConfig, OutputConfig, RunConfig, require
 from rap_jax.data import Split
+from rap_jax.runs.folder import check_run_folder
 from rap_jax.training.input import PooledInput, pooled_inputs
 from rap_jax.training.pipeline import OneRun, make_parts, run_training
+from rap_jax.training.provenance import identity
+from rap_jax.training.start import make_model, make_start
 from rap_jax.training.together import run_together
 
 
@@ -51,6 +55,7 @@ def run_seeds(
     """
     _check(runs, compute)
     mesh = make_mesh(devices)
+    _check_folders(runs, compute, mesh)
     first, own = runs[0], make_mesh([mesh.devices.flat[0]])
     places = {id(run.dataset.train.images): place for place, run in enumerate(runs)}
 
@@ -85,6 +90,16 @@ def _check(runs: Sequence[OneRun], compute: ComputeConfig) -> None:
     require(compute.num_model_shards == 1, "num_model_shards", compute.num_model_shards, hint)
     hint = "False with several seeds, whose images lie on the devices once"
     require(not compute.stream_data, "stream_data", compute.stream_data, hint)
+
+
+def _check_folders(runs: Sequence[OneRun], compute: ComputeConfig, mesh: Mesh) -> None:
+    """Before the first folder is begun: a run that cannot begin there, or has nothing to begin with, is refused."""
+    for config, dataset, out_dir, _ in runs:
+        try:
+            start = make_start(config, dataset, make_model(config, dataset, compute, mesh), mesh)
+            check_run_folder(out_dir.expanduser().resolve(), identity(config, dataset, start))
+        except ValueError as error:
+            raise ValueError(f"Seed {config.seed}: {error}") from error
 
 
 def _recipe(config: RunConfig) -> RunConfig:

@@ -9,7 +9,7 @@ from tiny import parse_flags as parse
 from launch import main as command
 from launch.configs import config_from_flags
 from launch.flagfiles import serialize_flags
-from launch.seeds import check_seeds, flags_of_seeds
+from launch.seeds import check_seeds, fill_in_seed, flags_of_seeds
 
 
 def test_each_seed_has_the_flags_that_give_it_alone(tmp_path: Path) -> None:
@@ -70,5 +70,11 @@ def test_the_command_trains_prints_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_flag_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="error: flag --num_seeds=-1: .* positive integer"):
+    with pytest.raises(SystemExit, match=r"error: flag --num_seeds=-1: .* integer in the range \[1, 1024\]"):
         command.main(["main", "--num_seeds=-1"])
+
+
+def test_one_seed_fills_in_the_placeholder_as_well() -> None:
+    values = parse("--seed=7", "--out_dir=/runs/{seed}", "--name=tiny{seed}")
+    fill_in_seed(values)
+    assert (values["out_dir"].value, values["name"].value, values["start_run"].value) == ("/runs/7", "tiny7", None)

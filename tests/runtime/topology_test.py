@@ -11,7 +11,9 @@ from rap_jax._runtime.topology import CHIPS, target_devices
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
-@pytest.mark.parametrize("target", ["v5e:2x2", "tpu", "tpu:v5e", "tpu:v5e:4", "gpu:h100:2x2", "tpu:v5e:2x2:2x2", " "])
+@pytest.mark.parametrize(
+    "target", ["v5e:2x2", "tpu", "tpu:v5e", "tpu:v5e:4", "gpu:h100:2x2", "tpu:v5e:2x2:2x2", "tpu:v5e:0x2", " "]
+)
 def test_a_target_is_written_in_one_way(target: str) -> None:
     with pytest.raises(ValueError, match=f"target is {target!r}; expected tpu:GENERATION:TOPOLOGY, such as"):
         target_devices(target)
@@ -32,9 +34,9 @@ def test_the_devices_are_those_of_the_topology(target: str, number: int) -> None
 
 
 @needs_libtpu
-@pytest.mark.parametrize("target", ["tpu:v99:2x2", "tpu:v5e:5x5"])
+@pytest.mark.parametrize("target", ["tpu:v99:2x2", "tpu:v5e:5x5", "tpu:v4:2x2x1"])
 def test_what_libtpu_does_not_know_is_refused(target: str) -> None:
-    with pytest.raises(ValueError, match=f"target is {target!r}, which libtpu refuses"):
+    with pytest.raises(ValueError, match=f"target is {target!r}, which libtpu or JAX refuses"):
         target_devices(target)
 
 

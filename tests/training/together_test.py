@@ -137,6 +137,16 @@ def test_bad_settings_are_refused_before_anything_is_made(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_of_something_else_is_refused_before_any_other_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "seed1").mkdir()
+    (tmp_path / "seed1" / "notes.txt").write_text("not a run")
+    data = tiny.tiny_dataset()
+    runs = [OneRun(of_seed(seed), data, tmp_path / f"seed{seed}") for seed in (0, 1)]
+    with pytest.raises(ValueError, match=r"Seed 1: Run folder .*seed1 holds notes.txt but no config.json"):
+        run_seeds(runs)
+    assert not (tmp_path / "seed0").exists() and [p.name for p in (tmp_path / "seed1").iterdir()] == ["notes.txt"]
+
+
 def task(stage: str, step: int, width: int = 1, num_steps: int = 9) -> StageTask:
     weights = Weights({"w": np.zeros((width,))}, {})
     plan: Any = SimpleNamespace(stage=stage, num_steps=num_steps)
