@@ -38,11 +38,13 @@ def metrics_log(plan: StagePlan, context: StageContext) -> MetricsHook:
 
     def hook(number: int, metrics: StepMetrics) -> None:
         if not all(math.isfinite(x) for x in (metrics.loss, metrics.gradient_norm, metrics.weight_norm)):
+            folder = context.folder.checkpoints(plan.stage)
+            is_kept = any(folder.glob("[0-9]*"))
+            kept = f"The last good checkpoint is kept in {folder}." if is_kept else f"No checkpoint is in {folder} yet."
             raise ValueError(
                 f"Loss is {metrics.loss}, gradient norm {metrics.gradient_norm} and weight norm {metrics.weight_norm} "
-                f"at step {number} of {plan.stage}; expected finite numbers. The last good checkpoint is kept in "
-                f"{context.folder.checkpoints(plan.stage)}. Try a smaller learning rate, or a smaller rho, in a new "
-                f"--out_dir."
+                f"at step {number} of {plan.stage}; expected finite numbers. {kept} Try a smaller learning "
+                f"rate, or a smaller rho, in a new --out_dir."
             )
         if number % context.output.log_every_steps == 0 or number == plan.num_steps:
             context.folder.log(_line(plan, "train", number) | jax.tree.map(float, metrics)._asdict())
