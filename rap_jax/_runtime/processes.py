@@ -169,7 +169,7 @@ def largest(*numbers: int) -> tuple[int, ...]:
     return tuple(int(number) for number in np.asarray(given).reshape(-1, len(numbers)).max(0))
 
 
-class SteadyQuestion:
+class PeriodicLargest:
     """`largest`, called after each of many steps, and asked about once a second: an answer waits for all devices.
 
     The steps between two questions follow from the answers, so all processes ask after the same steps. The first ones

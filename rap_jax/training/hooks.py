@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from rap_jax._runtime.interrupt import Interrupted
 from rap_jax._runtime.mesh import first_device_sharding, gather, put
-from rap_jax._runtime.processes import SteadyQuestion
+from rap_jax._runtime.processes import PeriodicLargest
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.admm import AdmmState, Residuals, find_admm_state, residuals
 from rap_jax.pruning.layers import path_name
@@ -132,14 +132,14 @@ class Checkpoints:
         self._plan, self._context, self._manager, self._validation = plan, context, manager, validation
         self.seconds, self._share = seconds, share  # until the last checkpoint
         self._signal_number = 0
-        self._question = SteadyQuestion()
+        self._largest = PeriodicLargest()
         self._saved = time.monotonic()
 
     def is_due(self, number: int) -> bool:
         late = time.monotonic() - self._saved >= self._context.output.checkpoint_every_seconds
         # Clocks differ, and a signal may reach one process alone: all of them save, or none.
         given = int(late), self._context.interrupt.requested or 0
-        due, self._signal_number = self._question(*given, now=number == self._plan.num_steps)
+        due, self._signal_number = self._largest(*given, now=number == self._plan.num_steps)
         return bool(due or self._signal_number or number == self._plan.num_steps)
 
     def __call__(self, number: int, state: TrainState) -> None:

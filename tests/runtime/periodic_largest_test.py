@@ -3,7 +3,7 @@
 import pytest
 
 from rap_jax._runtime import processes
-from rap_jax._runtime.processes import SteadyQuestion
+from rap_jax._runtime.processes import PeriodicLargest
 
 
 class Clock:
@@ -29,10 +29,10 @@ def steps_asked(
     monkeypatch.setattr(processes, "num_processes", lambda: 2)
     monkeypatch.setattr(processes, "largest", largest)
     monkeypatch.setattr(processes.time, "monotonic", clock)
-    question = SteadyQuestion()
+    ask = PeriodicLargest()
     for number in range(1, num_steps + 1):
         clock.now += seconds
-        answers = question(number, 0, now=number == num_steps)
+        answers = ask(number, 0, now=number == num_steps)
         assert answers == ((number, 0) if number in asked else (0, 0))
     return asked
 
@@ -50,5 +50,5 @@ def test_the_slowest_process_sets_the_pace(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_one_process_has_its_answer_after_each_step() -> None:
-    question = SteadyQuestion()
-    assert [question(number, 0) for number in range(5)] == [(number, 0) for number in range(5)]
+    ask = PeriodicLargest()
+    assert [ask(number, 0) for number in range(5)] == [(number, 0) for number in range(5)]
