@@ -35,9 +35,9 @@ Nothing of this was run. Networks of width 16 in bfloat16 with the paper's recip
 
 - Shards: devices that share the state (`--num_model_shards`). Memory: of a chip, with the data set, program and code,
   of 16,000 MB; state: of weights, z, u, moments and the kept model.
-- Sent: by a chip in a step, in a ring. In the attack: collectives that its loop has.
-- Cost model: cycles that the compiler expects of each operation, loops counted in full, and the collectives as a ring
-  of all chips with nothing hidden behind computation (`rap_jax/training/estimate.py`). The compiler gives no cycles for
+- Sent: by a chip in a step, in a ring of the chips that take part. In the attack: collectives that its loop has.
+- Cost model: cycles that the compiler expects of each operation, loops counted in full, and the collectives as rings
+  with nothing hidden behind computation (`rap_jax/training/estimate.py`). The compiler gives no cycles for
   some operations, such as the backward pass of max-pooling. Roofline: the products at the chip's peak, or the bytes at
   its bandwidth, whichever takes longer, and the same collectives.
 - Efficiency: images per second and chip, against those of one chip, by the cost model; bar 90% up to 256 chips."""

@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
 _INSTRUCTION = re.compile(r"  (ROOT )?%?([\w.\-]+) = (.*)")
@@ -30,6 +32,7 @@ class Collective(NamedTuple):
     number: int  # how often it runs
     num_bytes: int  # that a device gets each time
     in_loop: bool
+    group: tuple[int, ...] = ()  # devices that take part together, by their place in the mesh; none: all of them
 
 
 class Program(NamedTuple):
@@ -93,9 +96,9 @@ def _total(computations: dict[str, _Computation], name: str, *, times: int, in_l
     for instruction in computation.values():
         cycles += times * _cycles(instruction)
         num_bytes += times * _moved(computations, computation, instruction)
-        kind = instruction.operation.removesuffix("-start")
-        if kind in KINDS:
-            collectives.append(Collective(kind, times, _size(_last_array(instruction)), in_loop))
+        if (found := _collective(computations, instruction)) is not None:
+            kind, group = found
+            collectives.append(Collective(kind, times, _size(_last_array(instruction)), in_loop, group))
         for called in _called(computations, instruction, times, in_loop):
             cycles, num_bytes = cycles + called.cycles, num_bytes + called.num_bytes
             collectives += called.collectives
@@ -183,6 +186,44 @@ def _last_array(instruction: _Instruction) -> str:
     """The type of what a collective gives: of its asynchronous form, whose tuple names the operand first, the last."""
     arrays = [found[0] for found in _ARRAY.finditer(instruction.result)]
     return arrays[-1] if instruction.operation.endswith("-start") and arrays else instruction.result
+
+
+def _collective(computations: dict[str, _Computation], instruction: _Instruction) -> tuple[str, tuple[int, ...]] | None:
+    """Kind and group; a TPU has a reduce-scatter as a fusion of a sum and a slice of it."""
+    kind = instruction.operation.removesuffix("-start")
+    if kind in KINDS:
+        return kind, _group(instruction)
+    inside = computations.get(_attribute(instruction, "calls"), {}) if kind == "fusion" else {}
+    sums = [line for line in inside.values() if line.operation == "all-reduce"]
+    return ("reduce-scatter", _group(sums[0])) if sums else None
+
+
+def _group(collective: _Instruction) -> tuple[int, ...]:
+    """The first of its groups of devices, in one of the three forms in which XLA writes them:
+
+    replica_groups={{0,1},{2,3}}
+    replica_groups=[2,4]<=[4,2]T(1,0)                                       groups, from the numbers in an order
+    replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'x'}        along axes of a mesh of them
+    """
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", collective.rest):
+        return tuple(int(number) for number in found[1].split(","))
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", collective.rest):
+        return tuple(_in_order(found[2]).reshape([int(length) for length in found[1].split(",")])[0].tolist())
+    pattern = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? \{([^}]*)\}"
+    if found := re.search(pattern, collective.rest):
+        lengths = {name: int(length) for name, length in (axis.split("=") for axis in found[1].split(","))}
+        numbers = _in_order(found[2] or f"[{math.prod(lengths.values())}]").reshape(list(lengths.values()))
+        first = tuple(slice(None) if name in found[3].split(",") else 0 for name in lengths)
+        return tuple(numbers[first].reshape(-1).tolist())
+    return ()
+
+
+def _in_order(text: str) -> np.ndarray:
+    """The numbers from 0 in the order that is written as [4,2]T(1,0): shape and transposition."""
+    shape, _, axes = text.partition("T")
+    lengths = [int(length) for length in shape.strip("[]").split(",")]
+    numbers = np.arange(math.prod(lengths)).reshape(lengths)
+    return numbers.transpose([int(axis) for axis in axes.strip("()").split(",")]) if axes else numbers
 
 
 def _size(kind: str) -> int:

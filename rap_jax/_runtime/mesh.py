@@ -143,8 +143,9 @@ def state_shardings(
 ) -> Any:
     """The sharding of each array of a state: tree like `state`, whose leaves have a shape.
 
-    An array of two axes or more is sharded along its longest axis that the `model` axis of the mesh divides, the last
-    of several; one that has none, and every other array, is `unsharded`, None for `first_device_sharding`.
+    An array of two axes or more is sharded along its longest axis that the `model` axis of the mesh divides, the first
+    of several: of a kernel, whose last axis is often that of the lanes of a TPU, each device can then sum its shard
+    alone. One that has none, and every other array, is `unsharded`, None for `first_device_sharding`.
     """
     otherwise = first_device_sharding(mesh) if unsharded is None else unsharded
     return jax.tree.map(lambda leaf: _model_sharding(leaf.shape, mesh, min_size) or otherwise, state)
@@ -157,12 +158,19 @@ def gather(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, replicated(mesh)), tree)
 
 
+def shard(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
+    """Inside of a program: the same arrays, each device with its shard, as `state_shardings` has them."""
+    if MODEL_AXIS not in mesh.axis_names:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, state_shardings(tree, mesh, unsharded=replicated(mesh)))
+
+
 def _model_sharding(shape: tuple[int, ...], mesh: Mesh, min_size: int) -> Sharding | None:
     number = mesh.shape.get(MODEL_AXIS, 1)
-    divided = [(length, axis) for axis, length in enumerate(shape) if length % number == 0]
+    divided = [axis for axis, length in enumerate(shape) if length % number == 0]
     if number == 1 or len(shape) < 2 or math.prod(shape) < min_size or not divided:
         return None
-    _, chosen = max(divided)
+    chosen = max(divided, key=lambda axis: shape[axis])
     return NamedSharding(mesh, P(*(MODEL_AXIS if axis == chosen else None for axis in range(len(shape)))))
 
 

@@ -6,8 +6,9 @@ Two estimates stand side by side:
     roofline     the products of the network at the chip's peak, or the bytes at its bandwidth, whichever takes longer
                  (Williams et al., 2009, https://doi.org/10.1145/1498765.1498785)
 
-Neither has the collectives. Both add them as a ring of all devices (`Chip.ring`), with 1 microsecond for each hop from
-device to device, and nothing hidden behind computation. Both are of a step without a dual step.
+Neither has the collectives. Both add them as a ring of the devices that take part (`Chip.ring`; half of it where these
+lie in a line, whose ends have one link), with 1 microsecond for each hop from device to device, and nothing hidden
+behind computation. Both are of a step without a dual step.
 """
 
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def estimate_step(compiled: jax.stages.Compiled, mesh: Mesh, flops: float) -> St
       ValueError: the program cannot be read, see `read_program`.
     """
     program, chip = read_program(compiled.as_text() or ""), CHIPS.get(mesh.devices.flat[0].device_kind)
-    sent = sum(one.number * _sent(one, mesh.size) for one in program.collectives)
+    sent = sum(one.number * _sent(one, len(one.group) or mesh.size) for one in program.collectives)
     cost_model = roofline = None
     if chip is not None:
         waiting = sum(_seconds(one, chip, mesh) for one in program.collectives)
@@ -100,19 +101,32 @@ def _sent(collective: Collective, num_devices: int) -> float:
 
 
 def _seconds(collective: Collective, chip: Chip, mesh: Mesh) -> float:
-    hops = 2 * num_hops([getattr(device, "coords", (device.id,)) for device in mesh.devices.flat], chip.wrap)
-    return collective.number * (_sent(collective, mesh.size) / chip.ring + hops * HOP_SECONDS)
+    devices = [mesh.devices.flat[number] for number in collective.group] or list(mesh.devices.flat)
+    coordinates = [getattr(device, "coords", (device.id,)) for device in devices]
+    # A sum goes there and back.
+    hops = num_hops(coordinates, chip.wrap) * (2 if collective.kind == "all-reduce" else 1)
+    bandwidth = chip.ring / 2 if _is_line(coordinates, chip.wrap) else chip.ring
+    return collective.number * (_sent(collective, len(devices)) / bandwidth + hops * HOP_SECONDS)
+
+
+def _lengths(coordinates: Sequence[Sequence[int]]) -> list[int]:
+    return [int(length) + 1 for length in np.ptp(np.array(coordinates), 0)]
+
+
+def _is_line(coordinates: Sequence[Sequence[int]], wrap: int) -> bool:
+    """Whether they lie along one axis that is not closed to a ring."""
+    longer = [length for length in _lengths(coordinates) if length > 1]
+    return len(longer) == 1 and longer[0] > 2 and longer[0] % wrap != 0
 
 
 def num_hops(coordinates: Sequence[Sequence[int]], wrap: int) -> int:
-    """From a chip to the one that is farthest from it, and so the way there of a sum; its way back is as long.
+    """From a chip to the one that is farthest from it: the way of what all get, and of a sum before it goes back.
 
     Args:
       coordinates: of each device.
       wrap: see `Chip`.
     """
-    lengths = np.ptp(np.array(coordinates), 0) + 1
-    return sum(int(length) // 2 if length % wrap == 0 else int(length) - 1 for length in lengths)
+    return sum(length // 2 if length % wrap == 0 else length - 1 for length in _lengths(coordinates))
 
 
 def count_kinds(collectives: tuple[Collective, ...]) -> dict[str, int]:

@@ -14,7 +14,6 @@ The order of the chain, and why:
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import chex
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from rap_jax._runtime.mesh import gather
+from rap_jax._runtime.mesh import gather, shard
 from rap_jax.config import STAGES, OptimizerConfig, PruneConfig, RunConfig, Stage, require
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.admm import add_admm_penalty
@@ -178,17 +177,24 @@ def make_penalty(
     params: chex.ArrayTree,
     config: PruneConfig,
     specs: Specs,
-    gather: Callable[[chex.ArrayTree], chex.ArrayTree] = lambda tree: tree,
+    mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`add_admm_penalty` with the config's rho, for the weights that have a spec and no others.
 
     Args:
-      gather: completes weights that are sharded: a projection compares all of a layer.
+      mesh: the devices, where they share weights; a projection compares all of a layer.
     """
+
+    def project(weights: chex.ArrayTree) -> chex.ArrayTree:
+        if mesh is None:
+            return specs_lib.project_tree(specs, weights)
+        # Left to itself XLA shards the vectors of a layer as well, and gathers each of them in every step.
+        return shard(specs_lib.project_tree(specs, gather(weights, mesh)), mesh)
+
     rho: optax.Schedule = lambda count: config.rho * config.rho_growth**count
     penalty = add_admm_penalty(
         rho,
-        lambda weights: specs_lib.project_tree(specs, gather(weights)),
+        project,
         rho_rule=config.rho_rule,
         rescale_dual=config.rescale_dual,
         dual_keeps_graph=config.dual_keeps_graph,
@@ -200,7 +206,6 @@ def stage_optimizer(
     plan: StagePlan, config: RunConfig, params: chex.ArrayTree, specs: Specs, mesh: Mesh
 ) -> Callable[[chex.ArrayTree | None], optax.GradientTransformationExtraArgs]:
     """Masks, or None -> the optimizer chain of a stage. Only the names and shapes of the params are used."""
-    gathered = functools.partial(gather, mesh=mesh)
-    penalty = make_penalty(params, config.prune, specs, gathered) if plan.stage == "admm" else None
+    penalty = make_penalty(params, config.prune, specs, mesh) if plan.stage == "admm" else None
     settings = config.stage(plan.stage).optimizer
     return lambda masks: make_optimizer(settings, plan.learning_rate, penalty=penalty, masks=masks)

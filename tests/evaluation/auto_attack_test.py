@@ -19,8 +19,8 @@ from rap_jax.attacks.square import Square
 from rap_jax.attacks.stepwise import run_attack
 from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.evaluation.auto_attack import AutoAttackResult, auto_attack
-from rap_jax.evaluation.auto_attack.programs import steps_between_checks
-from rap_jax.evaluation.auto_attack.slots import even_slots
+from rap_jax.evaluation.auto_attack.programs import Programs, steps_between_checks
+from rap_jax.evaluation.auto_attack.slots import Slots, even_slots
 from rap_jax.evaluation.auto_attack.versions import NAMES, Component, components_of, stream_of
 
 EPSILON = 0.04
@@ -408,6 +408,18 @@ def test_slots_are_full_to_the_end(num_devices: int) -> None:
             microbatches = -(-slots // num_devices // 32)
             assert slots // num_devices % microbatches == 0  # equal microbatches for the caches
     assert even_slots(212, 212, 128, 2) == 108
+    assert even_slots(950, 950, 512, 1, 2) == 480  # two rows that are full once: 15 parts of 32
+
+
+def test_two_rows_change_nothing(result: AutoAttackResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list[int]()
+    run = Slots.run
+    monkeypatch.setattr(Programs, "runs_ahead", True)
+    monkeypatch.setattr(Slots, "run", lambda slots, *given: rows.append(len(slots._rows)) or run(slots, *given))
+    found = attack(batch_size=8, devices=jax.devices()[:1])
+    assert rows == [2, 2, 2, 2]
+    np.testing.assert_array_equal(found.broken_by, result.broken_by)
+    np.testing.assert_allclose(found.adversarial, result.adversarial, atol=1e-5)
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax.models.layers.batch_norm import BatchNorm
+from rap_jax.models.layers.batch_norm import BatchNorm, batch_moments
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -66,3 +66,13 @@ def test_gradients_pass_through_the_batch_statistics() -> None:
     np.testing.assert_allclose(gradient.sum(0), 0, atol=1e-4)
     np.testing.assert_allclose((gradient * (inputs - inputs.mean(0, keepdims=True))).sum(0), 0, atol=1e-3)
     assert jnp.abs(gradient).max() > 0.1
+
+
+def test_moments_have_the_derivatives_of_their_definition() -> None:
+    plain = lambda x: (x.mean(0), ((x - x.mean(0, keepdims=True)) ** 2).mean(0))
+    with jax.enable_x64(True):
+        inputs, directions = jnp.asarray(draw((6, 3)), jnp.float64), jnp.asarray(draw((6, 3), seed=1), jnp.float64)
+        loss = lambda moments: lambda x: (jnp.sin(moments(x)[0]) * jnp.log(moments(x)[1])).sum()
+        second = lambda moments: jax.grad(lambda x: (jax.grad(loss(moments))(x) * directions).sum())(inputs)
+        np.testing.assert_allclose(jax.grad(loss(batch_moments))(inputs), jax.grad(loss(plain))(inputs), rtol=1e-9)
+        np.testing.assert_allclose(second(batch_moments), second(plain), rtol=1e-8, atol=1e-12)

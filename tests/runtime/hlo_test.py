@@ -12,6 +12,7 @@ from rap_jax._runtime.hlo import Collective, Program, read_program
 from rap_jax._runtime.mesh import make_mesh
 
 X = jnp.ones((8, 16), jnp.float32)
+ALL = (0, 1, 2, 3)
 
 
 def program_of(on_share: Callable[[jax.Array], jax.Array], *, num_devices: int = 4) -> Program:
@@ -34,14 +35,14 @@ def test_a_program_of_one_device_waits_for_none() -> None:
 
 
 def test_a_sum_over_devices_has_a_kind_and_a_size() -> None:
-    assert program_of(mean).collectives == (Collective("all-reduce", 1, 4 * 2 * 16, in_loop=False),)
+    assert program_of(mean).collectives == (Collective("all-reduce", 1, 4 * 2 * 16, False, ALL),)
     (gathered,) = program_of(lambda x: x * lax.all_gather(x, "data").sum()).collectives
     assert (gathered.kind, gathered.num_bytes) == ("all-gather", 4 * 8 * 16)
 
 
 @pytest.mark.parametrize("rounds", [2, 7])
 def test_what_is_in_a_loop_counts_as_often_as_it_runs(rounds: int) -> None:
-    assert program_of(loop(rounds, mean)).collectives == (Collective("all-reduce", rounds, 128, in_loop=True),)
+    assert program_of(loop(rounds, mean)).collectives == (Collective("all-reduce", rounds, 128, True, ALL),)
     (inner,) = program_of(loop(3, loop(rounds, mean))).collectives
     assert (inner.number, inner.in_loop) == (3 * rounds, True)
 
@@ -107,6 +108,43 @@ def test_a_program_of_a_tpu_has_cycles() -> None:
     assert found.collectives == (Collective("all-reduce", 1, 4 * 8 * 128, in_loop=False),)
     # Eight rows of the images and their indices; both arrays that the sum names. All else is in the core.
     assert found.num_bytes == 8 * 128 + 4 * 8 + 2 * 4 * 8 * 128
+
+
+@pytest.mark.parametrize(
+    ("written", "first"),
+    [
+        ("{{0,2},{1,3}}", (0, 2)),
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[2,4]<=[4,2]T(1,0)", (0, 2, 4, 6)),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", (0, 1)),
+        ("mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", (0, 1, 2, 3)),
+        ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_0','axis_1'}", (0, 4)),
+    ],
+)
+def test_a_collective_has_a_group_of_devices(written: str, first: tuple[int, ...]) -> None:
+    text = TPU.replace("ROUNDS", "10").replace(
+        "all-reduce-start(%z)", f"all-reduce-start(%z), replica_groups={written}"
+    )
+    (found,) = read_program(text).collectives
+    assert found.group == first
+
+
+def test_a_sum_and_a_slice_of_it_in_one_fusion_are_a_reduce_scatter() -> None:
+    text = TPU.replace("ROUNDS", "10").replace(
+        "  ROOT %gather.1 =",
+        "  %sum.1 = u8[1000,128]{1,0} all-reduce(%p0), replica_groups={{0,1},{2,3}}, to_apply=%add\n  ROOT %gather.1 =",
+    )
+    scattered, _ = read_program(text).collectives
+    assert scattered == Collective("reduce-scatter", 1, 8 * 128, False, (0, 1))
+
+
+def test_groups_are_those_of_the_mesh() -> None:
+    mesh = make_mesh(jax.devices()[:8], num_model_shards=2)
+    for axis, first in (("data", (0, 2, 4, 6)), ("model", (0, 1))):
+        summed = lambda x: x - lax.pmean(x, axis)  # noqa: B023
+        spread = jax.shard_map(summed, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+        (found,) = read_program(jax.jit(spread).lower(X).compile().as_text()).collectives
+        assert found.group == first
 
 
 def test_what_cannot_be_read_is_refused() -> None:

@@ -24,7 +24,7 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
 """
 
 
-def estimate_of(kind: str, monkeypatch: pytest.MonkeyPatch, flops: float = 0.0) -> StepEstimate:
+def estimate_of(kind: str, monkeypatch: pytest.MonkeyPatch, flops: float = 0.0, groups: str = "") -> StepEstimate:
     """On four devices in a row."""
     monkeypatch.setattr(estimate, "CHIPS", {"cpu": CHIP})
     sizes = SimpleNamespace(
@@ -34,7 +34,8 @@ def estimate_of(kind: str, monkeypatch: pytest.MonkeyPatch, flops: float = 0.0) 
         output_size_in_bytes=50,
         alias_size_in_bytes=40,
     )
-    compiled: Any = SimpleNamespace(as_text=lambda: TEXT.replace("KIND", kind), memory_analysis=lambda: sizes)
+    text = TEXT.replace("KIND", kind).replace(", to_apply", f"{groups}, to_apply")
+    compiled: Any = SimpleNamespace(as_text=lambda: text, memory_analysis=lambda: sizes)
     return estimate_step(compiled, make_mesh(jax.devices()[:4]), flops)
 
 
@@ -44,10 +45,18 @@ def estimate_of(kind: str, monkeypatch: pytest.MonkeyPatch, flops: float = 0.0) 
 def test_a_ring_sends_and_waits(kind: str, times_around: float, monkeypatch: pytest.MonkeyPatch) -> None:
     found = estimate_of(kind, monkeypatch)
     assert found.sent == times_around * NUM_BYTES
-    waiting = found.sent / CHIP.ring + 2 * 3 * HOP_SECONDS
+    # A sum goes there and back; the ends of a line have one link each, a ring two.
+    hops = 3 * (2 if kind == "all-reduce" else 1)
+    waiting = found.sent / (CHIP.ring / 2) + hops * HOP_SECONDS
     assert found.cost_model == pytest.approx(5000 / CHIP.clock + waiting)
     assert found.roofline == pytest.approx(NUM_BYTES / CHIP.bandwidth + waiting)
     assert found.memory == 100 + 20 + 3 + (50 - 40)
+
+
+def test_only_the_devices_of_a_group_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = estimate_of("all-gather", monkeypatch, groups=", replica_groups={{0,1},{2,3}}")
+    assert found.sent == NUM_BYTES / 2
+    assert found.cost_model == pytest.approx(5000 / CHIP.clock + found.sent / CHIP.ring + HOP_SECONDS)
 
 
 def test_the_roofline_is_the_longer_of_products_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

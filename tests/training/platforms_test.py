@@ -1,6 +1,7 @@
 """A training step is lowered for CPU, CUDA and TPU without the hardware, and sums only what it has to over devices."""
 
 import collections
+import functools
 import re
 from typing import Any
 
@@ -30,12 +31,15 @@ def lowered_for(network: str, num_model_shards: int = 1, num_devices: int = 8) -
     weights = jax.eval_shape(model.init, jax.random.key(0))
     prune = PruneConfig(sparsity=(("*", 0.5),))
     specs = specs_from_config(prune, weights.params, output_layer=model.output_layer)
-    whole = lambda tree: gather(tree, mesh)
-    penalty = make_penalty(weights.params, prune, specs, whole)
+    penalty = make_penalty(weights.params, prune, specs, mesh)
     rate = lambda step: 0.1
     tx = make_optimizer(OptimizerConfig(), rate, penalty=penalty)
     functions = StepFunctions(
-        model, tx, TrainConfig(AttackConfig(num_steps=2)), StagePlan("admm", 100, 10, rate, 10), whole
+        model,
+        tx,
+        TrainConfig(AttackConfig(num_steps=2)),
+        StagePlan("admm", 100, 10, rate, 10),
+        functools.partial(gather, mesh=mesh),
     )
     state: StageState = jax.eval_shape(lambda start: init_stage_state(start, tx), weights)
     places = state_shardings(state.train, mesh, unsharded=replicated(mesh))

@@ -34,7 +34,7 @@ def normal(shape: tuple[int, ...]) -> jax.Array:
 def test_wide_arrays_are_cut_along_their_longest_axis_that_divides() -> None:
     assert spec((8, 16)) == P(None, "model")
     assert spec((16, 8)) == P("model", None)
-    assert spec((16, 16)) == P(None, "model"), "the last of several"
+    assert spec((16, 16)) == P("model", None), "the first of several"
     assert spec((3, 3, 8, 30)) == P(None, None, "model", None), "30 filters cannot be shared by 4"
     assert spec((7, 30)) == P(), "nothing divides"
     assert spec((256,)) == P(), "a bias"

@@ -88,8 +88,9 @@ def auto_attack(
       version: `standard`, `plus` or `rand`.
       components: other attacks than those of the version, in this order, each with a name of its own, and with this
         threat model. With `rand` they have `num_samples` of 1 or more.
-      batch_size: examples that are attacked at a time, over all devices; 0 chooses. It changes nothing but rounding. A
-        network that takes batches of this size only is called with no others.
+      batch_size: examples that a program attacks at a time, over all devices; 0 chooses. It changes nothing but
+        rounding. A network that takes batches of this size only is called with no others. On accelerators the examples
+        of two programs are held there, so that no device waits for the host.
       state_path: file in which the progress is kept; a call that was killed goes on from there.
       devices: those to run on; None for all. A network that places itself (sharding constraints, `shard_map`, a mesh
         that is set) runs on the devices of its mesh instead, and its captured arrays stay where they are.
@@ -220,7 +221,8 @@ class _Ensemble:
         attack, examples = component.attack, record.robust
         label = f"{self.title}{component.name}"
         num_tasks = len(examples) * attack.num_starts - int(record.survived[examples].sum())
-        num_slots = even_slots(len(examples), num_tasks, self.num_slots, self.programs.num_devices)
+        num_rows = 2 if self.programs.runs_ahead and len(examples) > self.num_slots else 1
+        num_slots = even_slots(len(examples), num_tasks, self.num_slots, self.programs.num_devices, num_rows)
         last_save = began
 
         def store() -> None:
@@ -246,6 +248,7 @@ class _Ensemble:
                 self.programs.of_attack(attack, jax.random.fold_in(self.key, stream_of(component.name))),
                 self.images,
                 self.labels,
+                num_rows=num_rows,
                 num_slots=num_slots,
                 num_steps=attack.num_steps,
                 num_starts=attack.num_starts,

@@ -64,6 +64,11 @@ class Programs:
         """Of the mesh."""
         return self._mesh.size
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a device goes on while the host does something else: a CPU has no time for both."""
+        return self._mesh.devices.flat[0].platform != "cpu"
+
     def predict(
         self,
         key: jax.Array,
@@ -144,10 +149,11 @@ class AttackPrograms:
         return self._merge([], self._key, (self._programs.split(taken), fresh, state))
 
     def advance(self, state: Any, numbers: np.ndarray) -> tuple[Any, Attacked]:
-        """The state after `steps` further steps, and what the attack has made of the examples of these numbers [N]."""
-        batch = (state, self._programs.split(numbers))
-        state, attacked = self._advance(self._programs.captured, self._key, batch)
-        return state, jax.device_get(attacked)
+        """The state after `steps` further steps, and what the attack has made of the examples of these numbers [N].
+
+        Does not wait for the device.
+        """
+        return self._advance(self._programs.captured, self._key, (state, self._programs.split(numbers)))
 
     def _start_examples(self, captured: Captured, key: jax.Array, examples: Examples) -> Any:
         keys = jax.vmap(jax.random.fold_in)(keys_of(key, examples.numbers), examples.starts)
