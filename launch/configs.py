@@ -89,8 +89,10 @@ def _train(get: Get) -> TrainConfig:
     replays = get("free_replays") if get("train_attack") == "free" else 0
     if get("train_attack") == "free":
         require(replays >= 2, "free_replays", replays, "2 or more updates on each batch with --train_attack=free")
-    augment = from_flags(AugmentConfig, get)
-    return from_flags(TrainConfig, get, attack=_train_attack(get), augment=augment, free_replays=replays)
+    fields: dict[str, Any] = {"attack": _train_attack(get), "augment": from_flags(AugmentConfig, get)}
+    # As the settings of PGD, see below.
+    slope = get("train_leaky_slope") if get("train_attack") in ("pgd", "fgsm") else 0.0
+    return from_flags(TrainConfig, get, **fields, free_replays=replays, train_leaky_slope=slope)
 
 
 def _train_attack(get: Get) -> AttackConfig | None:
@@ -98,18 +100,19 @@ def _train_attack(get: Get) -> AttackConfig | None:
     kind, restarts = get("train_attack"), get("train_num_restarts")
     if kind == "none":
         return None
+    epsilon = get("epsilon") if get("train_epsilon") in (None, "") else get("train_epsilon")
     if kind == "pgd":
-        return _attack("train", get)
+        return _attack("train", get, epsilon=epsilon)
     require(restarts == 1, "train_num_restarts", restarts, f"1 with --train_attack={kind}, which is one step")
     starts = get("random_start") or kind != "fgsm"
     require(starts, "random_start", False, "True with --train_attack=fgsm, whose one step needs it")
     with _named("train attack"):
-        return {"fgsm": fgsm_attack, "free": free_attack}[kind](get("norm"), get("epsilon"))
+        return {"fgsm": fgsm_attack, "free": free_attack}[kind](get("norm"), epsilon)
 
 
-def _attack(part: str, get: Get) -> AttackConfig:
+def _attack(part: str, get: Get, **fields: Any) -> AttackConfig:
     with _named(f"{part} attack"):
-        return from_flags(AttackConfig, get, {"part": part})
+        return from_flags(AttackConfig, get, {"part": part}, **fields)
 
 
 def _stage(stage: Stage, get: Get) -> StageConfig:

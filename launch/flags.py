@@ -86,9 +86,10 @@ with flag_group("Attacks: in training, to select the kept model, in the report",
                       "pgd reads --train_step_size and --train_num_steps.")  # fmt: skip
     flags.DEFINE_integer("free_replays", 4, "Updates on each batch in a row with --train_attack=free, 2 or more. Each "
                          "counts as a step: E epochs go through the data E / free_replays times.")  # fmt: skip
+    define_flag("fraction", "train_epsilon", None, "Radius in training, where it is another one than --epsilon.")
     for part, phase in _PHASES.items():
         words = {"part": part, "phase": phase}
-        define_settings(AttackConfig, "step_size", "num_steps", "num_restarts", words=words)
+        define_settings(AttackConfig, "step_size", "num_steps", "num_restarts", "step_schedule", words=words)
     define_settings(AttackConfig, "random_start")
 with flag_group("Training step", GROUPS, FLAGS):
     define_settings(TrainConfig)

@@ -7,10 +7,12 @@ apgd, apgd_targeted         Auto-PGD, which chooses its step size by itself
 fab, fab_targeted, cw_l2    look for the nearest adversarial image
 square                      without gradients
 
-`pgd_restarts` raises any per-example loss of the images alone: `loss_fn(images) -> [N]`. The modules:
+`pgd_restarts` raises any per-example loss of the images alone: `loss_fn(images) -> [N]`. `leaky_backward` gives an
+attack a network whose gradient passes ReLUs that are off. The modules:
 
 norms                            ThreatModel, the L-infinity and the L2 norm
 losses                           per-example losses
+backward                         functions with another backward pass
 checks                           what a caller may get wrong
 pgd, apgd, fab, square, cw       the attacks
 stepwise                         attacks in pieces, as AutoAttack runs them; AttackResult
@@ -28,6 +30,7 @@ hyperplane, square_candidates    what FAB and Square are made of
 """
 
 from rap_jax.attacks.apgd import apgd, apgd_targeted
+from rap_jax.attacks.backward import leaky_backward
 from rap_jax.attacks.cw import cw_l2
 from rap_jax.attacks.fab import fab, fab_targeted
 from rap_jax.attacks.norms import ThreatModel
@@ -44,6 +47,7 @@ __all__ = [
     "fab",
     "fab_targeted",
     "fgsm",
+    "leaky_backward",
     "momentum_pgd",
     "pgd",
     "pgd_restarts",

@@ -6,11 +6,12 @@ are all that is looked at; nothing here is computed by a compiled program."""
 import math
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rap_jax._runtime.arrays import in_words, is_array, is_number, known_values
 from rap_jax._runtime.functions import without_jit
@@ -71,6 +72,24 @@ def check_size(name: str, value: Any, dtype: Any = None) -> Any:
     if not 0 <= float(value) < math.inf:
         raise ValueError(f"{name} is {value}; expected one finite number of 0 or more.")
     return float(value)
+
+
+def check_step_size(step_size: Any, num_steps: int, dtype: Any) -> Any:
+    """`check_size` of one step size for all steps, or of one for each, which becomes an array [num_steps].
+
+    Raises:
+      ValueError: as `check_size`, or another number of them.
+    """
+    if isinstance(step_size, Sequence) and not isinstance(step_size, str):
+        step_size = jnp.asarray([check_size("step_size", size) for size in step_size], dtype)
+    if not is_array(step_size) or step_size.ndim == 0:
+        return check_size("step_size", step_size, dtype)
+    known = known_values(step_size)
+    fits = step_size.shape == (num_steps,) and jnp.issubdtype(step_size.dtype, jnp.number)
+    if not fits or (known is not None and not (np.isfinite(known) & (known >= 0)).all()):
+        found = in_words(step_size) if known is None else np.asarray(known).tolist()
+        raise ValueError(f"step_size is {found}; expected one finite number of 0 or more, or {num_steps}, one a step.")
+    return jnp.asarray(step_size, dtype)
 
 
 def check_radius(epsilon: Any, norm: str) -> Any:

@@ -23,7 +23,7 @@ weak against any other. The one step from a random start that cheap training tak
 `pgd(..., num_steps=1, step_size=1.25 * epsilon)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +38,7 @@ from rap_jax.attacks.checks import (
     check_count,
     check_function,
     check_images,
-    check_size,
+    check_step_size,
     checked_loss,
     warn_of_nan,
 )
@@ -71,7 +71,7 @@ def pgd(
     *,
     threat_model: ThreatModel,
     key: jax.Array | None,
-    step_size: jax.Array | float,
+    step_size: jax.Array | Sequence[float] | float,
     num_steps: int,
     num_restarts: int = 1,
     random_start: bool = True,
@@ -90,7 +90,7 @@ def pgd(
       threat_model: norm and radius; the radius may be traced.
       key: typed PRNG key of the random start; or one for each example [N], and then an example's start depends on its
         own key alone, not on the batch that it is in. Not read if `random_start` is False.
-      step_size: length of a step in the norm and units of the radius; may be traced.
+      step_size: length of a step in the norm and units of the radius, or of each step, [num_steps]; may be traced.
       num_steps: gradient steps.
       num_restarts: independent starts, run side by side by `vmap`.
       random_start: begin at a uniform point of the ball instead of at the image.
@@ -168,7 +168,7 @@ def momentum_pgd(
     *,
     threat_model: ThreatModel,
     key: jax.Array | None,
-    step_size: jax.Array | float,
+    step_size: jax.Array | Sequence[float] | float,
     num_steps: int,
     decay: float = 1.0,
     num_restarts: int = 1,
@@ -205,7 +205,7 @@ def pgd_restarts(
     *,
     threat_model: ThreatModel,
     key: jax.Array | None,
-    step_size: jax.Array | float,
+    step_size: jax.Array | Sequence[float] | float,
     num_steps: int,
     num_restarts: int = 1,
     random_start: bool = True,
@@ -221,8 +221,8 @@ def pgd_restarts(
     """
     images = check_images(images)
     clean = at_least_float32(images)
-    step_size = check_size("step_size", step_size, clean.dtype)
     num_steps = check_count("num_steps", num_steps, 0, "0 steps")
+    step_size = check_step_size(step_size, num_steps, clean.dtype)
     num_restarts = check_count("num_restarts", num_restarts, 1, "1 restart")
     check_threat_model(threat_model)
     if num_restarts > 1 and not random_start:  # all would be the same
@@ -294,11 +294,12 @@ def _ascend(
 ) -> tuple[jax.Array, jax.Array]:
     """The last images [N, ...], and where no gradient was NaN [N], which costs nothing where it is not read."""
 
-    def step(_: int, state: _State) -> _State:
+    def step(number: Any, state: _State) -> _State:
         adversarial, transform_state, valid = state
         gradient = gradient_fn(adversarial)
         direction, transform_state = transform.update(finite(gradient), transform_state)
-        moved = adversarial + step_size * threat_model.steepest(finite(direction))
+        size = step_size[number] if is_array(step_size) and step_size.ndim else step_size
+        moved = adversarial + size * threat_model.steepest(finite(direction))
         inside = threat_model.perturb(images, moved - images)
         return inside, transform_state, valid & ~has_nan(gradient)
 

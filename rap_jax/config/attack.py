@@ -41,6 +41,8 @@ class AttackConfig:
     num_steps: int = setting(40, "Steps of PGD in {phase}.", flag="{part}_num_steps")
     num_restarts: int = setting(1, "Random starts of PGD in {phase}, worst case per example.",
         flag="{part}_num_restarts")  # fmt: skip
+    step_schedule: Literal["constant", "geometric"] = setting("constant", "Sizes of the steps of PGD in {phase}: all "
+        "alike, or falling to a tenth by equal factors.", flag="{part}_step_schedule")  # fmt: skip
     random_start: bool = setting(True, "Start PGD at a random point of the ball.")
 
     def __post_init__(self) -> None:
@@ -54,6 +56,13 @@ class AttackConfig:
         require(self.num_restarts >= 1, "num_restarts", self.num_restarts, "1 or more restarts")
         deterministic = self.num_restarts > 1 and not self.random_start
         require(not deterministic, "num_restarts", self.num_restarts, "1 when random_start is off: all would be equal")
+
+    @property
+    def step_sizes(self) -> float | tuple[float, ...]:
+        """One size for all steps, or that of each."""
+        if self.step_schedule == "constant" or self.num_steps < 2:
+            return self.step_size
+        return tuple(self.step_size * 0.1 ** (step / (self.num_steps - 1)) for step in range(self.num_steps))
 
 
 def fgsm_attack(norm: Norm, epsilon: float) -> AttackConfig:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Syntax = Literal["fraction", "path", "dataset", "network", "sparsity", "epochs", "size"]
@@ -56,3 +58,16 @@ def require_choices(config: Any) -> None:
 def require_seed(seed: int) -> None:
     """Refuses a seed that 32 bits do not hold."""
     require(0 <= seed < 2**32, "seed", seed, "a whole number from 0 to 4294967295")
+
+
+# Settings that came after results were committed, and what holds where they are absent: they are off.
+ADDED_SETTINGS: Mapping[str, Any] = MappingProxyType(
+    {"step_schedule": "constant", "train_leaky_slope": 0.0, "num_cycles": 1}
+)
+
+
+def complete(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON that an earlier version wrote, with those of `ADDED_SETTINGS` that `now` has beside them."""
+    inner = lambda name, value: isinstance(value, Mapping) and isinstance(now.get(name), Mapping)
+    found = {name: complete(value, now[name]) if inner(name, value) else value for name, value in before.items()}
+    return found | {name: value for name, value in ADDED_SETTINGS.items() if name in now and name not in before}

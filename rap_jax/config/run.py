@@ -31,7 +31,10 @@ class OptimizerConfig:
     learning_rate: float = setting(1e-3, "Peak learning rate of {stage}.", flag="{stage}_learning_rate")
     schedule: Literal["constant", "cosine", "step"] = setting("cosine", "Shape of the learning rate in {stage}.",
         flag="{stage}_schedule")  # fmt: skip
-    warmup_epochs: float = setting(0.0, "Epochs of linear warm-up in {stage}.", flag="{stage}_warmup_epochs")
+    num_cycles: int = setting(1, "How often the learning rate of {stage} goes through its shape, each time in an equal "
+        "share of the steps.", flag="{stage}_num_cycles")  # fmt: skip
+    warmup_epochs: float = setting(0.0, "Epochs of linear warm-up in {stage}, in each cycle.",
+        flag="{stage}_warmup_epochs")  # fmt: skip
     step_epochs: tuple[float, ...] = setting((), "Epochs at which the step schedule of {stage} falls.",
         flag="{stage}_step_epochs", syntax="epochs")  # fmt: skip
     step_factor: float = setting(0.1, "Factor at each of these.", flag="{stage}_step_factor")
@@ -42,6 +45,7 @@ class OptimizerConfig:
         require_choice("optimizer", self.name, ("adam", "sgd"))
         require_choices(self)
         require_positive("learning_rate", self.learning_rate)
+        require(self.num_cycles >= 1, "num_cycles", self.num_cycles, "1 or more cycles")
         require_at_least("warmup_epochs", self.warmup_epochs, 0, " epochs")
         increasing = all(a < b for a, b in zip((0.0, *self.step_epochs), self.step_epochs, strict=False))
         increasing = increasing and all(map(math.isfinite, self.step_epochs))
@@ -119,6 +123,9 @@ class TrainConfig:
     # Without meaning in free training, whose one pass is the training pass.
     attack_batch_norm: Literal["running", "batch"] = setting("running", "Statistics by which BatchNorm normalises "
         "inside the training attack: running (evaluation mode) or the batch's (the authors' code).")  # fmt: skip
+    # See `rap_jax.attacks.backward`.
+    train_leaky_slope: float = setting(0.0, "Share of the gradient that passes a ReLU that is off, inside the training "
+        "attack alone; 0 for none.")  # fmt: skip
     augment: AugmentConfig = AugmentConfig()
     label_smoothing: float = setting(0.0, "Share of the target spread over all classes.")
     mixup_alpha: float = setting(0.0, "Images and labels are mixed in pairs, by a share from Beta(alpha, alpha); 0 for "
@@ -130,6 +137,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_choices(self)
+        slope = self.train_leaky_slope
+        require(0 <= slope <= 1, "train_leaky_slope", slope, "a share in [0, 1], such as 0.01")
+        leaks = slope == 0 or (self.attack is not None and self.free_replays == 0)
+        require(leaks, "train_leaky_slope", slope, "0 in natural and in free training, which have no attack to change")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         require_at_least("mixup_alpha", self.mixup_alpha, 0)
         hint = "0, or 2 or more updates on each batch in free training"

@@ -115,7 +115,7 @@ def attack_program(model: Model, attack: AttackConfig, threat_model: ThreatModel
             images,
             threat_model=threat_model,
             key=jax.vmap(jax.random.fold_in)(keys, examples.starts),
-            step_size=attack.step_size,
+            step_size=attack.step_sizes,
             num_steps=attack.num_steps,
             random_start=attack.random_start,
         )

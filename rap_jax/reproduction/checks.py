@@ -9,6 +9,7 @@ from typing import Any
 
 from rap_jax._runtime.integrity import difference
 from rap_jax.config import EvaluationConfig, RunConfig
+from rap_jax.config.checks import complete
 from rap_jax.reproduction.job import Job, read_results
 from rap_jax.runs.network import has_network
 
@@ -30,6 +31,7 @@ def check_settings(job: Job, out: Path, config: JobConfig) -> None:
     folder, before, now = out / job.folder, results.get("config"), as_json(config)
     if not isinstance(before, dict):
         raise ValueError(f"{folder / 'results.json'} has no config; move it away to have it made again.")
+    before = complete(before, now)
     if _settings(before) != _settings(now):
         raise ValueError(
             f"{folder} holds results of other settings:\n{difference(_settings(before), _settings(now))}\n"
@@ -64,8 +66,9 @@ def past_seconds(job: Job, config: JobConfig, folders: Iterable[Path]) -> float 
     """Mean seconds of finished jobs of the same settings and any seed in the folders of plans; None without any."""
     pattern = f"{job.folder.rpartition('_seed')[0]}_seed*/results.json"
     found = [read_results(path) for folder in folders for path in sorted(folder.glob(pattern))]
-    wanted = _recipe(as_json(config))
-    seconds = [each["seconds"]["total"] for each in found if "seconds" in each and _recipe(each["config"]) == wanted]
+    now = as_json(config)
+    alike = lambda before: _recipe(complete(before, now)) == _recipe(now)
+    seconds = [each["seconds"]["total"] for each in found if "seconds" in each and alike(each["config"])]
     return statistics.fmean(seconds) if seconds else None
 
 

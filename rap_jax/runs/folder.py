@@ -25,6 +25,7 @@ from rap_jax._runtime.integrity import (
 )
 from rap_jax._runtime.processes import from_first, is_first
 from rap_jax.config import Stage
+from rap_jax.config.checks import complete
 from rap_jax.runs.metrics import as_text, read_lines
 
 _CONFIG = "config.json"
@@ -182,6 +183,7 @@ def check_run_folder(path: Path, config: Mapping[str, Any]) -> None:
             f"Run folder {path} holds {', '.join(sorted(others)[:3])} but no config.json, so it is not "
             f"a run of this program; choose an empty or new folder with --out_dir."
         )
+    before = None if before is None else complete(before, wanted)
     if before is not None and before != wanted:
         raise ValueError(
             f"Run folder {path} holds a run with other settings:\n{difference(before, wanted)}\n"

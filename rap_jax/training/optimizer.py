@@ -14,6 +14,7 @@ The order of the chain, and why:
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import chex
@@ -80,11 +81,15 @@ def plan_stage(config: RunConfig, stage: Stage, num_examples: int) -> StagePlan:
     ramp = _in_steps(settings.epsilon_ramp_epochs, epoch)
     shorter = f"less than the {settings.num_epochs} epochs of {stage}, or its radius is never the full one"
     require(ramp < num_steps, "epsilon_ramp_epochs", settings.epsilon_ramp_epochs, shorter)
+    cycles, resets = settings.optimizer.num_cycles, bool(dual) and config.prune.reset_learning_rate
+    shorter = f"at most the {num_steps} steps of {stage}"
+    require(cycles <= num_steps, "num_cycles", cycles, shorter)
+    require(cycles == 1 or not resets, "num_cycles", cycles, "1 with --reset_learning_rate, which makes cycles too")
     learning_rate = learning_rate_schedule(
         settings.optimizer,
         steps_per_epoch=epoch,
         num_steps=num_steps,
-        reset_every=dual if config.prune.reset_learning_rate else 0,
+        reset_every=dual if resets else math.ceil(num_steps / cycles) if cycles > 1 else 0,
     )
     return StagePlan(stage, num_steps, epoch, learning_rate, dual, ramp)
 
@@ -107,8 +112,9 @@ def learning_rate_schedule(
     the start of the stage.
 
     Args:
-      reset_every: if not 0, the schedule, warm-up included, is one of so many steps and begins anew after them: with
-        the steps between dual steps it is the authors' reset of the learning rate at each dual step.
+      reset_every: if not 0, the schedule, warm-up included, is one of so many steps and begins anew after them: warm
+        restarts (Loshchilov and Hutter, 2017, https://arxiv.org/abs/1608.03983), or, with the steps between dual
+        steps, the authors' reset of the learning rate at each dual step.
 
     Raises:
       ValueError: the warm-up is as long as the stage or longer, or a fall of `step` is not after it.

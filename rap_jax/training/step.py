@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rap_jax.attacks import ThreatModel, pgd_restarts
+from rap_jax.attacks import ThreatModel, leaky_backward, pgd_restarts
 from rap_jax.attacks.losses import cross_entropy, smooth_labels
 from rap_jax.attacks.pgd import strongest
 from rap_jax.attacks.stepwise import keys_of
@@ -125,7 +125,7 @@ class StepFunctions:
         if attack is None or not self.config.attacks_first:
             return inputs.images
         batch_norm = self.config.attack_batch_norm == "batch"
-        return _attack_batch(self.model, attack, weights, inputs, train=batch_norm)
+        return _attack_batch(self.model, attack, weights, inputs, self.config.train_leaky_slope, train=batch_norm)
 
     def update(self, state: TrainState, inputs: AttackInputs, dual_step: jax.Array) -> tuple[TrainState, StepMetrics]:
         """The state after a gradient step on the images of the inputs; in free training they are perturbed here."""
@@ -163,7 +163,7 @@ class StepFunctions:
 
 
 def _attack_batch(
-    model: Model, attack: AttackConfig, weights: Weights, inputs: AttackInputs, *, train: bool
+    model: Model, attack: AttackConfig, weights: Weights, inputs: AttackInputs, slope: float, *, train: bool
 ) -> jax.Array:
     """Adversarial images at the inputs' share of the attack's radius; BatchNorm in evaluation mode unless `train`."""
 
@@ -171,11 +171,11 @@ def _attack_batch(
         return cross_entropy(model.apply(*weights, x, train)[0], inputs.targets)
 
     restarts = pgd_restarts(
-        loss_fn,
+        leaky_backward(loss_fn, slope),
         inputs.images,
         threat_model=ThreatModel(attack.norm, inputs.scale * attack.epsilon),
         key=inputs.keys,
-        step_size=inputs.scale * attack.step_size,
+        step_size=inputs.scale * jnp.asarray(attack.step_sizes, jnp.float32),
         num_steps=attack.num_steps,
         num_restarts=attack.num_restarts,
         random_start=attack.random_start,

@@ -60,6 +60,34 @@ def test_equals_numpy(images: jax.Array, norm: str, epsilon: float, step_size: f
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_each_step_may_have_a_size_of_its_own(images: jax.Array, norm: str) -> None:
+    settings = {"threat_model": ThreatModel(norm, 0.4), "key": None, "random_start": False}
+    sizes = [0.3, 0.1, 0.02]
+    at_once = pgd_restarts(smooth_loss, images, step_size=sizes, num_steps=3, **settings).adversarial
+    few = pgd_restarts(smooth_loss, images, step_size=np.float32(sizes[:2]), num_steps=2, **settings).adversarial
+    alike = pgd_restarts(smooth_loss, images, step_size=[0.1] * 3, num_steps=3, **settings).adversarial
+    np.testing.assert_array_equal(
+        alike, pgd_restarts(smooth_loss, images, step_size=0.1, num_steps=3, **settings).adversarial
+    )
+    last = jnp.abs(at_once - few)  # of the last step alone, but for what ball and box take back
+    assert 0 < float(last.max()) <= 0.02 + 1e-6 or norm == "l2"
+    assert float(jnp.abs(at_once - alike).max()) > 0.05
+    traced = jax.jit(lambda sizes: pgd_restarts(smooth_loss, images, step_size=sizes, num_steps=3, **settings))
+    np.testing.assert_allclose(traced(jnp.float32(sizes)).adversarial, at_once, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[0.1, 0.2], [], [0.1, -0.1, 0.1], [0.1, float("nan"), 0.1], [[0.1, 0.1, 0.1]], "abc"]
+)
+def test_other_step_sizes_are_refused(images: jax.Array, sizes: object) -> None:
+    with pytest.raises(ValueError, match="step_size is "):
+        pgd_restarts(
+            smooth_loss, images, threat_model=ThreatModel("linf", 0.3), key=jax.random.key(0), step_size=sizes,  # type: ignore[arg-type]
+            num_steps=3,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.7])
 @pytest.mark.parametrize("num_steps", [0, 3])
 @pytest.mark.parametrize("num_restarts", [1, 3])

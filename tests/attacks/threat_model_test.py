@@ -165,7 +165,7 @@ def test_refuses(norm: Any, epsilon: Any, message: str) -> None:
 
 
 def test_all_attacks_are_here() -> None:
-    assert {name for name in attacks.__all__ if name.islower()} == {*SETTINGS, "pgd_restarts"}
+    assert {name for name in attacks.__all__ if name.islower()} == {*SETTINGS, "pgd_restarts", "leaky_backward"}
 
 
 @pytest.mark.parametrize("name", SETTINGS)

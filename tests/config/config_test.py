@@ -1,9 +1,13 @@
 """Configs refuse what cannot work, with the name, the value and what was expected."""
 
+import dataclasses
+import itertools
+import json
 import math
 
 import pytest
 
+from rap_jax._runtime.integrity import flatten
 from rap_jax.config import (
     AttackConfig,
     DataConfig,
@@ -11,10 +15,12 @@ from rap_jax.config import (
     OptimizerConfig,
     OutputConfig,
     PruneConfig,
+    RunConfig,
     StageConfig,
     StartConfig,
     TrainConfig,
 )
+from rap_jax.config.checks import ADDED_SETTINGS, complete
 
 NUMBERS = {
     AttackConfig: {"epsilon": -0.1, "step_size": 0.0, "num_steps": -1, "num_restarts": 0},
@@ -53,6 +59,14 @@ def test_a_number_outside_its_range_is_refused(config: type, name: str, value: f
         (AttackConfig, {"epsilon": 8.0}, "write 8/255, not 8"),
         (AttackConfig, {"num_restarts": 2, "random_start": False}, "all would be equal"),
         (OptimizerConfig, {"name": "lion"}, "optimizer is 'lion'; expected one of adam, sgd"),
+        (OptimizerConfig, {"num_cycles": 0}, "num_cycles is 0; expected 1 or more cycles"),
+        (AttackConfig, {"step_schedule": "linear"}, "step_schedule is 'linear'; expected one of constant, geometric"),
+        (
+            TrainConfig,
+            {"attack": AttackConfig(), "train_leaky_slope": 1.5},
+            "train_leaky_slope is 1.5; expected a share",
+        ),
+        (TrainConfig, {"attack": None, "train_leaky_slope": 0.1}, "train_leaky_slope is 0.1; expected 0 in natural"),
         (OptimizerConfig, {"schedule": "step"}, "at least one epoch when schedule is step"),
         (OptimizerConfig, {"step_epochs": (5.0, 3.0)}, "rising order"),
         (OptimizerConfig, {"step_epochs": (5.0, math.inf)}, "rising order"),
@@ -79,3 +93,26 @@ def test_a_number_outside_its_range_is_refused(config: type, name: str, value: f
 def test_a_choice_that_cannot_work_is_refused(config: type, given: dict, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         config(**given)
+
+
+def test_geometric_steps_fall_to_a_tenth_by_equal_factors() -> None:
+    sizes = AttackConfig(step_size=0.3, num_steps=10, step_schedule="geometric").step_sizes
+    assert isinstance(sizes, tuple) and sizes[0] == 0.3 and sizes[-1] == pytest.approx(0.03)
+    assert [later / size for size, later in itertools.pairwise(sizes)] == pytest.approx([0.1 ** (1 / 9)] * 9)
+    assert AttackConfig(step_size=0.3).step_sizes == 0.3
+    assert AttackConfig(step_size=0.3, num_steps=1, step_schedule="geometric").step_sizes == 0.3
+
+
+def test_settings_that_came_later_are_off_where_they_are_absent() -> None:
+    now = json.loads(json.dumps(dataclasses.asdict(RunConfig())))
+    names = dict(flatten(now))
+    added = {name: value for name, value in names.items() if name.rpartition(".")[2] in ADDED_SETTINGS}
+    assert {name.rpartition(".")[2] for name in added} == set(ADDED_SETTINGS)
+    assert added == {name: ADDED_SETTINGS[name.rpartition(".")[2]] for name in added}, "the defaults"
+    before = json.loads(json.dumps(now))
+    del before["admm"]["optimizer"]["num_cycles"], before["train"]["attack"]["step_schedule"]
+    assert complete(before, now) == now
+    del before["admm"]["optimizer"]["momentum"]
+    assert "momentum" not in complete(before, now)["admm"]["optimizer"]
+    before["train"]["attack"] = None
+    assert complete(before, now)["train"]["attack"] is None

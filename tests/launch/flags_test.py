@@ -37,6 +37,8 @@ CHANGED: dict[str, Any] = {
     "checkpoint_every_seconds": 1.5, "measure_cost": False, "num_cpu_devices": 3, "implementation": "xla",
     "num_model_shards": 2, "stream_data": True, "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,
     "train_step_size": 0.5, "train_num_steps": 7, "train_num_restarts": 2, "select_step_size": 0.6,
+    "train_step_schedule": "geometric", "select_step_schedule": "geometric", "report_step_schedule": "geometric",
+    "train_epsilon": 1.5, "train_leaky_slope": 0.01,
     "select_num_steps": 8, "select_num_restarts": 3, "report_step_size": 0.7, "report_num_steps": 9,
     "report_num_restarts": 4, "structure": "column", "sparsity": "conv1:0.25,fc*:0.25", "rho": 3.0,
     "budget": "global",
@@ -48,7 +50,8 @@ CHANGED |= {
     f"{stage}_{field}": value
     for number, stage in enumerate(STAGES)
     for field, value in {
-        "epochs": 20 + number, "optimizer": "sgd", "learning_rate": 0.1 + number, "schedule": "step",
+        "epochs": 20 + number, "optimizer": "sgd", "num_cycles": 2 + number, "learning_rate": 0.1 + number,
+        "schedule": "step",
         "warmup_epochs": 0.5 + number, "step_epochs": f"{5 + number},9.5", "step_factor": 0.3 + number / 10,
         "momentum": 0.5 + number / 10, "weight_decay": 0.25 + number, "epsilon_ramp_epochs": 1.5 + number,
     }.items()
@@ -96,7 +99,7 @@ def flag_of(setting: str) -> str:
         shared = field in ("norm", "epsilon", "random_start")
         return field if shared else f"{part.removesuffix('_attack')}_{field}"
     if part == "train.attack":
-        return field if field in ("norm", "epsilon", "random_start") else f"train_{field}"
+        return field if field in ("norm", "random_start") else f"train_{field}"
     names = {"model.name": "model", "start.run_dir": "start_run", "start.weights": "start_weights"}
     return names.get(setting, field)
 
@@ -112,6 +115,7 @@ def test_tables_cover_every_flag() -> None:
 
 
 def test_every_setting_comes_from_its_flag_and_no_other() -> None:
+    assert getattr(config_of("--epsilon=0.2").train.attack, "epsilon", None) == 0.2, "as --epsilon if it is not given"
     before, after = (dict(leaves(dataclasses.asdict(config_of(*given)))) for given in ([], as_arguments(CHANGED)))
     for setting, value in after.items():
         name = flag_of(setting)

@@ -1,14 +1,16 @@
 """Learning-rate schedules and the order of the chain."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from rap_jax.config import OptimizerConfig, PruneConfig
+from rap_jax.config import OptimizerConfig, PruneConfig, RunConfig, StageConfig
 from rap_jax.pruning.admm import add_admm_penalty, find_admm_state
 from rap_jax.pruning.projections import Irregular
-from rap_jax.training.optimizer import StagePlan, learning_rate_schedule, make_optimizer, make_penalty
+from rap_jax.training.optimizer import StagePlan, learning_rate_schedule, make_optimizer, make_penalty, plan_stage
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -52,6 +54,18 @@ def test_a_reset_begins_the_schedule_anew() -> None:
     assert rates(cosine, [0, 10, 20, 30, 35, 60], reset_every=30) == pytest.approx([0, 1, 0.5, 0, 0.5, 0], abs=1e-6)
     with pytest.raises(ValueError, match=r"warmup_epochs is 3.*the stage has 30 steps"):
         rates(OptimizerConfig(warmup_epochs=3), [0], reset_every=30)
+
+
+def test_cycles_share_the_steps_of_a_stage() -> None:
+    stage = StageConfig(num_epochs=5, optimizer=OptimizerConfig(learning_rate=1.0, num_cycles=2))
+    plan = plan_stage(RunConfig(pretrain=stage, batch_size=10), "pretrain", 100)
+    found = [float(plan.learning_rate(jnp.int32(step))) for step in (0, 24, 25, 49)]
+    assert found == pytest.approx([1.0, 0.0039, 1.0, 0.0039], abs=1e-4)
+    many = dataclasses.replace(stage, optimizer=OptimizerConfig(num_cycles=51))
+    with pytest.raises(ValueError, match="num_cycles is 51; expected at most the 50 steps of pretrain"):
+        plan_stage(RunConfig(pretrain=many, batch_size=10), "pretrain", 100)
+    with pytest.raises(ValueError, match="num_cycles is 2; expected 1 with --reset_learning_rate"):
+        plan_stage(RunConfig(admm=stage, batch_size=10, prune=PruneConfig(reset_learning_rate=True)), "admm", 100)
 
 
 def test_a_warm_up_longer_than_the_stage_is_refused() -> None:

@@ -1,0 +1,129 @@
+"""Functions with the same values and another backward pass, for attacks on networks whose gradient vanishes.
+
+    softer = leaky_backward(logits_fn, slope=0.01)
+    pgd(softer, images, labels, threat_model=threat_model, ...)
+
+Where a ReLU is off its gradient is zero, and an attack does not learn what would switch it on. In a small network whose
+first layer is thresholds that holds for most pixels. A step follows the direction of a gradient alone, so a small one
+from behind the ReLUs decides where there is no other, and hardly moves the rest.
+
+Backward passes that differ from the function: Athalye et al., "Obfuscated Gradients Give a False Sense of Security",
+2018, https://arxiv.org/abs/1802.00420, section 4.1.1 (BPDA).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from rap_jax._runtime.arrays import is_number
+from rap_jax._runtime.functions import closed, inner_jaxprs
+
+# Primitives that compute the one jaxpr in them once; what they are called in its parameters.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+
+
+def leaky_backward(function: Callable[..., Any], slope: float) -> Callable[..., Any]:
+    """The same function, whose gradient passes a ReLU that is off, times `slope`.
+
+    A ReLU is any maximum with 0 in the function's jaxpr, whichever library wrote it: `jax.nn.relu`, `flax.nnx.relu`,
+    `jnp.maximum(x, 0)`. One inside of a loop, of a branch, or of a function with a derivative of its own (other than
+    `jax.nn.relu`) cannot be changed.
+
+    Args:
+      function: arrays -> arrays, trees of them alike; such as images [N, ...] -> logits [N, K].
+      slope: of the gradient where the ReLU is off, in [0, 1]. 0 returns the function as it is.
+
+    Returns:
+      The function: its values are those of `function`, bit for bit. It raises a `ValueError` when it is traced if there
+      is a ReLU that cannot be changed, or none.
+
+    Raises:
+      ValueError: another slope.
+    """
+    if not is_number(slope) or not 0 <= float(slope) <= 1:
+        raise ValueError(f"slope is {slope!r}; expected a number in [0, 1], such as 0.01.")
+    if float(slope) == 0:
+        return function
+    relu = lambda x: _leaky_relu(x, float(slope))
+
+    def changed(*arguments: Any) -> Any:
+        jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        if not _has_relu(jaxpr.jaxpr):
+            raise ValueError("The function has no ReLU, a maximum with 0; expected one, or slope=0.")
+        outputs = _evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(arguments), relu)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return changed
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _leaky_relu(x: jax.Array, slope: float) -> jax.Array:
+    return jnp.maximum(x, 0)
+
+
+@_leaky_relu.defjvp
+def _leaky_relu_jvp(slope: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    return jnp.maximum(x, 0), jnp.where(x > 0, tangent, slope * tangent)
+
+
+def _evaluate(
+    jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], relu: Callable[[jax.Array], jax.Array]
+) -> list[Any]:
+    """The outputs of a jaxpr with another ReLU."""
+    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
+    for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        values |= dict(zip(eqn.outvars, _evaluate_one(eqn, inputs, relu), strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _evaluate_one(eqn: Any, inputs: list[Any], relu: Callable[[jax.Array], jax.Array]) -> Sequence[Any]:
+    name, inner = eqn.primitive.name, inner_jaxprs(eqn)
+    if (place := _relu_operand(eqn)) is not None:
+        return [relu(inputs[place])]
+    if any(_has_relu(jaxpr) for jaxpr in inner):
+        if name not in _CALLS or (name == "custom_jvp_call" and not _is_relu(inner[0])):
+            raise ValueError(
+                f"The function has a ReLU inside of a {name}, whose backward pass cannot be changed; expected ReLUs "
+                f"outside of loops, branches and functions with a derivative of their own, or slope=0."
+            )
+        called = closed(eqn.params[_CALLS[name]])
+        return _evaluate(called.jaxpr, called.consts, inputs, relu)
+    with eqn.ctx.manager:  # the settings of JAX under which it was traced
+        found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return found if eqn.primitive.multiple_results else [found]
+
+
+def _relu_operand(eqn: Any) -> int | None:
+    """Which operand of a maximum is compared with 0; None for any other equation."""
+    if eqn.primitive.name != "max":
+        return None
+    is_zero = [isinstance(atom, core.Literal) and not np.any(atom.val) for atom in eqn.invars]
+    return is_zero.index(False) if is_zero.count(True) == 1 else None
+
+
+def _is_relu(jaxpr: core.Jaxpr) -> bool:
+    """Whether it is a ReLU and nothing else."""
+    if len(jaxpr.eqns) != 1:
+        return False
+    (eqn,) = jaxpr.eqns
+    return _relu_operand(eqn) is not None or any(map(_is_relu, inner_jaxprs(eqn)))
+
+
+def _has_relu(jaxpr: core.Jaxpr) -> bool:
+    return any(_relu_operand(eqn) is not None or any(map(_has_relu, inner_jaxprs(eqn))) for eqn in jaxpr.eqns)
