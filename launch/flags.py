@@ -91,6 +91,7 @@ with flag_group("Attacks: in training, to select the kept model, in the report",
         words = {"part": part, "phase": phase}
         define_settings(AttackConfig, "step_size", "num_steps", "num_restarts", "step_schedule", words=words)
     define_settings(AttackConfig, "random_start")
+    define_settings(RunConfig, "selection")
 with flag_group("Training step", GROUPS, FLAGS):
     define_settings(TrainConfig)
 with flag_group("Pruning", GROUPS, FLAGS):

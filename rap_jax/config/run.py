@@ -194,6 +194,9 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig(AttackConfig())  # with the attack on the training batch
     select_attack: AttackConfig = AttackConfig()  # on the validation split after each epoch, to choose the kept model
+    selection: Literal["pgd", "strong"] = setting("pgd", "What chooses the epoch of a stage on validation: PGD, or "
+        "APGD-T on 3 targets and 200 queries of Square on its first 1,000 images, which misleading gradients do not "
+        "stop.", flag="select_attack")  # fmt: skip
     report_attack: AttackConfig = AttackConfig()  # the one whose result is reported
     prune: PruneConfig = PruneConfig()
     pretrain: StageConfig = StageConfig()
@@ -211,6 +214,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         plain = bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name) and self.name[0] != "."
         require(plain, "name", self.name, "letters, digits, '-', '_' and '.' (it names a folder)")
+        require_choice("select_attack", self.selection, ("pgd", "strong"))
         require_seed(self.seed)
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more images")
         require(self.eval_batch_size >= 1, "eval_batch_size", self.eval_batch_size, "1 or more images")

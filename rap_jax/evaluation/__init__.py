@@ -1,6 +1,7 @@
 """How robust a network is, and whether that can be trusted.
 
 accuracy       natural and robust accuracy of a split, with their intervals
+selection      accuracies that choose the epoch of a run, by attacks that misleading gradients do not stop
 correctness    per-image correctness on clean and adversarial batches
 auto_attack/   AutoAttack
 diagnostics    signs that a robust accuracy cannot be trusted

@@ -84,7 +84,7 @@ class Validation:
 
     def __init__(self, plan: StagePlan, context: StageContext, kept: Kept, say: Callable[[str], None]):
         self._plan, self._context, self.kept, self._say = plan, context, kept, say
-        self._select = context.evaluator(context.model, context.config.select_attack)
+        self._select = context.selector(context.model)
 
     def is_due(self, number: int) -> bool:
         return number % self._plan.steps_per_epoch == 0

@@ -34,6 +34,7 @@ from rap_jax.compaction.cut import cut, masks_of_cut
 from rap_jax.config import AttackConfig, ComputeConfig, OutputConfig, RunConfig, Stage, require
 from rap_jax.data import Dataset, Split
 from rap_jax.evaluation.accuracy import Evaluator, SplitEvaluator, make_evaluator
+from rap_jax.evaluation.selection import make_strong_evaluator
 from rap_jax.models import Model
 from rap_jax.models.model import Weights
 from rap_jax.pruning import specs as specs_lib
@@ -106,6 +107,7 @@ class RunParts:
     model: Model
     remake: Callable[..., Model]
     evaluator: Callable[[Model, AttackConfig], Evaluator]
+    selector: Callable[[Model], Evaluator]
     put_train: Callable[[Split], TrainInput]
     put_test: Callable[[Split], DeviceSplit]
     signals: Callable[[], AbstractContextManager[Interrupt]]
@@ -122,10 +124,16 @@ def make_parts(
     def evaluator(model: Model, attack: AttackConfig) -> Evaluator:
         return make_evaluator(model, attack, mesh, batch_size=config.eval_batch_size)
 
+    @functools.cache
+    def selector(model: Model) -> Evaluator:
+        strong = config.selection == "strong"
+        return (make_strong_evaluator(model, config.select_attack, mesh) if strong
+                else evaluator(model, config.select_attack))  # fmt: skip
+
     put_train: Callable[[Split], TrainInput] = lambda split: make_input(split, mesh)
     put_test: Callable[[Split], DeviceSplit] = lambda split: put_split(*split, mesh)
     remake = functools.cache(model.replace)
-    return RunParts(mesh, output, model, remake, evaluator, put_train, put_test, catch_signals, command)
+    return RunParts(mesh, output, model, remake, evaluator, selector, put_train, put_test, catch_signals, command)
 
 
 def run_training(run: OneRun, parts: RunParts) -> Training[dict[str, Any]]:
@@ -143,7 +151,7 @@ def run_training(run: OneRun, parts: RunParts) -> Training[dict[str, Any]]:
             about = describe(config, dataset, start, mesh) | {"command": parts.command, "run_dir": str(out_dir)}
             with parts.signals() as interrupt:
                 train, validation = parts.put_train(dataset.train), put_split(*dataset.validation, mesh)
-                programs = (parts.evaluator, parts.remake)
+                programs = (parts.evaluator, parts.selector, parts.remake)
                 context = StageContext(
                     config, parts.output, model, mesh, train, validation, *programs, specs, folder, interrupt
                 )

@@ -40,6 +40,7 @@ class StageContext:
     validation: DeviceSplit
     # Of a network and an attack. One function for equal arguments, so that seeds share what is compiled.
     evaluator: Callable[[Model, AttackConfig], Evaluator]
+    selector: Callable[[Model], Evaluator]  # of the validation that chooses an epoch, likewise
     remake: Callable[..., Model]  # the network with other `features`, likewise
     specs: Specs
     folder: RunFolder

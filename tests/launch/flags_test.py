@@ -38,7 +38,7 @@ CHANGED: dict[str, Any] = {
     "num_model_shards": 2, "stream_data": True, "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,
     "train_step_size": 0.5, "train_num_steps": 7, "train_num_restarts": 2, "select_step_size": 0.6,
     "train_step_schedule": "geometric", "select_step_schedule": "geometric", "report_step_schedule": "geometric",
-    "train_epsilon": 1.5, "train_leaky_slope": 0.01,
+    "select_attack": "strong", "train_epsilon": 1.5, "train_leaky_slope": 0.01,
     "select_num_steps": 8, "select_num_restarts": 3, "report_step_size": 0.7, "report_num_steps": 9,
     "report_num_restarts": 4, "structure": "column", "sparsity": "conv1:0.25,fc*:0.25", "rho": 3.0,
     "budget": "global",
@@ -101,6 +101,7 @@ def flag_of(setting: str) -> str:
     if part == "train.attack":
         return field if field in ("norm", "random_start") else f"train_{field}"
     names = {"model.name": "model", "start.run_dir": "start_run", "start.weights": "start_weights"}
+    names["selection"] = "select_attack"
     return names.get(setting, field)
 
 

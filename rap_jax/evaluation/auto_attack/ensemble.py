@@ -45,7 +45,7 @@ from rap_jax.evaluation.auto_attack.inputs import (
 from rap_jax.evaluation.auto_attack.programs import Programs
 from rap_jax.evaluation.auto_attack.record import Record, Saved, load, save
 from rap_jax.evaluation.auto_attack.result import AutoAttackResult, ComponentResult, component_names
-from rap_jax.evaluation.auto_attack.slots import Found, Slots, even_slots
+from rap_jax.evaluation.auto_attack.slots import Found, Slots, even_slots, num_slots_of
 from rap_jax.evaluation.auto_attack.versions import (
     VERSIONS,
     Component,
@@ -57,8 +57,6 @@ from rap_jax.evaluation.auto_attack.versions import (
 from rap_jax.evaluation.diagnostics import check_alone, check_left_out, check_square, diagnose
 
 _SECONDS_BETWEEN_SAVES = 30.0
-# On a CPU the microbatches of a device are no larger than 32 images; accelerators want more at once.
-_SLOTS_PER_CPU, _SLOTS_PER_ACCELERATOR = 64, 512
 
 
 def auto_attack(
@@ -178,7 +176,7 @@ def _open_network(
 ) -> _Network:
     """Traces the function of a user; a `ValueError` for what cannot be attacked."""
     check_network(logits_fn)
-    num_slots = _num_slots(batch_size, len(images), mesh)
+    num_slots = num_slots_of(batch_size, len(images), mesh)
     batch = jax.ShapeDtypeStruct((num_slots // mesh.size, *images.shape[1:]), np.float32)
     sizes = _sizes(batch_size, num_slots, mesh.size)
     logits_fn, num_classes = on_any_batch(in_float32(logits_fn), batch.shape[1:], sizes, *draw)
@@ -186,7 +184,7 @@ def _open_network(
     traced = trace(logits_fn, batch, *draw)
     own = own_mesh(traced.jaxpr)
     if own is not None:
-        mesh, num_slots = own, _num_slots(batch_size, len(images), own)
+        mesh, num_slots = own, num_slots_of(batch_size, len(images), own)
     return _Network(logits_fn, draw, num_classes, batch, traced.no_gradient, mesh, own is not None, num_slots)
 
 
@@ -266,14 +264,6 @@ class _Ensemble:
             share = left / len(self.images)
             results.append(ComponentResult(component.name, attacked, broken, share, seconds.get(component.name, 0.0)))
         return tuple(results)
-
-
-def _num_slots(batch_size: int, num_images: int, mesh: jax.sharding.Mesh) -> int:
-    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool) and batch_size >= 0
-    require(whole, "batch_size", batch_size, "0, which chooses, or 1 or more images")
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    wanted = batch_size or mesh.size * (_SLOTS_PER_CPU if on_cpu else _SLOTS_PER_ACCELERATOR)
-    return math.ceil(min(wanted, num_images) / mesh.size) * mesh.size
 
 
 def _sizes(batch_size: int, num_slots: int, num_devices: int) -> list[int]:

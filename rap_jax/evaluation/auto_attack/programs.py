@@ -59,6 +59,10 @@ class Programs:
         self.captured = [array if stays(array) else jax.device_put(array, replicated(mesh)) for array in captured]
         self._predict = self.compile(self._predict_batch)
 
+    def replace_captured(self, captured: Captured) -> None:
+        """Puts other arrays in the place of those that the function has captured; the programs stay."""
+        self.captured = jax.device_put(captured, replicated(self._mesh))
+
     @property
     def num_devices(self) -> int:
         """Of the mesh."""

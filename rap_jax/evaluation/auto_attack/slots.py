@@ -11,8 +11,12 @@ import jax
 import numpy as np
 
 from rap_jax._runtime.mesh import MAX_MICROBATCH_SIZE
+from rap_jax.config.checks import require
 from rap_jax.evaluation.auto_attack.programs import Attacked, AttackPrograms
 from rap_jax.evaluation.correctness import Examples
+
+# On a CPU the microbatches of a device are no larger than 32 images; accelerators want more at once.
+_SLOTS_PER_CPU, _SLOTS_PER_ACCELERATOR = 64, 512
 
 
 class Found(NamedTuple):
@@ -115,6 +119,19 @@ class Slots:
         waiting.extend(pair for pair in further if pair[1] < self._num_starts)
         row.example[broken | survived] = -1
         return looked
+
+
+def num_slots_of(batch_size: int, num_images: int, mesh: jax.sharding.Mesh) -> int:
+    """Slots of a row for so many images, a multiple of the devices; a `batch_size` of 0 chooses.
+
+    Raises:
+      ValueError: a `batch_size` that is no whole number from 0.
+    """
+    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool) and batch_size >= 0
+    require(whole, "batch_size", batch_size, "0, which chooses, or 1 or more images")
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    wanted = batch_size or mesh.size * (_SLOTS_PER_CPU if on_cpu else _SLOTS_PER_ACCELERATOR)
+    return math.ceil(min(wanted, num_images) / mesh.size) * mesh.size
 
 
 def even_slots(num_examples: int, num_tasks: int, most: int, num_devices: int, num_rows: int = 1) -> int:
