@@ -45,6 +45,9 @@ class Scale:
     recipes: Mapping[Family, Recipe]
     num_seeds: int  # of every cell
     num_images: int  # under AutoAttack
+    robust_epochs: (
+        int  # of the stronger recipe, see `robust`, from scratch; pruned networks get as many in three stages
+    )
     auto_attack: str = "standard"  # version
 
 
@@ -66,6 +69,7 @@ _FEW_STEPS = (
     "--steps_per_epoch=4", "--pretrain_epochs=1", "--admm_epochs=1", "--retrain_epochs=1", "--dual_interval=0.5",
     "--pretrain_epsilon_ramp_epochs=0.5", "--batch_size=32", "--eval_batch_size=100", "--train_num_steps=2",
     "--select_num_steps=2", "--report_num_steps=2", "--report_step_size=0.1", "--nomeasure_cost",
+    "--select_attack=pgd",
 )  # fmt: skip
 _FEW_PGD = ("--pgd_num_steps=2", "--pgd_num_restarts=1")
 
@@ -80,9 +84,9 @@ def _smoke(family: Family) -> Recipe:
 
 SCALES: Mapping[str, Scale] = MappingProxyType(
     {
-        "smoke": Scale("smoke", {family: _smoke(family) for family in _QUICK}, 1, 40, "none"),
-        "quick": Scale("quick", _QUICK, 3, 1000),
-        "paper": Scale("paper", _PAPER, 3, 1000),
+        "smoke": Scale("smoke", {family: _smoke(family) for family in _QUICK}, 1, 40, 3, "none"),
+        "quick": Scale("quick", _QUICK, 3, 1000, 24),
+        "paper": Scale("paper", _PAPER, 3, 1000, 24),
     }
 )
 
@@ -141,12 +145,14 @@ _OPTIMIZERS = {
 
 def dense(scale: Scale, family: Family, width: int, seed: int) -> Job:
     """Adversarially trained by the pretrain stage of the recipe; pruned networks go on from it."""
-    return _run(scale, family, "dense", width, seed, _DENSE)
+    return training_job(scale, family, "dense", width, seed, _DENSE)
 
 
 def natural(scale: Scale, family: Family, width: int, seed: int) -> Job:
     """Trained without an attack."""
-    return _run(scale, family, "natural", width, seed, ("--train_attack=none", *_no_ramp(scale, family), *_DENSE))
+    return training_job(
+        scale, family, "natural", width, seed, ("--train_attack=none", *_no_ramp(scale, family), *_DENSE)
+    )
 
 
 def pruned(
@@ -154,31 +160,31 @@ def pruned(
 ) -> Job:
     """Pruned from the dense one of `width` to the share that width `to` has; without ADMM it is cut and retrained."""
     kind = ("admm" if admm else "cut") + ("" if structure == "filter" else f"_{structure}")
-    flags = ["--pretrain_epochs=0", f"--sparsity={_sparsity(family, width, to, structure)}"]
+    flags = ["--pretrain_epochs=0", f"--sparsity={sparsity_of(family, width, to, structure)}"]
     flags += [] if structure == "filter" else [f"--structure={structure}"]
     flags += [] if admm else ["--admm_epochs=0"]
     start = dense(scale, family, width, seed)
-    return _run(scale, family, kind, width, seed, tuple(flags), to=to, inputs=(("start_run", (start,)),))
+    return training_job(scale, family, kind, width, seed, tuple(flags), to=to, inputs=(("start_run", (start,)),))
 
 
 def scratch(scale: Scale, family: Family, width: int, seed: int) -> Job:
     """Trained alone, for as many epochs as a pruned network gets in its three stages."""
     recipe = scale.recipes[family]
     ramp = f"--pretrain_epsilon_ramp_epochs={recipe.scratch_ramp_epochs}"
-    return _run(scale, family, "scratch", width, seed, (f"--pretrain_epochs={recipe.epochs}", ramp, *_DENSE))
+    return training_job(scale, family, "scratch", width, seed, (f"--pretrain_epochs={recipe.epochs}", ramp, *_DENSE))
 
 
 def collapsed(scale: Scale, family: Family, width: int, seed: int) -> Job:
     """Likewise, by the paper's recipe: Adam with 1e-4, at full radius from the first step."""
     flags = (f"--pretrain_epochs={scale.recipes[family].epochs}", *_no_ramp(scale, family), *_PAPER_ADAM, *_DENSE)
-    return _run(scale, family, "paper_recipe", width, seed, flags)
+    return training_job(scale, family, "paper_recipe", width, seed, flags)
 
 
 def initialized(scale: Scale, family: Family, initializer: str, optimizer: str, seed: int) -> Job:
     """Width 1 from scratch by the paper's recipe, from another initialisation (Table B1)."""
     epochs = f"--pretrain_epochs={scale.recipes[family].initialized_epochs}"
     flags = (epochs, f"--initializer={initializer}", *_no_ramp(scale, family), *_OPTIMIZERS[optimizer], *_DENSE)
-    return _run(scale, family, f"init_{initializer}_{optimizer.lower()}", 1, seed, flags)
+    return training_job(scale, family, f"init_{initializer}_{optimizer.lower()}", 1, seed, flags)
 
 
 def inherited(scale: Scale, family: Family, width: int, to: int, seed: int) -> Job:
@@ -192,14 +198,14 @@ def inherited(scale: Scale, family: Family, width: int, to: int, seed: int) -> J
         f"--retrain_epochs={recipe.inherited_epochs}", f"--retrain_epsilon_ramp_epochs={recipe.ramp_epochs}",
     )  # fmt: skip
     start = pruned(scale, family, width, to, seed)
-    return _run(scale, family, "inherited", width, seed, flags, to=to, inputs=(("start_run", (start,)),))
+    return training_job(scale, family, "inherited", width, seed, flags, to=to, inputs=(("start_run", (start,)),))
 
 
 def auto_attacked(scale: Scale, network: Job) -> Job:
     """AutoAttack on the scale's number of test images."""
     attack = [f"--auto_attack={scale.auto_attack}"]
     attack += ["--pgd_num_steps=2"] if scale.auto_attack == "none" else ["--pgd_num_steps=0"]
-    return _evaluation("auto_attack", network, (*attack, f"--num_images={scale.num_images}"))
+    return evaluation_job("auto_attack", network, (*attack, f"--num_images={scale.num_images}"))
 
 
 def cw_attacked(scale: Scale, family: Family, network: Job) -> Job:
@@ -208,24 +214,25 @@ def cw_attacked(scale: Scale, family: Family, network: Job) -> Job:
     Differs from the paper, which says no more than C&W L-infinity: (1) steps and step size are those of its PGD.
     """
     flags = (*scale.recipes[family].pgd, "--pgd_losses=margin", "--auto_attack=none", _num_images(scale))
-    return _evaluation("cw", network, flags)
+    return evaluation_job("cw", network, flags)
 
 
 def transferred(scale: Scale, family: Family, network: Job, sources: tuple[Job, ...]) -> Job:
     """Images that PGD makes on other networks, shown to this one, the whole test set (Table 6)."""
     flags = (*scale.recipes[family].pgd, "--pgd_losses=ce", "--auto_attack=none", _num_images(scale))
-    return _evaluation("transfer", network, flags, (("transfer_from", sources),))
+    return evaluation_job("transfer", network, flags, (("transfer_from", sources),))
 
 
 def _num_images(scale: Scale) -> str:
     return f"--num_images={scale.num_images if scale.name == 'smoke' else 0}"
 
 
-def _evaluation(kind: str, network: Job, flags: tuple[str, ...], inputs: Inputs = ()) -> Job:
+def evaluation_job(kind: str, network: Job, flags: tuple[str, ...], inputs: Inputs = ()) -> Job:
+    """An evaluation of the network that a run ends with."""
     return Job(f"{kind}_{network.name}", "launch.evaluate", flags, (("checkpoint", (network,)), *inputs))
 
 
-def _run(
+def training_job(
     scale: Scale,
     family: Family,
     kind: str,
@@ -235,11 +242,19 @@ def _run(
     *,
     to: int = 0,
     inputs: Inputs = (),
+    flagfile: str = "",
 ) -> Job:
+    """A training run by the recipe of the family, or by another flagfile."""
     recipe = scale.recipes[family]
     widths = f"w{width}_to_w{to}" if to else f"w{width}"
     name = f"{family}_{kind}_{widths}_seed{seed}"
-    common = (f"--flagfile={recipe.flagfile}", f"--name={name}", *recipe.flags, f"--width={width}", f"--seed={seed}")
+    common = (
+        f"--flagfile={flagfile or recipe.flagfile}",
+        f"--name={name}",
+        *recipe.flags,
+        f"--width={width}",
+        f"--seed={seed}",
+    )
     return Job(name, "launch.main", (*common, *flags), inputs)
 
 
@@ -247,7 +262,7 @@ def _no_ramp(scale: Scale, family: Family) -> tuple[str, ...]:
     return ("--pretrain_epsilon_ramp_epochs=0",) if scale.recipes[family].ramp_epochs else ()
 
 
-def _sparsity(family: Family, width: int, to: int, structure: Structure) -> str:
+def sparsity_of(family: Family, width: int, to: int, structure: Structure) -> str:
     """The paper prunes every layer by the same ratio, and the outputs of the last one stay."""
     ratio = str(float(1 - Fraction(to, width)))
     layers = ("conv1", "conv2", "fc1") if family == MNIST and structure == "filter" else ()

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from rap_jax._runtime.integrity import flatten
 from rap_jax._runtime.text import as_radius
 from rap_jax.config import STAGES
+from rap_jax.reproduction.cells import Cell, Quantity, Table
 from rap_jax.reproduction.job import Job, in_order
-from rap_jax.reproduction.tables import Cell, Quantity, Table
 from rap_jax.runs.metrics import read_metrics
 
 Results = dict[str, Any]  # the content of a results.json
@@ -140,8 +140,9 @@ def read_metric(results: Results, metric: str) -> MeasuredAccuracy:
 
     Args:
       results: of a run or an evaluation.
-      metric: `natural`, `robust`: of a run, on the test set. `auto_attack`: of an evaluation, the worst case of all
-        attacks where the scale has no AutoAttack. `combined`: the worst case. `transfer/N`: images of source N.
+      metric: `natural`, `robust`: of a run, on the test set. `clean`: of an evaluation, without an attack.
+        `auto_attack`: of an evaluation, the worst case of all attacks where the scale has no AutoAttack. `combined`:
+        the worst case. `transfer/N`: images of source N.
 
     Raises:
       ValueError: the results do not have it.
@@ -151,6 +152,8 @@ def read_metric(results: Results, metric: str) -> MeasuredAccuracy:
         if kind in ("natural", "robust"):
             found = results["test"]
             return MeasuredAccuracy(found[f"{kind}_accuracy"], found["num_examples"])
+        if kind == "clean":
+            return MeasuredAccuracy(results["clean"]["natural_accuracy"], results["clean"]["num_examples"])
         found = results["transfer"][int(number)] if kind == "transfer" else results[kind] or results["combined"]
         return MeasuredAccuracy(found["robust_accuracy"], found["num_examples"])
     except (KeyError, IndexError, TypeError) as error:

@@ -4,93 +4,17 @@ table = build_table("2", scale)
 table.cells[0].quantities[0].jobs           # one for each seed
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 from rap_jax.config.checks import require_choice
-from rap_jax.reproduction import paper, recipes
+from rap_jax.reproduction import paper, recipes, robust
+from rap_jax.reproduction.cells import Builder, Cell, Quantity, Table
 from rap_jax.reproduction.job import Job
 from rap_jax.reproduction.recipes import MNIST, Family, Scale
 
 
-@dataclasses.dataclass(frozen=True)
-class Quantity:
-    """One number of a cell."""
-
-    label: str  # `natural`, `PGD` (the paper's attack), `AutoAttack`, `C&W`, `transfer`
-    jobs: tuple[Job, ...]  # one for each seed
-    metric: str  # how it is read from their results, see `results.read_metric`
-    paper: float | None = None  # in percent
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One network of a table."""
-
-    row: str
-    column: str
-    quantities: tuple[Quantity, ...]
-    network: tuple[Job, ...]  # that train it, one for each seed
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table or figure."""
-
-    name: str  # `2`, `A1`, `figure3`, `scratch`, ...
-    title: str
-    about: str  # its rows and columns
-    cells: tuple[Cell, ...]  # in reading order
-    left_out: tuple[str, ...] = ()  # cells of the paper that are wider than the scale runs
-
-    @property
-    def jobs(self) -> tuple[Job, ...]:
-        """The jobs of its cells, without those that they need in turn."""
-        return tuple(job for cell in self.cells for quantity in cell.quantities for job in quantity.jobs)
-
-
-class _Builder:
-    """Makes the cells of one network family at one scale, and notes those that are too wide."""
-
-    def __init__(self, scale: Scale, family: Family):
-        self.scale, self.family = scale, family
-        self.max_width = scale.recipes[family].max_width
-        self.cells = list[Cell]()
-        self.left_out = list[str]()
-
-    def over_seeds(self, job: Callable[..., Job], *arguments: object, **options: object) -> tuple[Job, ...]:
-        """The job for every seed."""
-        seeds = range(self.scale.num_seeds)
-        return tuple(job(self.scale, self.family, *arguments, seed, **options) for seed in seeds)
-
-    def reaches(self, width: int, what: str) -> bool:
-        """Whether the scale runs networks of a width; if not, notes what is left out."""
-        if width > self.max_width:
-            self.left_out.append(what)
-        return width <= self.max_width
-
-    def add_tested(
-        self, row: str, column: str, jobs: tuple[Job, ...], given: paper.Accuracies | None, *, attacked: bool = False
-    ) -> None:
-        """Adds a cell with natural and adversarial accuracy on the test set, with AutoAttack if asked."""
-        quantities = [
-            Quantity("natural", jobs, "natural", given.natural if given else None),
-            Quantity("PGD", jobs, "robust", given.adversarial if given else None),
-        ]
-        if attacked:
-            attacks = tuple(recipes.auto_attacked(self.scale, job) for job in jobs)
-            quantities.append(Quantity("AutoAttack", attacks, "auto_attack"))
-        self.cells.append(Cell(row, column, tuple(quantities), jobs))
-
-    def pruned(self, widths: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """The pairs of widths that the scale runs."""
-        for width, to in widths:
-            if self.reaches(width, f"{width} to {to}"):
-                yield width, to
-
-
-def _pruning_table(scale: Scale, family: Family, given: paper.PruningTable) -> _Builder:
-    build = _Builder(scale, family)
+def _pruning_table(scale: Scale, family: Family, given: paper.PruningTable) -> Builder:
+    build = Builder(scale, family)
     for width in (width for width in paper.WIDTHS if build.reaches(width, f"all of w={width}")):
         row = f"w={width}"
         build.add_tested(row, "natural", build.over_seeds(recipes.natural, width), given.natural[width])
@@ -101,17 +25,17 @@ def _pruning_table(scale: Scale, family: Family, given: paper.PruningTable) -> _
     return build
 
 
-def _triangle(scale: Scale, family: Family, job: Callable[..., Job], given: paper.Cells, **options: object) -> _Builder:
+def _triangle(scale: Scale, family: Family, job: Callable[..., Job], given: paper.Cells, **options: object) -> Builder:
     """A row for each width that is pruned, a column for each width that is left."""
-    build = _Builder(scale, family)
+    build = Builder(scale, family)
     for width, to in build.pruned(given):
         jobs = build.over_seeds(job, width, to, **options)
         build.add_tested(f"w={width}", f"to {to}", jobs, given[width, to])
     return build
 
 
-def _table_6(scale: Scale) -> _Builder:
-    build = _Builder(scale, MNIST)
+def _table_6(scale: Scale) -> Builder:
+    build = Builder(scale, MNIST)
     sources = [w for w in (4, 8, 16) if build.reaches(w, f"images of w={w}")] or [build.max_width]
     makers = [build.over_seeds(recipes.dense, source) for source in sources]
     targets = {widths: build.over_seeds(recipes.pruned, *widths) for widths in build.pruned(paper.TABLE_6)}
@@ -126,15 +50,15 @@ def _table_6(scale: Scale) -> _Builder:
     return build
 
 
-def _table_b1(scale: Scale) -> _Builder:
-    build = _Builder(scale, MNIST)
+def _table_b1(scale: Scale) -> Builder:
+    build = Builder(scale, MNIST)
     for (name, optimizer), given in paper.TABLE_B1.items():
         build.add_tested(name, optimizer, build.over_seeds(recipes.initialized, name, optimizer), given)
     return build
 
 
-def _table_c1(scale: Scale) -> _Builder:
-    build = _Builder(scale, MNIST)
+def _table_c1(scale: Scale) -> Builder:
+    build = Builder(scale, MNIST)
 
     def add(row: str, column: str, jobs: tuple[Job, ...], given: float) -> None:
         attacked = tuple(recipes.cw_attacked(scale, MNIST, job) for job in jobs)
@@ -149,8 +73,8 @@ def _table_c1(scale: Scale) -> _Builder:
     return build
 
 
-def _figure_1(scale: Scale) -> _Builder:
-    build = _Builder(scale, "vgg16_cifar10")
+def _figure_1(scale: Scale) -> Builder:
+    build = Builder(scale, "vgg16_cifar10")
     for width in (width for width in paper.FIGURE_1 if build.reaches(width, f"w={width}")):
         jobs, row = build.over_seeds(recipes.natural, width), f"w={width}"
         quantity = Quantity("natural", jobs, "natural", paper.FIGURE_1_NATURAL[width])
@@ -159,9 +83,9 @@ def _figure_1(scale: Scale) -> _Builder:
     return build
 
 
-def _figure_3(scale: Scale) -> _Builder:
+def _figure_3(scale: Scale) -> Builder:
     families: dict[str, Family] = {"vgg16": "vgg16_cifar10", "resnet18": "resnet18_cifar10"}
-    builders = {model: _Builder(scale, family) for model, family in families.items()}
+    builders = {model: Builder(scale, family) for model, family in families.items()}
     for (model, structure), given in paper.FIGURE_3.items():
         build, row = builders[model], f"{model}, {structure}"
         # The paper prunes from w=16; a smaller scale from the widest that it runs, and has no number to compare with.
@@ -181,8 +105,8 @@ def _figure_3(scale: Scale) -> _Builder:
     return vgg
 
 
-def _scratch(scale: Scale) -> _Builder:
-    build = _Builder(scale, MNIST)
+def _scratch(scale: Scale) -> Builder:
+    build = Builder(scale, MNIST)
     for to in (to for to in (1, 2) if build.reaches(to, f"all of w={to}")):
         row, given = f"w={to}", paper.TABLE_2
         jobs = build.over_seeds(recipes.collapsed, to)
@@ -198,7 +122,7 @@ def _scratch(scale: Scale) -> _Builder:
 _LENET = "LeNet on MNIST"
 _PRUNED = "Rows: width of the network that is pruned. Columns: the width whose share of the filters is left."
 _BASELINES = f"{_PRUNED} Natural and adversarial: dense networks, trained without and with an attack."
-_TABLES: dict[str, tuple[str, str, Callable[[Scale], _Builder]]] = {
+_TABLES: dict[str, tuple[str, str, Callable[[Scale], Builder]]] = {
     "2": (f"Table 2: {_LENET}, filters", _BASELINES, lambda s: _pruning_table(s, MNIST, paper.TABLE_2)),
     "3": ("Table 3: LeNet on CIFAR-10, filters", _BASELINES,
           lambda s: _pruning_table(s, "lenet_cifar10", paper.TABLE_3)),
@@ -221,6 +145,12 @@ _TABLES: dict[str, tuple[str, str, Callable[[Scale], _Builder]]] = {
     "scratch": (f"From scratch or by pruning: {_LENET}",
                 "Equal epochs in all. With a ramp: the radius rises over the first epochs, and the learning rate is "
                 "that of the other networks.", _scratch),
+    "robust": (f"Small and robust: {_LENET}",
+               "Rows: width of the network that is left. Columns: where it comes from. The networks of the stronger "
+               "recipe have equal epochs in all.", robust.sizes),
+    "ablation": (f"The parts of the stronger recipe: {_LENET}",
+                 "From scratch, 16 epochs, on the first 1,000 images of the validation split: the recipe, without each "
+                 "of its parts, and with others. Columns: width.", robust.ablation),
 }  # fmt: skip
 TABLES = tuple(_TABLES)
 

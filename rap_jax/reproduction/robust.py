@@ -1,0 +1,117 @@
+"""The robust study: small networks by a recipe that is stronger than the paper's, and what its parts are worth.
+
+Recipe: `launch/lenet_mnist_robust.flags`. Judged by AutoAttack; epochs are chosen on validation.
+"""
+
+from types import MappingProxyType
+
+from rap_jax.reproduction import recipes
+from rap_jax.reproduction.cells import Builder, Cell, Quantity
+from rap_jax.reproduction.job import Job
+from rap_jax.reproduction.recipes import MNIST, Family, Scale, evaluation_job, sparsity_of, training_job
+
+_FLAGFILE = "lenet_mnist_robust"
+_CYCLE_EPOCHS = 8
+# Widths that are pruned to each width.
+_PRUNED = MappingProxyType({1: (4, 8), 2: (4, 8), 4: (8,), 8: ()})
+_ABLATION_EPOCHS, _ABLATION_WIDTHS = 16, (1, 2)
+# Row of the ablation -> flags after those of the recipe.
+_WITHOUT = MappingProxyType(
+    {
+        "batch 128": ("--batch_size=128",),
+        "equal attack steps of 0.075": ("--train_step_schedule=constant", "--train_step_size=0.075"),
+        "no leaky backward pass": ("--train_leaky_slope=0",),
+        "radius 0.3 in training": ("--train_epsilon=0.3",),
+        "one cycle": ("--pretrain_num_cycles=1",),
+        "epoch chosen by PGD-10": ("--select_attack=pgd",),
+    }
+)
+_WITH = MappingProxyType(
+    {
+        "batch 16": ("--batch_size=16",),
+        "batch 64": ("--batch_size=64",),
+        "radius 0.32": ("--train_epsilon=0.32",),
+        "radius 0.34": ("--train_epsilon=0.34",),
+        "radius 0.36": ("--train_epsilon=0.36",),
+        "learning rate 1e-3": ("--pretrain_learning_rate=1e-3",),
+        "learning rate 6e-3": ("--pretrain_learning_rate=6e-3",),
+        "four cycles": ("--pretrain_num_cycles=4",),
+        "leaky backward pass of 0.1": ("--train_leaky_slope=0.1",),
+        "label smoothing 0.1": ("--label_smoothing=0.1",),
+        "weight decay 1e-4": ("--pretrain_weight_decay=1e-4",),
+    }
+)
+
+
+def dense(scale: Scale, family: Family, width: int, seed: int) -> Job:
+    """The pretrain stage; pruned networks go on from it."""
+    flags = ("--sparsity=none", "--admm_epochs=0", "--retrain_epochs=0")
+    return training_job(scale, family, "robust_dense", width, seed, flags, flagfile=_FLAGFILE)
+
+
+def pruned(scale: Scale, family: Family, width: int, to: int, seed: int) -> Job:
+    """Pruned by filters from the dense one, with the recipe in all stages."""
+    flags = ("--pretrain_epochs=0", f"--sparsity={sparsity_of(family, width, to, 'filter')}")
+    start = (("start_run", (dense(scale, family, width, seed),)),)
+    return training_job(scale, family, "robust_admm", width, seed, flags, to=to, inputs=start, flagfile=_FLAGFILE)
+
+
+def scratch(scale: Scale, family: Family, width: int, seed: int) -> Job:
+    """Trained alone, for as many epochs as a pruned network gets in its three stages."""
+    return _scratch(scale, family, "robust_scratch", width, seed, scale.robust_epochs)
+
+
+def ablated(scale: Scale, family: Family, row: str, width: int, seed: int) -> Job:
+    """A row of the ablation."""
+    kind = "ablation_" + "_".join(row.replace(",", "").split())
+    epochs = min(_ABLATION_EPOCHS, scale.robust_epochs)
+    more = (_WITHOUT | _WITH).get(row, ())
+    return _scratch(scale, family, kind, width, seed, epochs, more)
+
+
+def sizes(scale: Scale) -> Builder:
+    """Cells of the table `robust`."""
+    build = Builder(scale, MNIST)
+    for width in (width for width in _PRUNED if build.reaches(width, f"all of w={width}")):
+        row = f"w={width}"
+        if width <= 2:  # wider ones were not trained so
+            jobs = build.over_seeds(recipes.scratch, width)
+            build.add_tested(row, "from scratch, recipe of the tables", jobs, None, attacked=True)
+        jobs = build.over_seeds(scratch, width)
+        build.add_tested(row, "from scratch", jobs, None, attacked=True)
+        for wide, _ in build.pruned((wide, width) for wide in _PRUNED[width]):
+            jobs = build.over_seeds(pruned, wide, width)
+            build.add_tested(row, f"pruned from {wide}", jobs, None, attacked=True)
+    return build
+
+
+def ablation(scale: Scale) -> Builder:
+    """Cells of the table `ablation`."""
+    build = Builder(scale, MNIST)
+    for row in ("the recipe", *_WITHOUT, *_WITH):
+        for width in (width for width in _ABLATION_WIDTHS if build.reaches(width, f"{row}, w={width}")):
+            jobs = build.over_seeds(ablated, row, width)
+            attacks = tuple(_validated(scale, job) for job in jobs)
+            quantities = (Quantity("natural", attacks, "clean"), Quantity("AutoAttack", attacks, "auto_attack"))
+            shown = row if row not in _WITHOUT else f"without: {row}"
+            build.cells.append(Cell(shown, f"w={width}", quantities, jobs))
+    return build
+
+
+def _validated(scale: Scale, network: Job) -> Job:
+    """AutoAttack on images of the validation split: parts of a recipe are not chosen on the test set."""
+    attack = [f"--auto_attack={scale.auto_attack}"]
+    attack += ["--pgd_num_steps=2"] if scale.auto_attack == "none" else ["--pgd_num_steps=0"]
+    flags = (*attack, f"--num_images={scale.num_images}", "--split=validation")
+    return evaluation_job("validation", network, flags)
+
+
+def _scratch(
+    scale: Scale, family: Family, kind: str, width: int, seed: int, epochs: int, more: tuple[str, ...] = ()
+) -> Job:
+    cycles = max(1, epochs // _CYCLE_EPOCHS)
+    flags = (
+        f"--pretrain_epochs={epochs}", f"--pretrain_num_cycles={cycles}", "--sparsity=none", "--admm_epochs=0",
+        "--retrain_epochs=0", *more,
+    )  # fmt: skip
+    return training_job(scale, family, kind, width, seed, flags, flagfile=_FLAGFILE)
