@@ -23,6 +23,7 @@ from rap_jax.models import Model, create_model
 from rap_jax.models.model import Weights
 from rap_jax.pruning.layers import leaves_by_name
 from rap_jax.pruning.projections import Filter
+from rap_jax.pruning.specs import Specs
 from rap_jax.runs.network import load_network
 
 SHAPES = {"lenet_mnist": (8, 12, 1), "lenet_cifar": (16, 20, 3)}
@@ -314,15 +315,32 @@ def test_a_run_merges_before_admm_and_before_the_cut(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.e2e
-def test_a_run_without_a_retrain_merges_before_its_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("merges", [True, False])
+def test_a_run_without_a_retrain_merges_before_its_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merges: bool
+) -> None:
+    """Both in the record of the stage and in the end; without the flag nothing is merged."""
     wide = functools.partial(merge_duplicates, tolerance=0.9)
+    before_cuts = []
+
+    def cut_and_note(specs: Specs, model: Model, weights: Weights) -> Weights:
+        before_cuts.append(weights.params)
+        return cut(specs, model, weights)
+
     monkeypatch.setattr("rap_jax.training.pipeline.merge_duplicates", wide)
+    monkeypatch.setattr("rap_jax.training.pipeline.cut", cut_and_note)
     config = tiny.tiny_config()
     changes = {"admm": StageConfig(0), "retrain": StageConfig(0), "pretrain": StageConfig(1, config.pretrain.optimizer)}
-    prune = dataclasses.replace(config.prune, merge_duplicates=True, sparsity=(("conv*", 0.5),))
+    prune = dataclasses.replace(config.prune, merge_duplicates=merges, sparsity=(("conv*", 0.5),))
     found = tiny.run_and_watch(tmp_path / "run", dataclasses.replace(config, prune=prune, **changes))
     model = create_model(config.model, input_shape=(8, 8, 1), num_classes=10)
-    merged = wide(model.wiring, found.outcomes["pretrain"].weights.params, {"conv1", "conv2"})  # fc1 is not pruned
+    trained = found.outcomes["pretrain"].weights.params
+    merged = wide(model.wiring, trained, {"conv1", "conv2"})  # fc1 is not pruned
+    assert any(zero_filters(merged[layer]) != zero_filters(trained[layer]) for layer in ("conv1", "conv2"))
+    expected = merged if merges else trained
+    assert len(before_cuts) == 2
+    for params in before_cuts:
+        chex.assert_trees_all_equal(params, expected)
     specs = {f"{layer}/kernel": Filter(0.5) for layer in ("conv1", "conv2")}
-    expected = cut(specs, model, Weights(merged, {})).params
-    chex.assert_trees_all_equal(load_network(tmp_path / "run").weights.params, expected)
+    after = cut(specs, model, Weights(expected, {})).params
+    chex.assert_trees_all_equal(load_network(tmp_path / "run").weights.params, after)
