@@ -128,7 +128,7 @@ def compaction_plan(
         other; for inference: no output of a layer would be left; names it.
     """
     leaves = numpy_by_name(params)
-    _check(wiring, leaves)
+    check_wiring(wiring, leaves)
     if batch_stats is None:
         return _plan(wiring, leaves, _held_at_zero(leaves, masks), training_constants(leaves), for_inference=False)
     constants = inference_constants(leaves, numpy_by_name(batch_stats))
@@ -248,7 +248,8 @@ def _width(group: str, leaves: Leaves) -> int:
     return int(leaves[f"{group}/kernel"].shape[-1])
 
 
-def _check(wiring: Wiring, leaves: Leaves) -> None:
+def check_wiring(wiring: Wiring, leaves: Leaves) -> None:
+    """Refuses a wiring that names other layers than there are, or readers that do not fit their producers."""
     named = {name for pair in wiring.reads for name in pair} - set(wiring.norms)
     missing = {name for name in named if f"{name}/kernel" not in leaves}
     missing |= {name for name in wiring.norms if f"{name}/scale" not in leaves}

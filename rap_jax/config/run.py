@@ -86,6 +86,10 @@ class PruneConfig:
     # `global` lets the layers compete.
     budget: Literal["layer", "global"] = setting("layer", "Whether the ratio counts in each layer, or over all of them "
         "together.")  # fmt: skip
+    # See `rap_jax.compaction.merge`.
+    merge_duplicates: bool = setting(False, "Merge filters that are multiples of each other into one, before ADMM and "
+        "before the cut; as many others stay that would have been cut. For --structure=filter; layers with BatchNorm "
+        "are left alone.")  # fmt: skip
     rho: float = setting(0.01, "ADMM penalty; what it means depends on --rho_rule.")
     rho_rule: Literal["uniform", "gradient"] = setting("gradient", "uniform: one rho for all layers, as in the paper. "
         "gradient: rho times each layer's gradient norm over its weight norm.")  # fmt: skip
@@ -110,6 +114,9 @@ class PruneConfig:
         if self.budget == "global":
             ratios = {ratio for _, ratio in self.sparsity if ratio > 0}
             require(len(ratios) == 1, "sparsity", self.sparsity, "one ratio above 0 for all layers under budget global")
+        whole = self.structure == "filter" or not self.merge_duplicates
+        hint = f"False with structure {self.structure}: only whole filters are merged"
+        require(whole, "merge_duplicates", self.merge_duplicates, hint)
         require_positive("rho", self.rho)
         require_at_least("rho_growth", self.rho_growth, 1, " per dual step")
         require_positive("dual_interval", self.dual_interval)

@@ -192,7 +192,7 @@ def check_weights(spec: Spec, weights: jax.Array, name: str = "weights") -> None
     check_finite(name, weights if isinstance(weights, jax.core.Tracer) else scores(spec, weights))
 
 
-def check_finite(name: str, values: jax.Array) -> None:
+def check_finite(name: str, values: jax.Array | np.ndarray) -> None:
     """Refuses NaN and infinity, outside of `jit`.
 
     Args:

@@ -5,6 +5,8 @@
     cut: projected on the sparsity sets
     retrain (adversarial, pruned weights held at zero)  ->  best on validation  ->  test
 
+With `merge_duplicates` filters that are multiples of each other are merged before ADMM and before every cut.
+
 A stage of 0 epochs is left out, which makes the paper's baselines: without `admm` it is post-pruning (Table A1),
 without `admm` and `retrain` one-shot magnitude pruning, and with an empty sparsity a dense network.
 
@@ -27,10 +29,11 @@ from jax.sharding import Mesh
 
 from rap_jax._runtime.integrity import digest
 from rap_jax._runtime.interrupt import Interrupt, catch_signals
-from rap_jax._runtime.mesh import DeviceSplit, check_batch_size, make_mesh, put_split
+from rap_jax._runtime.mesh import DeviceSplit, check_batch_size, first_device_sharding, make_mesh, put_split
 from rap_jax._runtime.processes import is_first, num_processes, require_same
 from rap_jax.compaction.cost import measure_cost
 from rap_jax.compaction.cut import cut, masks_of_cut
+from rap_jax.compaction.merge import merge_duplicates
 from rap_jax.config import AttackConfig, ComputeConfig, OutputConfig, RunConfig, Stage, require
 from rap_jax.data import Dataset, Split
 from rap_jax.evaluation.accuracy import Evaluator, SplitEvaluator, make_evaluator
@@ -222,13 +225,27 @@ def _run_stages(
     if context.config.start.run_dir is not None:
         stages["start"] = _record(context, evaluator, "start", StageResult(start, 0, 0.0))
     for plan in plans:
+        weights = weights if plan.stage == "pretrain" else _merged(context, weights)
         masks, is_retrain = _masks(context, plan.stage, weights), plan.stage == "retrain"
         run = run_compact_stage if is_retrain and context.config.small_retrain else run_stage
         first = cut(context.specs, context.model, weights) if is_retrain else weights
         result = yield from run(plan, context, first, masks)
         weights = result.weights
         stages[plan.stage] = _record(context, evaluator, plan.stage, result)
-    return weights if "retrain" in stages else cut(context.specs, context.model, weights), stages
+    return weights if "retrain" in stages else _merged_and_cut(context, weights), stages
+
+
+def _merged(context: StageContext, weights: Weights) -> Weights:
+    """The weights, with duplicate filters of the layers that are pruned merged if the config says so."""
+    if not context.config.prune.merge_duplicates:
+        return weights
+    layers = {name.rpartition("/")[0] for name in context.specs}
+    params = merge_duplicates(context.model.wiring, weights.params, layers)
+    return weights._replace(params=jax.device_put(params, first_device_sharding(context.mesh)))
+
+
+def _merged_and_cut(context: StageContext, weights: Weights) -> Weights:
+    return cut(context.specs, context.model, _merged(context, weights))
 
 
 def _masks(context: StageContext, stage: Stage, weights: Weights) -> chex.ArrayTree | None:
@@ -260,7 +277,7 @@ def _record(context: StageContext, evaluator: SplitEvaluator, name: str, result:
         "sparsity": count_sparsity(result.weights.params),
     }
     if context.specs and name != "retrain":
-        record["cut"] = evaluator(f"{label} after a cut", cut(context.specs, context.model, result.weights)).to_json()
+        record["cut"] = evaluator(f"{label} after a cut", _merged_and_cut(context, result.weights)).to_json()
     record["validation_seconds"] = time.monotonic() - began
     context.folder.write_json(path, record)
     return record

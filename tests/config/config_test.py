@@ -78,6 +78,11 @@ def test_a_number_outside_its_range_is_refused(config: type, name: str, value: f
             {"structure": "rows"},
             "structure is 'rows'; expected one of irregular, filter, column, bn_filter",
         ),
+        (
+            PruneConfig,
+            {"structure": "column", "merge_duplicates": True},
+            "merge_duplicates is True; expected False with",
+        ),
         (PruneConfig, {"sparsity": (("conv1", 1.0),)}, "sparsity of conv1 is 1.0"),
         (PruneConfig, {"sparsity": (("", 0.5),)}, "a layer pattern before each ratio"),
         (PruneConfig, {"dual_interval_unit": "days"}, "dual_interval_unit is 'days'"),

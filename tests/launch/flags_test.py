@@ -22,7 +22,7 @@ from launch.flagfiles import expand_flagfiles, recipes, serialize_flags
 from launch.flags import GROUPS
 from launch.help import help_text
 from launch.settings import from_flags
-from rap_jax.config import STAGES, ComputeConfig, OutputConfig, ProcessConfig, RunConfig, StartConfig
+from rap_jax.config import STAGES, ComputeConfig, OutputConfig, ProcessConfig, PruneConfig, RunConfig, StartConfig
 
 RECIPES = [Path(launch.__file__).parent / f"{name}.flags" for name in recipes()]
 # A value for every flag, and none of them is the default or that of another stage or attack.
@@ -56,8 +56,10 @@ CHANGED |= {
         "momentum": 0.5 + number / 10, "weight_decay": 0.25 + number, "epsilon_ramp_epochs": 1.5 + number,
     }.items()
 }  # fmt: skip
-# Not with the restarts, the attack settings, the start above; free_replays is read by --train_attack=free alone.
+# Not with the restarts, the attack settings, the start, the structure above; free_replays is read by
+# --train_attack=free alone.
 ALONE: dict[str, Any] = {"random_start": False, "train_attack": "none", "start_weights": "initial", "free_replays": 7}
+ALONE |= {"merge_duplicates": True}
 # No part of what a run is, nor of its flagfile.
 ALONE |= {
     "distributed": True,
@@ -128,6 +130,7 @@ def test_every_setting_comes_from_its_flag_and_no_other() -> None:
     assert attack is not None and attack.random_start is False
     assert config_of("--train_attack=none").train.attack is None
     assert config_of("--start_run=/a", "--start_weights=initial").start == StartConfig("/a", "initial")
+    assert config_of("--merge_duplicates").prune == PruneConfig(merge_duplicates=True)
     assert config_of("--random_start=false").report_attack.random_start is False
     output = from_flags(OutputConfig, getter(parse(*as_arguments(CHANGED))))
     assert output == OutputConfig(log_every_steps=3, checkpoint_every_seconds=1.5, measure_cost=False)
@@ -141,8 +144,9 @@ def test_every_setting_comes_from_its_flag_and_no_other() -> None:
         CHANGED,
         {"random_start": False, "train_attack": "none", "sparsity": "none", "admm_epochs": 0},
         {"train_attack": "free", "free_replays": 7},
+        {"merge_duplicates": True},
     ],
-    ids=["defaults", "changed", "alone", "free"],
+    ids=["defaults", "changed", "alone", "free", "merged"],
 )
 def test_written_flagfile_gives_the_same_run(tmp_path: Path, given: dict[str, Any]) -> None:
     first = parse(*as_arguments(given))
