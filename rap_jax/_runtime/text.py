@@ -54,6 +54,7 @@ def as_training(train: dict[str, Any]) -> str:
         "horizontal flip": augment["horizontal_flip"],
         f"label smoothing {train['label_smoothing']}": train["label_smoothing"],
         f"mixup {train['mixup_alpha']}": train["mixup_alpha"],
+        f"mean of weights with decay {train.get('ema_decay')}": train.get("ema_decay"),  # later than some results
         "passes in bfloat16": train["compute_dtype"] == "bfloat16",
     }
     return "; ".join(parts + [text for text, is_on in values.items() if is_on])

@@ -147,7 +147,7 @@ def _stage(
     make_tx = stage_optimizer(plan, config, weights.params, specs, mesh)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.bool_), weights.params)
     masks = shapes if plan.stage == "retrain" and specs else None
-    state: StageState = jax.eval_shape(stage_init(make_tx, config, model.input_shape), weights, masks)
+    state: StageState = jax.eval_shape(stage_init(make_tx, config, model.input_shape, plan.stage), weights, masks)
     shardings = state_shardings(state, mesh)
     sizes = jax.tree.map(lambda leaf, place: _bytes(place.shard_shape(leaf.shape), leaf.dtype), state, shardings)
     images = config.batch_size // batch_mesh(config.train, mesh).size

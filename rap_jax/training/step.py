@@ -43,7 +43,7 @@ from rap_jax.data.batches import BatchInputs, make_batch
 from rap_jax.models import Model
 from rap_jax.models.model import Weights
 from rap_jax.training.optimizer import StagePlan
-from rap_jax.training.state import StepKeys, TrainState
+from rap_jax.training.state import StepKeys, TrainState, move_average
 
 
 def perturb(images: jax.Array, perturbation: jax.Array) -> jax.Array:
@@ -142,7 +142,8 @@ class StepFunctions:
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = self.tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
             learning_rate = jnp.asarray(self.plan.learning_rate(state.step), jnp.float32)
-        params = optax.apply_updates(state.params, updates)
+        params, step = optax.apply_updates(state.params, updates), state.step + 1
+        average = move_average(state.average, Weights(params, batch_stats), self.config.ema_decay, step)
         metrics = StepMetrics(
             loss=loss,
             accuracy=accuracy,
@@ -151,7 +152,7 @@ class StepFunctions:
             learning_rate=learning_rate,
             epsilon=scale * (attack.epsilon if attack is not None else 0.0),
         )
-        return TrainState(state.step + 1, params, batch_stats, opt_state, perturbation), metrics
+        return TrainState(step, params, batch_stats, opt_state, perturbation, average), metrics
 
     def step(
         self, state: TrainState, inputs: BatchInputs, keys: StepKeys, dual_step: jax.Array

@@ -67,6 +67,11 @@ def test_a_number_outside_its_range_is_refused(config: type, name: str, value: f
             "train_leaky_slope is 1.5; expected a share",
         ),
         (TrainConfig, {"attack": None, "train_leaky_slope": 0.1}, "train_leaky_slope is 0.1; expected 0 in natural"),
+        (
+            TrainConfig,
+            {"attack": None, "ema_decay": 1.0},
+            "ema_decay is 1.0; expected 0 for no mean, or a number below 1",
+        ),
         (OptimizerConfig, {"schedule": "step"}, "at least one epoch when schedule is step"),
         (OptimizerConfig, {"step_epochs": (5.0, 3.0)}, "rising order"),
         (OptimizerConfig, {"step_epochs": (5.0, math.inf)}, "rising order"),
