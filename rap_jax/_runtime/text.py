@@ -48,12 +48,14 @@ def as_training(train: dict[str, Any]) -> str:
     """Writes what a training step did with its images, from the `train` part of a run's config."""
     parts = [_as_kind(train)]
     augment = train["augment"]
-    values = {
+    values = {  # `get`: settings that came after some results
         "BatchNorm by the batch inside the attack": train["attack"] and train["attack_batch_norm"] == "batch",
         f"crop padding {augment['crop_padding']}": augment["crop_padding"],
         "horizontal flip": augment["horizontal_flip"],
         f"label smoothing {train['label_smoothing']}": train["label_smoothing"],
         f"mixup {train['mixup_alpha']}": train["mixup_alpha"],
+        f"weights perturbed by {train.get('awp_gamma')} of their norm": train.get("awp_gamma"),
+        f"mean of weights with decay {train.get('ema_decay')}": train.get("ema_decay"),
         "passes in bfloat16": train["compute_dtype"] == "bfloat16",
     }
     return "; ".join(parts + [text for text, is_on in values.items() if is_on])

@@ -68,6 +68,8 @@ ADDED_SETTINGS: Mapping[str, Any] = MappingProxyType(
         "num_cycles": 1,
         "selection": "pgd",
         "merge_duplicates": False,
+        "ema_decay": 0.0,
+        "awp_gamma": 0.0,
     }
 )
 

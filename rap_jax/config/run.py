@@ -137,6 +137,14 @@ class TrainConfig:
     label_smoothing: float = setting(0.0, "Share of the target spread over all classes.")
     mixup_alpha: float = setting(0.0, "Images and labels are mixed in pairs, by a share from Beta(alpha, alpha); 0 for "
         "no mixup.")  # fmt: skip
+    # See `rap_jax.training.step.perturb_weights`.
+    awp_gamma: float = setting(0.0, "Adversarial weight perturbation (Wu et al., 2020): each update takes its gradient "
+        "where the weights of each layer are moved uphill by this share of their norm, such as 0.01 (the paper's 0.005 "
+        "to 0.01). Two training passes in place of one. 0 for none.")  # fmt: skip
+    # See `rap_jax.training.state.move_average`.
+    ema_decay: float = setting(0.0, "Decay of the exponential mean of weights and BatchNorm statistics (Polyak "
+        "averaging), such as 0.999: pretrain and retrain score and keep that mean. 0 for the weights themselves."
+    )  # fmt: skip
     free_replays: int = 0  # updates on each batch in a row in free training, by `free_attack`; else 0
     compute_dtype: Literal["float32", "bfloat16"] = setting("float32", "What the network computes in while it is "
         "trained; weights, loss and evaluation stay float32. bfloat16 pays on GPU and TPU; a CPU is slower with it."
@@ -150,6 +158,12 @@ class TrainConfig:
         require(leaks, "train_leaky_slope", slope, "0 in natural and in free training, which have no attack to change")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         require_at_least("mixup_alpha", self.mixup_alpha, 0)
+        require(
+            0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 for no mean, or a number below 1 such as 0.999"
+        )
+        require_at_least("awp_gamma", self.awp_gamma, 0)
+        one_pass = "0 in free training, whose one pass moves images and weights"
+        require(self.awp_gamma == 0 or self.free_replays == 0, "awp_gamma", self.awp_gamma, one_pass)
         hint = "0, or 2 or more updates on each batch in free training"
         require(self.free_replays == 0 or self.free_replays >= 2, "free_replays", self.free_replays, hint)
         if not self.free_replays:

@@ -69,15 +69,20 @@ def step_flops(model: Model, weights: Weights, config: TrainConfig, num_images: 
     """
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), weights)
     multiply_adds = count_multiply_adds(model.logits, zeros, (1, *model.input_shape)).all
+    return 2.0 * multiply_adds * num_images * num_step_passes(config)
+
+
+def num_step_passes(config: TrainConfig) -> int:
+    """Passes of a training step: those of the attack, then forward, backward for images and backward for weights.
+
+    With a perturbation of the weights the last three are taken twice.
+    """
     attack = config.attack if config.attacks_first else None
-    return 2.0 * multiply_adds * num_images * (num_passes(attack) + 3)
+    return num_passes(attack) + (6 if config.awp_gamma > 0 else 3)
 
 
 def num_passes(attack: AttackConfig | None) -> int:
-    """Passes through the network, of the cost of a forward pass, that an attack takes; a backward pass is one.
-
-    The training pass after it takes 3: forward, backward for the images of each layer, backward for its weights.
-    """
+    """Passes through the network, of the cost of a forward pass, that an attack takes; a backward pass is one."""
     if attack is None:
         return 0
     choose = attack.num_restarts if attack.num_restarts > 1 else 0

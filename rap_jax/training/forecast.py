@@ -25,7 +25,7 @@ from rap_jax.data.batches import BatchInputs
 from rap_jax.models import Model, num_params
 from rap_jax.models.model import Weights
 from rap_jax.pruning.specs import Specs
-from rap_jax.training.estimate import StepEstimate, count_kinds, estimate_step, num_passes, step_flops
+from rap_jax.training.estimate import StepEstimate, count_kinds, estimate_step, num_passes, num_step_passes, step_flops
 from rap_jax.training.optimizer import StagePlan, plan_stages, specs_from_config, stage_optimizer
 from rap_jax.training.sharded_step import batch_mesh, step_as_program, step_functions
 from rap_jax.training.start import make_model
@@ -147,7 +147,7 @@ def _stage(
     make_tx = stage_optimizer(plan, config, weights.params, specs, mesh)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.bool_), weights.params)
     masks = shapes if plan.stage == "retrain" and specs else None
-    state: StageState = jax.eval_shape(stage_init(make_tx, config, model.input_shape), weights, masks)
+    state: StageState = jax.eval_shape(stage_init(make_tx, config, model.input_shape, plan.stage), weights, masks)
     shardings = state_shardings(state, mesh)
     sizes = jax.tree.map(lambda leaf, place: _bytes(place.shard_shape(leaf.shape), leaf.dtype), state, shardings)
     images = config.batch_size // batch_mesh(config.train, mesh).size
@@ -178,8 +178,7 @@ def compile_step(
 
 def _validation(plan: StagePlan, config: RunConfig, num_images: int) -> float:
     """Passes through the network in validation, one clean and those of the attack, over those of a step."""
-    train = config.train.attack if config.train.attacks_first else None
-    passes = (num_passes(config.select_attack) + 1) / (num_passes(train) + 3)
+    passes = (num_passes(config.select_attack) + 1) / num_step_passes(config.train)
     return plan.num_steps / plan.steps_per_epoch * num_images / config.batch_size * passes
 
 

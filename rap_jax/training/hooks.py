@@ -20,7 +20,7 @@ from rap_jax.pruning.layers import path_name
 from rap_jax.runs import checkpoint
 from rap_jax.training.loop import MetricsHook
 from rap_jax.training.optimizer import StagePlan
-from rap_jax.training.state import Kept, StageState, TrainState, stream_key
+from rap_jax.training.state import Kept, StageState, TrainState, stored, stream_key
 from rap_jax.training.step import StepMetrics
 from rap_jax.training.task import StageContext
 
@@ -80,7 +80,10 @@ class ResidualsLog:
 
 
 class Validation:
-    """A hook: scores the weights on validation after each epoch and keeps them if they are the best so far."""
+    """A hook: scores the weights on validation after each epoch and keeps them if they are the best so far.
+
+    With `ema_decay` the weights are their mean, but for the ADMM stage, which has none.
+    """
 
     def __init__(self, plan: StagePlan, context: StageContext, kept: Kept, say: Callable[[str], None]):
         self._plan, self._context, self.kept, self._say = plan, context, kept, say
@@ -93,7 +96,7 @@ class Validation:
         plan, context = self._plan, self._context
         key = stream_key(context.config.seed, "select")
         try:
-            accuracy = self._select(state.params, state.batch_stats, context.validation, key)
+            accuracy = self._select(*state.scored, context.validation, key)
         except ValueError as error:
             raise ValueError(f"Validation after step {number} of {plan.stage} failed: {error}") from error
         # In float32 as it is kept, or rounding would make some of equal scores better than others.
@@ -101,7 +104,7 @@ class Validation:
         better = bool(score > self.kept.score)
         if better:
             # Copies, because the next step donates the arrays of the state.
-            params, batch_stats = jax.tree.map(jnp.copy, (state.params, state.batch_stats))
+            params, batch_stats = jax.tree.map(jnp.copy, state.scored)
             place = first_device_sharding(context.mesh)
             self.kept = Kept(params, batch_stats, *(put(np.asarray(x), place) for x in (score, np.int32(number))))
         context.folder.log(
@@ -146,7 +149,8 @@ class Checkpoints:
         now = time.monotonic()
         self.seconds += self._share * (now - self._saved)
         self._saved = now
-        checkpoint.save(self._manager, number, StageState(state, self._validation.kept), {"seconds": self.seconds})
+        content = stored(StageState(state, self._validation.kept))
+        checkpoint.save(self._manager, number, content, {"seconds": self.seconds})
         if self._signal_number:
             where = f"in {self._plan.stage} after step {number} of {self._plan.num_steps}"
             raise Interrupted(self._signal_number, where)

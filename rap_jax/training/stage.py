@@ -29,7 +29,7 @@ from rap_jax.training.input import Order
 from rap_jax.training.loop import Hooks, run_steps, train_steps
 from rap_jax.training.optimizer import StagePlan, stage_optimizer
 from rap_jax.training.sharded_step import TrainStep, make_train_step
-from rap_jax.training.state import InitState, StageState, stage_init, step_keys, stream_key
+from rap_jax.training.state import InitState, StageState, from_stored, stage_init, step_keys, stored, stream_key
 from rap_jax.training.step import StepMetrics
 from rap_jax.training.task import Reached, StageContext, StageResult, StageTask, T, Training
 
@@ -55,7 +55,8 @@ def run_stage(
 ) -> Training[StageResult]:
     """Trains one stage from `start`, or from its last checkpoint, to its end.
 
-    Pretrain and retrain return the model of best validation score, ADMM its last one.
+    Pretrain and retrain return the model of best validation score, ADMM its last one. With `ema_decay` the models of
+    pretrain and retrain are means of weights, each stage with a mean of its own; see `rap_jax.training.state`.
 
     Args:
       masks: False where a weight has to stay zero, bool tree like the params; None if none has.
@@ -89,15 +90,17 @@ class StageParts(NamedTuple):
 def stage_parts(plan: StagePlan, context: StageContext, start: Weights, masks: chex.ArrayTree | None) -> StageParts:
     """Of start and masks only names and shapes are used."""
     make_tx = stage_optimizer(plan, context.config, start.params, context.specs, context.mesh)
-    init = stage_init(make_tx, context.config, context.model.input_shape)
+    init = stage_init(make_tx, context.config, context.model.input_shape, plan.stage)
     shapes = jax.eval_shape(init, start, masks)
     return StageParts(make_tx, init, shapes, state_shardings(shapes, context.mesh))
 
 
 def restore_stage(manager: ocp.CheckpointManager, template: Any) -> Reached | None:
     """The last good checkpoint, if there is one."""
-    restored = checkpoint.restore_latest(manager, template)
-    return None if restored is None else Reached(restored.step, restored.state, float(restored.meta["seconds"]))
+    restored = checkpoint.restore_latest(manager, stored(template))
+    if restored is None:
+        return None
+    return Reached(restored.step, from_stored(restored.state), float(restored.meta["seconds"]))
 
 
 def train_task(task: StageTask) -> Reached:

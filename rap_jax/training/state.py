@@ -5,7 +5,7 @@ resumed run draws the numbers of an uninterrupted one.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -45,6 +45,12 @@ class TrainState(NamedTuple):
     batch_stats: chex.ArrayTree  # statistics of BatchNorm, {} without
     opt_state: optax.OptState  # of the optimizer chain: with z and u in the ADMM stage, with the masks in the retrain
     perturbation: chex.ArrayTree = ()  # of the images of a batch in free training, float32 [N, H, W, C]; else ()
+    average: chex.ArrayTree = ()  # exponential mean of weights and BatchNorm statistics, `Weights`; () without
+
+    @property
+    def scored(self) -> Weights:
+        """The weights that validation scores: their mean, where there is one."""
+        return self.average if isinstance(self.average, Weights) else Weights(self.params, self.batch_stats)
 
 
 class Kept(NamedTuple):
@@ -57,10 +63,32 @@ class Kept(NamedTuple):
 
 
 class StageState(NamedTuple):
-    """The content of a checkpoint."""
+    """The state of a stage; `stored` is the content of its checkpoint."""
 
     train: TrainState
     kept: Kept
+
+
+class _FirstTrainState(NamedTuple):
+    """The fields of `TrainState` that it has had from the first: a checkpoint names those that are empty, too."""
+
+    step: jax.Array
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
+    opt_state: optax.OptState
+    perturbation: chex.ArrayTree
+
+
+def stored(state: StageState) -> StageState:
+    """The state without fields that came later, if they are empty: so earlier versions wrote it, and go on with it."""
+    first, later = state.train[: len(_FirstTrainState._fields)], state.train[len(_FirstTrainState._fields) :]
+    train: Any = state.train if any(later) else _FirstTrainState(*first)
+    return state._replace(train=train)
+
+
+def from_stored(state: StageState) -> StageState:
+    """The whole state again; what it lacks is empty."""
+    return state._replace(train=TrainState(*state.train))
 
 
 def first_perturbation(config: TrainConfig, shape: tuple[int, ...]) -> chex.ArrayTree:
@@ -68,16 +96,52 @@ def first_perturbation(config: TrainConfig, shape: tuple[int, ...]) -> chex.Arra
     return jnp.zeros(shape, jnp.float32) if config.free_replays else ()
 
 
+def has_average(config: TrainConfig, stage: Stage) -> bool:
+    """Whether a stage keeps the mean of its weights.
+
+    The ADMM stage does not: it ends with its last weights, which z and u belong to. A mean lags behind them on their
+    way to the sparsity sets, and would lose more by the cut.
+    """
+    return config.ema_decay > 0 and stage != "admm"
+
+
+def move_average(average: chex.ArrayTree, weights: Weights, decay: float, step: jax.Array) -> chex.ArrayTree:
+    """The exponential mean d average + (1 - d) weights, d = min(decay, (1 + t) / (10 + t)), after t updates.
+
+    The first weights of a stage, with which its mean begins, are soon forgotten: d is 2/11 after one update and 0.99
+    after 890. A weight that is zero in both stays exactly zero.
+
+    Args:
+      average: the mean before, `Weights`; or (), which is returned.
+      weights: after the update.
+      decay: the largest d, in [0, 1).
+      step: t, updates done in this stage, 1 or more, int32.
+
+    References: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992,
+    https://doi.org/10.1137/0330046; the d of few updates is that of TensorFlow's `ExponentialMovingAverage`.
+    """
+    if not isinstance(average, Weights):
+        return average
+    updates = step.astype(jnp.float32)
+    return optax.incremental_update(weights, average, 1 - jnp.minimum(decay, (1 + updates) / (10 + updates)))
+
+
 def init_stage_state(
-    start: Weights, tx: optax.GradientTransformationExtraArgs, perturbation: chex.ArrayTree = ()
+    start: Weights,
+    tx: optax.GradientTransformationExtraArgs,
+    perturbation: chex.ArrayTree = (),
+    *,
+    with_average: bool = False,
 ) -> StageState:
-    """Fresh state of a stage that begins at `start`.
+    """Fresh state of a stage that begins at `start`, and so does its mean.
 
     All leaves are copies: a step donates its state, and that must not reach the caller's arrays.
     """
-    first, kept = (jax.tree.map(jnp.copy, start) for _ in range(2))
+    copy = lambda: jax.tree.map(jnp.copy, start)
+    first, kept, average = copy(), copy(), copy() if with_average else ()
+    step, opt_state = jnp.zeros((), jnp.int32), tx.init(start.params)
     return StageState(
-        TrainState(jnp.zeros((), jnp.int32), first.params, first.batch_stats, tx.init(start.params), perturbation),
+        TrainState(step, first.params, first.batch_stats, opt_state, perturbation, average),
         Kept(kept.params, kept.batch_stats, score=jnp.full((), -1.0, jnp.float32), step=jnp.zeros((), jnp.int32)),
     )
 
@@ -89,6 +153,7 @@ def stage_init(
     make_tx: Callable[[chex.ArrayTree | None], optax.GradientTransformationExtraArgs],
     config: RunConfig,
     input_shape: tuple[int, int, int],
+    stage: Stage,
 ) -> InitState:
     """(start, masks) -> the fresh state of a stage, to be jitted.
 
@@ -97,6 +162,8 @@ def stage_init(
     Args:
       make_tx: from `stage_optimizer`.
       input_shape: of one image, in free training.
+      stage: its name.
     """
     perturbation = lambda: first_perturbation(config.train, (config.batch_size, *input_shape))
-    return lambda start, masks: init_stage_state(start, make_tx(masks), perturbation())
+    with_average = has_average(config.train, stage)
+    return lambda start, masks: init_stage_state(start, make_tx(masks), perturbation(), with_average=with_average)

@@ -23,6 +23,16 @@ Differs from the authors' code: (3) the gradient is that at the perturbed image;
 and is zero where that clips, so a perturbation that points out of the box stays there as long as the batch does, which
 matters where many pixels are 0 or 1. (4) With label smoothing both gradients are of the smoothed loss, since there is
 one pass, while other attacks here see the labels as they are.
+
+Adversarial weight perturbation (Wu et al., "Adversarial Weight Perturbation Helps Robust Generalization", 2020,
+https://arxiv.org/abs/2004.05884, algorithm 1 with one step on the weights): an update takes the gradient of the
+adversarial batch at weights that are moved uphill first (`perturb_weights`), and the optimizer applies it to the
+weights themselves. The batch is attacked at the weights, before they are moved.
+
+Differs from the authors' code (https://github.com/csdongxian/AWP): (5) BatchNorm's statistics, loss, accuracy and
+gradient norm are those of the first pass, at the weights that are evaluated and shipped; theirs are of the pass at the
+moved weights. (6) Momentum and decay see the weights; theirs step from the moved ones and move back. (7) Zeros do not
+move: pruned weights stay out of the function.
 """
 
 import dataclasses
@@ -43,7 +53,7 @@ from rap_jax.data.batches import BatchInputs, make_batch
 from rap_jax.models import Model
 from rap_jax.models.model import Weights
 from rap_jax.training.optimizer import StagePlan
-from rap_jax.training.state import StepKeys, TrainState
+from rap_jax.training.state import StepKeys, TrainState, move_average
 
 
 def perturb(images: jax.Array, perturbation: jax.Array) -> jax.Array:
@@ -67,6 +77,28 @@ def move_perturbation(
     """
     threat_model = ThreatModel(attack.norm, scale * attack.epsilon)
     return threat_model.project(perturbation + scale * attack.step_size * threat_model.steepest(gradient))
+
+
+def perturb_weights(params: chex.ArrayTree, gradients: chex.ArrayTree, gamma: float) -> chex.ArrayTree:
+    """The weights moved uphill, each kernel by `gamma` times its own norm: w + gamma ||w|| g / ||g||.
+
+    Wu et al., 2020, eq. 8 to 10, with one step. Weights that are exactly zero do not move, and their gradient does not
+    count: a pruned network stays itself. Biases and BatchNorm do not move, as in the authors' code.
+
+    Args:
+      params: arrays [*shape]; kernels are those of 2 axes or more.
+      gradients: of the loss, like the params. A kernel whose gradient is zero does not move.
+      gamma: 0 or more.
+    """
+
+    def perturb_one(weight: jax.Array, gradient: jax.Array) -> jax.Array:
+        if weight.ndim < 2:
+            return weight
+        uphill = jnp.where(weight != 0, gradient, 0)
+        size, length = (jnp.sqrt(jnp.sum(jnp.square(leaf))) for leaf in (weight, uphill))
+        return weight + jnp.where(length > 0, gamma * size / length, 0) * uphill
+
+    return jax.tree.map(perturb_one, params, gradients)
 
 
 class StepMetrics(NamedTuple):
@@ -135,23 +167,28 @@ class StepFunctions:
         loss_fn = _loss(self.model, state.batch_stats, inputs, self.config.label_smoothing)
         # Free training is free because the pass that gives the weight gradient gives the image gradient as well.
         gradients_fn = jax.value_and_grad(loss_fn, (0, 1) if free else (0,), has_aux=True)
-        (loss, (accuracy, batch_stats)), (gradients, *rising) = gradients_fn(self.gather(state.params), images)
+        gathered = self.gather(state.params)
+        (loss, (accuracy, batch_stats)), (first_gradients, *rising) = gradients_fn(gathered, images)
+        gradients = first_gradients
+        if self.config.awp_gamma > 0:
+            _, (gradients,) = gradients_fn(perturb_weights(gathered, gradients, self.config.awp_gamma), images)
         if attack is not None and free:
             perturbation = move_perturbation(perturbation, rising[0], attack, scale)
         # optax multiplies its counts with fractions, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = self.tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
             learning_rate = jnp.asarray(self.plan.learning_rate(state.step), jnp.float32)
-        params = optax.apply_updates(state.params, updates)
+        params, step = optax.apply_updates(state.params, updates), state.step + 1
+        average = move_average(state.average, Weights(params, batch_stats), self.config.ema_decay, step)
         metrics = StepMetrics(
             loss=loss,
             accuracy=accuracy,
-            gradient_norm=optax.tree.norm(gradients),
+            gradient_norm=optax.tree.norm(first_gradients),
             weight_norm=optax.tree.norm(params),
             learning_rate=learning_rate,
             epsilon=scale * (attack.epsilon if attack is not None else 0.0),
         )
-        return TrainState(state.step + 1, params, batch_stats, opt_state, perturbation), metrics
+        return TrainState(step, params, batch_stats, opt_state, perturbation, average), metrics
 
     def step(
         self, state: TrainState, inputs: BatchInputs, keys: StepKeys, dual_step: jax.Array

@@ -19,6 +19,7 @@ from rap_jax.config import (
     StageConfig,
     StartConfig,
     TrainConfig,
+    free_attack,
 )
 from rap_jax.config.checks import ADDED_SETTINGS, complete
 
@@ -67,6 +68,17 @@ def test_a_number_outside_its_range_is_refused(config: type, name: str, value: f
             "train_leaky_slope is 1.5; expected a share",
         ),
         (TrainConfig, {"attack": None, "train_leaky_slope": 0.1}, "train_leaky_slope is 0.1; expected 0 in natural"),
+        (
+            TrainConfig,
+            {"attack": None, "ema_decay": 1.0},
+            "ema_decay is 1.0; expected 0 for no mean, or a number below 1",
+        ),
+        (TrainConfig, {"attack": None, "awp_gamma": -0.1}, "awp_gamma is -0.1; expected 0 or more"),
+        (
+            TrainConfig,
+            {"attack": free_attack("linf", 0.1), "free_replays": 2, "awp_gamma": 0.1},
+            "awp_gamma is 0.1; expected 0 in free training",
+        ),
         (OptimizerConfig, {"schedule": "step"}, "at least one epoch when schedule is step"),
         (OptimizerConfig, {"step_epochs": (5.0, 3.0)}, "rising order"),
         (OptimizerConfig, {"step_epochs": (5.0, math.inf)}, "rising order"),

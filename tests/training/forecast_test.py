@@ -122,6 +122,8 @@ def test_flops_are_those_of_the_passes(num_steps: int) -> None:
     assert forward == pytest.approx(logits.cost_analysis()["flops"], rel=0.15)
     attacked = step_flops(model, weights, TrainConfig(AttackConfig(num_steps=num_steps)), 4)
     assert attacked == pytest.approx((2 * num_steps + 3) * forward)
+    twice = step_flops(model, weights, TrainConfig(AttackConfig(num_steps=num_steps), awp_gamma=0.01), 4)
+    assert twice == pytest.approx((2 * num_steps + 6) * forward)
 
 
 def test_validation_counts_as_the_passes_that_it_takes() -> None:

@@ -14,6 +14,7 @@ from rap_jax.data import Split, load, load_dataset, load_datasets
 from rap_jax.data.batches import BatchInputs
 from rap_jax.data.dataset import PooledImages, TrainTest
 from rap_jax.models import Model
+from rap_jax.models.model import Weights
 from rap_jax.training.input import Order, PooledInput, make_input, pooled_inputs
 from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.seeds_step import make_seeds_step
@@ -24,7 +25,7 @@ from rap_jax.training.step import StepFunctions
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 2, 2, 1), np.uint8)
 LABELS = np.random.default_rng(1).integers(0, 3, 24).astype(np.int32)
 INDICES = np.random.default_rng(2).integers(0, 24, (4, 3, 8)).astype(np.int32)  # of 4 steps of 3 seeds
-TRAIN = TrainConfig(AttackConfig(epsilon=0.1, step_size=0.05, num_steps=2))
+TRAIN = TrainConfig(AttackConfig(epsilon=0.1, step_size=0.05, num_steps=2), ema_decay=0.9)
 PLAN = StagePlan("pretrain", 100, 10, lambda step: jnp.float32(0.5))
 SEEDS = range(3)
 
@@ -38,7 +39,7 @@ MODEL = Model(lambda key: ({}, {}), linear_apply, (2, 2, 1), 3, "dense")
 
 def first_state(seed: int, tx: Any) -> TrainState:
     params = {"kernel": jax.random.normal(jax.random.key(seed), (4, 3))}
-    return TrainState(jnp.int32(0), params, {}, tx.init(params))
+    return TrainState(jnp.int32(0), params, {}, tx.init(params), average=Weights(jax.tree.map(jnp.copy, params), {}))
 
 
 def keys_of(seed: int) -> StepKeys:
