@@ -6,6 +6,8 @@
     variables = layer.init(key, images)                 # {"params": {"kernel": [5, 5, C, 8], "bias": [8]}}
     pooled = layer.apply(variables, images)             # [N, H, W, C] -> [N, H/2, W/2, 8]
 
+    layer = ConvNormReluPool(features=8, kernel_size=5) # with BatchNorm before the ReLU, and no bias
+
 Two implementations compute the same function:
 
   xla    `lax.conv_general_dilated` and `lax.reduce_window`: for GPU and TPU, and the definition.
@@ -40,6 +42,7 @@ from flax import linen as nn
 from jax import lax
 
 from rap_jax.config import require
+from rap_jax.models.layers.batch_norm import BatchNorm
 from rap_jax.models.layers.convolution import Implementation, from_cells, use_cpu_form, xla_conv
 from rap_jax.models.layers.initializers import Initializer, bias_initializer, kernel_initializer
 from rap_jax.models.layers.linear import conv2d
@@ -65,6 +68,39 @@ class ConvReluPool(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", bias_initializer(math.prod(shape[:3])), (self.features,), jnp.float32)
         return conv_relu_pool(images, kernel, bias, implementation=self.implementation)
+
+
+class ConvNormReluPool(nn.Module):
+    """Convolution with "same" padding, `BatchNorm`, ReLU, 2x2 max pooling; all parameters lie in this layer.
+
+    The maximum is taken of normed values: a scale may be negative, and then the largest input is the smallest output.
+    """
+
+    features: int  # number of output channels
+    kernel_size: int  # height and width of the kernel, odd
+    kernel_init: Initializer = kernel_initializer("xavier_uniform")
+    implementation: Implementation = "auto"  # see `conv_relu_pool` and, for training mode, `conv2d`
+    folded: bool = False  # a `ConvReluPool`, which the norm has been made part of
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """[N, H, W, C] -> [N, H // 2, W // 2, features]; see `BatchNorm` for `train`."""
+        implementation = self.implementation
+        if self.folded:
+            layer = ConvReluPool(self.features, self.kernel_size, self.kernel_init, implementation)
+            nn.share_scope(self, layer)
+            return layer(images)
+        shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        norm = BatchNorm(self.features)
+        nn.share_scope(self, norm)
+        if train:
+            outputs = conv2d(images, kernel, padding=self.kernel_size // 2, implementation=implementation)
+            return nn.relu(max_pool(norm(outputs, train)))
+        # In evaluation mode the norm is a factor and an offset per filter. With its sign inside the kernel the fast
+        # layer can be used, which is what an attack calls most.
+        factor, offset = norm.running()
+        return conv_relu_pool(images, kernel * factor.reshape(1, 1, 1, -1), offset, implementation=implementation)
 
 
 def conv_relu_pool(
