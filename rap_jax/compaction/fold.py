@@ -1,9 +1,9 @@
-"""BatchNorm made part of the convolution before it, for inference.
+"""BatchNorm made part of the convolution or dense layer before it, for inference.
 
     small = fold_batch_norm(model, params, batch_stats)
 
-In evaluation mode a BatchNorm is a factor and an offset per channel. Behind a convolution they go into its kernel and
-bias; one that stands alone (WideResNet has them behind sums) keeps them as its scale and shift. The logits are the same
+In evaluation mode a BatchNorm is a factor and an offset per channel. Behind a kernel they go into it and its bias;
+one that stands alone (WideResNet has them behind sums) keeps them as its scale and shift. The logits are the same
 up to rounding; what is left can be trained on, without normalisation.
 """
 
@@ -44,7 +44,7 @@ def _folded(layer: str, leaves: dict[str, np.ndarray], factor: np.ndarray, offse
     if f"{layer}/kernel" not in leaves:
         return {"scale": factor, "shift": offset}
     bias = leaves.get(f"{layer}/bias", np.zeros(len(factor)))
-    kernel = leaves[f"{layer}/kernel"] * factor.reshape(1, 1, 1, -1)
+    kernel = leaves[f"{layer}/kernel"] * factor  # outputs come last, in a convolution and in a dense layer
     return {"kernel": kernel, "bias": bias * factor + offset}
 
 

@@ -10,7 +10,7 @@ A channel (the output of a filter, or of a neuron of a dense layer) is removable
   it is constant     the weights of all layers that write it are zero, and so is its constant: its bias, scale and shift
                      in evaluation mode, and the BatchNorm behind a sum of it (see `inference_constants`); or the
                      constant is another one that each reader can add to its bias without error: a dense layer, or a
-                     convolution without padding; or
+                     convolution without padding, that has a bias and no BatchNorm; or
   it is unread       all weights that would read it are zero.
 
 A removed channel may leave other channels without inputs or without readers, so both are repeated until nothing

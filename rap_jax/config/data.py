@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from rap_jax.config.checks import require, setting
 
-Network = Literal["lenet_mnist", "lenet_cifar", "vgg16", "resnet18", "wide_resnet28"]
+Network = Literal["lenet_mnist", "lenet_mnist_bn", "lenet_cifar", "vgg16", "resnet18", "wide_resnet28"]
 Initializer = Literal[
     "default",
     "pytorch",

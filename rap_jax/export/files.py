@@ -26,6 +26,7 @@ from rap_jax.export.onnx.file import onnx_model, open_reference, open_session, w
 from rap_jax.export.open_file import OpenFile
 from rap_jax.export.safetensors import safetensors_bytes
 from rap_jax.export.stablehlo import metadata_path, read_metadata, stablehlo_bytes
+from rap_jax.models import FOLDED_AS
 
 _TITLES = {"stablehlo": "StableHLO", "onnx": "ONNX", "npz": "npz", "safetensors": "safetensors"}
 _HINTS = {
@@ -147,8 +148,9 @@ def _content(exported: ExportedNetwork, file_format: str, metadata: dict[str, An
     if file_format == "npz":
         return npz_bytes(exported.weights, metadata)
     if file_format == "safetensors":
-        require(not exported.folded, "fold", True, "--nofold: the PyTorch network has its BatchNorm")
-        return safetensors_bytes(exported.config.name, exported.weights, metadata)
+        name = exported.config.name
+        require(not exported.folded or name in FOLDED_AS, "fold", True, "--nofold: the PyTorch network has BatchNorm")
+        return safetensors_bytes(FOLDED_AS[name] if exported.folded else name, exported.weights, metadata)
     onnx = onnx_model(
         exported.logits_fn, input_shape=model.input_shape, num_classes=model.num_classes, metadata=metadata
     )

@@ -7,7 +7,8 @@ file's header under `rap_jax`.
 LeNet (MNIST and CIFAR), VGG-16 and ResNet-18 have the names of the authors' networks (`LeNet_adv`, `VGG_adv` and
 `ResNet_adv` of https://github.com/yeshaokai/Robustness-Aware-Pruning-ADMM), into which their weights can be loaded.
 Two things to know of those: the authors' LeNet for MNIST ends with a log-softmax, and their VGG-16 and ResNet-18 take
-images of 32x32 only. The authors have no WRN-28 with pre-activation blocks; ours has the names of
+images of 32x32 only. `lenet_mnist_bn` has the names of the first and a BatchNorm bn1, bn2, bn3 behind each; folded, it
+is exported as the first. The authors have no WRN-28 with pre-activation blocks; ours has the names of
 https://github.com/xternalz/WideResNet-pytorch, which TRADES and RobustBench have too.
 """
 
@@ -23,7 +24,7 @@ from rap_jax.models.model import Weights
 
 METADATA_KEY = "rap_jax"
 # Dense layers that read a flattened image, and the layer that makes it.
-_FLATTENED = {"lenet_mnist": {"fc1": "conv2"}, "lenet_cifar": {"fc1": "conv2"}}
+_FLATTENED = {name: {"fc1": "conv2"} for name in ("lenet_mnist", "lenet_mnist_bn", "lenet_cifar")}
 _VECTORS = {"scale": "weight", "shift": "bias", "mean": "running_mean", "var": "running_var"}
 _VGG_GROUPS = (2, 2, 3, 3, 3)  # convolutions between two poolings
 
@@ -33,6 +34,10 @@ class ModuleNames(NamedTuple):
 
     kernel: str | None  # of the convolution or dense layer, None for a BatchNorm that stands alone
     norm: str | None = None  # of the BatchNorm, None where there is none
+
+
+def _lenet_batch_norm(layer: str) -> ModuleNames:
+    return ModuleNames(layer, {"conv1": "bn1", "conv2": "bn2", "fc1": "bn3"}.get(layer))
 
 
 def _vgg(layer: str) -> ModuleNames:
@@ -69,6 +74,7 @@ def _within(prefix: str, names: ModuleNames) -> ModuleNames:
 # Of each network of `create_model`: a layer, such as `group1_block0/conv1` -> its names.
 _NAMES: Mapping[str, Callable[[str], ModuleNames]] = {
     "lenet_mnist": ModuleNames,
+    "lenet_mnist_bn": _lenet_batch_norm,
     "lenet_cifar": ModuleNames,
     "vgg16": _vgg,
     "resnet18": _resnet,

@@ -4,7 +4,7 @@ create          create_model: a `ModelConfig` -> a `Model`
 model           Model (init, apply, logits, replace), Weights, passes in bfloat16
 network         the base class of the networks
 wiring          which layer reads which
-lenet           the paper's LeNets for MNIST and CIFAR-10, of width w
+lenet           the paper's LeNets for MNIST (also with BatchNorm) and CIFAR-10, of width w
 vgg             VGG-16 with BatchNorm
 resnet          ResNet-18
 wide_resnet     WRN-28-k
@@ -15,6 +15,7 @@ weights = model.init(jax.random.key(0))
 logits = model.logits(weights, images)
 """
 
+from rap_jax.models.create import FOLDED_AS as FOLDED_AS
 from rap_jax.models.create import NETWORKS as NETWORKS
 from rap_jax.models.create import create_model as create_model
 from rap_jax.models.layers.convolution import IMPLEMENTATIONS as IMPLEMENTATIONS

@@ -9,7 +9,7 @@ from typing import Any
 from rap_jax.config import ModelConfig, require
 from rap_jax.models.layers.convolution import IMPLEMENTATIONS, Implementation
 from rap_jax.models.layers.initializers import kernel_initializer
-from rap_jax.models.lenet import LeNetCifar, LeNetMnist
+from rap_jax.models.lenet import LeNetCifar, LeNetMnist, LeNetMnistBatchNorm
 from rap_jax.models.model import Features, Model, from_linen
 from rap_jax.models.network import Network
 from rap_jax.models.resnet import ResNet18
@@ -19,12 +19,15 @@ from rap_jax.models.wiring import Wiring
 
 _NETWORKS: dict[str, type[Network]] = {
     "lenet_mnist": LeNetMnist,
+    "lenet_mnist_bn": LeNetMnistBatchNorm,
     "lenet_cifar": LeNetCifar,
     "vgg16": Vgg16,
     "resnet18": ResNet18,
     "wide_resnet28": WideResNet28,
 }
 NETWORKS: tuple[str, ...] = tuple(_NETWORKS)
+# Networks that are another one after folding: the same function of parameters of the same names and shapes.
+FOLDED_AS: Mapping[str, str] = MappingProxyType({"lenet_mnist_bn": "lenet_mnist"})
 
 
 def create_model(

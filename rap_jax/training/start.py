@@ -7,23 +7,28 @@
                  2019, https://arxiv.org/abs/1803.03635). If that run went on with the network of a third one, the
                  initialisation is that of the third.
 
+The other run may have a network that is ours after folding (`FOLDED_AS`): its BatchNorm is folded then. So a
+`lenet_mnist` can begin with weights that were trained as a `lenet_mnist_bn`.
+
 Differs from the paper: (1) the inheriting network keeps the shapes of the large one, with the pruned filters at exactly
 zero in every stage. A filter that is zero sends zero and gets no gradient, so this trains the same function as a dense
 network of the small width would (a test compares the two for LeNet), and it also works where layers add up and no
 channel could be removed.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 from absl import logging
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from rap_jax._runtime.integrity import digest
-from rap_jax._runtime.mesh import first_device_sharding
+from rap_jax._runtime.mesh import first_device_sharding, put
+from rap_jax.compaction import fold_batch_norm
 from rap_jax.config import ComputeConfig, RunConfig
 from rap_jax.data import Dataset
-from rap_jax.models import Implementation, Model, create_model
+from rap_jax.models import FOLDED_AS, Implementation, Model, create_model
 from rap_jax.models.model import Weights
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.masks import apply_masks
@@ -65,6 +70,8 @@ def make_start(config: RunConfig, dataset: Dataset, model: Model, mesh: Mesh) ->
         drawn = init(stream_key(config.seed, "init"))
         return Start(drawn, drawn, {"weights": "random"})
     other = load_network(config.start.run_dir, place)
+    if FOLDED_AS.get(other.config.name) == config.model.name:
+        other = _folded(other, place)
     _require_same_network(config, model, other)
     _require_same_split(config, dataset, other)
     inherits = config.start.weights == "initial"
@@ -73,9 +80,15 @@ def make_start(config: RunConfig, dataset: Dataset, model: Model, mesh: Mesh) ->
     return Start(weights, weights if inherits else other.initial, about)
 
 
+def _folded(other: SavedNetwork, place: Sharding) -> SavedNetwork:
+    """The same network under the name that it has without its BatchNorm."""
+    fold = lambda weights: jax.tree.map(lambda leaf: put(leaf, place), fold_batch_norm(other.model, *weights).weights)
+    config = dataclasses.replace(other.config, name=FOLDED_AS[other.config.name])
+    return other._replace(config=config, weights=fold(other.weights), initial=fold(other.initial))
+
+
 def _require_same_network(config: RunConfig, model: Model, other: SavedNetwork) -> None:
-    model_config = other.results["model"]
-    theirs = (model_config["name"], model_config["width"], other.model.input_shape, other.model.num_classes)
+    theirs = (other.config.name, other.config.width, other.model.input_shape, other.model.num_classes)
     ours = (config.model.name, config.model.width, model.input_shape, model.num_classes)
     if theirs != ours:
         show = "{0} of width {1}, images {2}, {3} classes".format

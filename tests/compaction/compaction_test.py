@@ -16,7 +16,7 @@ from rap_jax.config import ModelConfig
 from rap_jax.models import NETWORKS, Model, create_model
 from rap_jax.models.model import Weights
 
-SHAPES = {"lenet_mnist": (8, 12, 1), "lenet_cifar": (24, 20, 3)}
+SHAPES = {"lenet_mnist": (8, 12, 1), "lenet_mnist_bn": (8, 12, 1), "lenet_cifar": (24, 20, 3)}
 WIDTH = 2
 
 

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rap_jax.models.layers.convolution import Implementation
-from rap_jax.models.layers.pool import ConvReluPool, conv_relu_pool
+from rap_jax.models.layers.pool import ConvNormReluPool, ConvReluPool, conv_relu_pool
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -30,9 +30,11 @@ def reference(images: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     return lax.reduce_window(hidden, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
-def value_and_gradients(function: Layer, arguments: Arguments, weights: jax.Array) -> tuple[jax.Array, Arguments]:
+def value_and_gradients(
+    function: Callable[..., jax.Array], arguments: Any, weights: jax.Array
+) -> tuple[jax.Array, Any]:
     @jax.jit
-    def both(*arguments: jax.Array) -> tuple[jax.Array, Arguments]:
+    def both(*arguments: jax.Array) -> tuple[jax.Array, Any]:
         pooled, pullback = jax.vjp(function, *arguments)
         return pooled, pullback(weights)
 
@@ -129,6 +131,35 @@ def test_forward_mode_agrees_with_reverse_mode() -> None:
     _, tangent = jax.jvp(lambda x: conv_relu_pool(x, kernel, bias, implementation="cpu"), (images,), (direction,))
     _, (backward, _, _) = value_and_gradients(layer("cpu"), (images, kernel, bias), weights)
     np.testing.assert_allclose(jnp.vdot(tangent, weights), jnp.vdot(backward, direction), rtol=1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("train", [True, False])
+def test_a_norm_comes_before_relu_and_pooling(implementation: Implementation, train: bool) -> None:
+    """With scales of both signs: pooled first, a channel with a negative one would take its smallest output."""
+    (images, kernel, shift), weights = draw(6, (3, 8, 12, 2), (5, 5, 2, 4))
+    scale = jnp.array([1.5, -1.0, 0.5, -2.0])
+    mean, var = jnp.array([0.3, -0.2, 0.1, 0.4]), jnp.array([0.5, 2.0, 1.0, 0.1])
+    layer = ConvNormReluPool(features=4, kernel_size=5, implementation=implementation)
+
+    def actual(images: jax.Array, kernel: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+        params = {"kernel": kernel, "scale": scale, "shift": shift}
+        variables = {"params": params, "batch_stats": {"mean": mean, "var": var}}
+        outputs: Any = layer.apply(variables, images, train, mutable=["batch_stats"])
+        return outputs[0]
+
+    def expected(images: jax.Array, kernel: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+        hidden = lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        moments = (hidden.mean((0, 1, 2)), hidden.var((0, 1, 2))) if train else (mean, var)
+        m, v, s, t = (vector[None, None, None] for vector in (*moments, scale, shift))
+        hidden = jax.nn.relu((hidden - m) / jnp.sqrt(v + 1e-5) * s + t)
+        return lax.reduce_window(hidden, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    for one, other in zip(
+        *(jax.tree.leaves(value_and_gradients(f, (images, kernel, scale, shift), weights)) for f in (actual, expected)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-5 * float(jnp.abs(other).max()))
 
 
 @BOTH

@@ -24,7 +24,7 @@ def strict_x64() -> Iterator[None]:
 
 
 def model_of(name: str, implementation: Implementation) -> Model:
-    shape = (8, 12, 1) if name == "lenet_mnist" else NETWORKS[name]  # even sides, for the form of the CPU
+    shape = (8, 12, 1) if name.startswith("lenet_mnist") else NETWORKS[name]  # even sides, for the form of the CPU
     return create_model(ModelConfig(name, 1), input_shape=shape, num_classes=10, implementation=implementation)
 
 
@@ -56,7 +56,7 @@ def test_weights_are_drawn_alike_with_64_bits() -> None:
 
 
 @pytest.mark.parametrize("implementation", ["cpu", "xla"])
-@pytest.mark.parametrize("name", ["lenet_mnist", "lenet_cifar"])
+@pytest.mark.parametrize("name", ["lenet_mnist", "lenet_mnist_bn", "lenet_cifar"])
 def test_no_images_have_no_logits(name: str, implementation: Implementation) -> None:
     model = model_of(name, implementation)
     params, batch_stats = ones_like(jax.eval_shape(model.init, jax.random.key(0)))

@@ -20,7 +20,7 @@ from rap_jax.models import Implementation, Model, create, create_model, from_lin
 from rap_jax.models.layers.linear import ConvNorm, Dense
 from rap_jax.models.network import Network
 
-IMAGE_SHAPES = {"lenet_mnist": (28, 28, 1)}
+IMAGE_SHAPES = {"lenet_mnist": (28, 28, 1), "lenet_mnist_bn": (28, 28, 1)}
 COUNTS = {
     "lenet_mnist": (13_514, 52_506, 206_954, 821_706, 3_274_634),
     "lenet_cifar": (62_006, 244_962, 973_754, 3_882_858, 15_507_146),
@@ -28,7 +28,7 @@ COUNTS = {
     "vgg16": (58_686, 232_274, 924_186, 3_686_954, 14_728_266),
 }
 NORMED = {"kernel", "scale", "shift"}
-WITH_BATCH_NORM = ("vgg16", "resnet18", "wide_resnet28")
+WITH_BATCH_NORM = ("lenet_mnist_bn", "vgg16", "resnet18", "wide_resnet28")
 
 
 def network(name: str, width: int = 1, implementation: Implementation = "xla", **changes: Any) -> Model:
@@ -59,6 +59,14 @@ def jitted(model: Model) -> Any:
 def test_parameters_are_as_many_as_the_papers_at_every_width(name: str) -> None:
     for width, count in zip((1, 2, 4, 8, 16), COUNTS[name], strict=True):
         assert num_params(shapes(network(name, width))[0]) == count
+
+
+def test_a_folded_lenet_has_the_parameters_of_the_papers_at_every_width() -> None:
+    for width, count in zip((1, 2, 4, 8, 16), COUNTS["lenet_mnist"], strict=True):
+        folded, plain = network("lenet_mnist_bn", width).replace(folded=True), network("lenet_mnist", width)
+        assert num_params(shapes(folded)[0]) == count
+        chex.assert_trees_all_equal(shapes(folded), shapes(plain))
+    assert num_params(shapes(network("lenet_mnist_bn"))[0]) == 13_584
 
 
 def test_wrn_28_10_has_its_36_million_parameters() -> None:
@@ -114,6 +122,8 @@ def test_layers_of_the_residual_networks_are_nested_and_named() -> None:
             ("vgg16", 2, "cpu"),
             ("wide_resnet28", 2, "cpu"),
             ("lenet_cifar", 1, "cpu"),
+            ("lenet_mnist_bn", 1, "cpu"),
+            ("lenet_mnist_bn", 2, "xla"),
         ]
     ),
 )
@@ -157,7 +167,7 @@ def test_the_implementation_reaches_every_convolution(name: str) -> None:
 
     cpu, xla = image_gradient("cpu"), image_gradient("xla")
     num_convs = sum(len(leaf.shape) == 4 for leaf in jax.tree.leaves(shapes(network(name))[0]))
-    if name == "lenet_mnist":
+    if name.startswith("lenet_mnist"):
         assert "conv_general_dilated" not in cpu
     else:
         # One on the way up and one on the way down; more where the images' channels are filled up.
@@ -170,6 +180,7 @@ def test_default_is_the_networks_own_initialisation() -> None:
     own = {name: network.DEFAULT_INITIALIZER for name, network in create._NETWORKS.items()}
     assert own == {
         "lenet_mnist": "xavier_uniform",
+        "lenet_mnist_bn": "xavier_uniform",
         "lenet_cifar": "pytorch",
         "vgg16": "pytorch",
         "resnet18": "pytorch",
@@ -177,7 +188,10 @@ def test_default_is_the_networks_own_initialisation() -> None:
     }
 
 
-@pytest.mark.parametrize(("name", "least"), [("vgg16", 32), ("lenet_cifar", 16), ("lenet_mnist", 4), ("resnet18", 1)])
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("vgg16", 32), ("lenet_cifar", 16), ("lenet_mnist", 4), ("lenet_mnist_bn", 4), ("resnet18", 1)],
+)
 def test_images_may_be_as_small_as_the_poolings_allow(name: str, least: int) -> None:
     model = network(name, input_shape=(least, least + 1, 3))
     logits, _ = jax.eval_shape(

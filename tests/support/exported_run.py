@@ -18,6 +18,7 @@ from rap_jax.runs.network import load_network, save_network
 # Of each network a small one, on images that are not square.
 NETWORKS = {
     "lenet_mnist": (8, 13, 1),
+    "lenet_mnist_bn": (8, 13, 1),
     "lenet_cifar": (20, 17, 3),
     "vgg16": (32, 34, 3),
     "resnet18": (9, 8, 3),

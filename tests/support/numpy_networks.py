@@ -36,6 +36,11 @@ class NumpyNetwork:
         self.train = train
         return getattr(self, name)(images.astype(np.float64))
 
+    def lenet_mnist_bn(self, hidden: np.ndarray) -> np.ndarray:
+        for name in ("conv1", "conv2"):
+            hidden = max_pool(relu(self.norm(name, self.conv(name, hidden, padding=2))))
+        return self.dense("fc2", relu(self.norm("fc1", self.dense("fc1", hidden.reshape(len(hidden), -1)))))
+
     def lenet_cifar(self, hidden: np.ndarray) -> np.ndarray:
         hidden = max_pool(relu(self.conv("conv1", hidden)))
         hidden = max_pool(relu(self.conv("conv2", hidden)))
@@ -82,7 +87,7 @@ class NumpyNetwork:
 
     def dense(self, path: str, inputs: np.ndarray) -> np.ndarray:
         layer = at(self.params, path)
-        return inputs @ layer["kernel"].astype(np.float64) + layer["bias"]
+        return inputs @ layer["kernel"].astype(np.float64) + layer.get("bias", 0)
 
     def norm(self, path: str, inputs: np.ndarray) -> np.ndarray:
         layer, stats = at(self.params, path), at(self.batch_stats, path)

@@ -21,6 +21,20 @@ class LeNetMnist(nn.Module):
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 
+class LeNetMnistBatchNorm(nn.Module):
+    def __init__(self, width: int, height: int, columns: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 2 * width, 5, 1, 2, bias=False), nn.BatchNorm2d(2 * width)
+        self.conv2, self.bn2 = nn.Conv2d(2 * width, 4 * width, 5, 1, 2, bias=False), nn.BatchNorm2d(4 * width)
+        self.fc1 = nn.Linear(4 * width * (height // 4) * (columns // 4), 64 * width, bias=False)
+        self.bn3, self.fc2 = nn.BatchNorm1d(64 * width), nn.Linear(64 * width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
+        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
+        return self.fc2(F.relu(self.bn3(self.fc1(x.flatten(1)))))
+
+
 class LeNetCifar(nn.Module):
     def __init__(self, width: int, height: int, columns: int):
         super().__init__()
@@ -122,7 +136,7 @@ class WideResNet28(nn.Module):
 def torch_network(name: str, width: int, shape: tuple[int, int, int]) -> nn.Module:
     """In evaluation mode; takes images [N, C, H, W]."""
     height, columns, _ = shape
-    sized = {"lenet_mnist": LeNetMnist, "lenet_cifar": LeNetCifar}
+    sized = {"lenet_mnist": LeNetMnist, "lenet_mnist_bn": LeNetMnistBatchNorm, "lenet_cifar": LeNetCifar}
     plain = {"vgg16": Vgg16, "resnet18": ResNet18, "wide_resnet28": WideResNet28}
     network = sized[name](width, height, columns) if name in sized else plain[name](width)
     return network.eval()

@@ -74,6 +74,8 @@ CASES = [
     ("lenet_mnist", Filter(0.5), SGD),
     ("lenet_mnist", Column(0.34), ADAM),
     ("normed_net", BatchNormFilter(0.5), ADAM),
+    ("lenet_mnist_bn", BatchNormFilter(0.5), SGD),
+    pytest.param("lenet_mnist_bn", Filter(0.5), ADAM, marks=pytest.mark.e2e),
     pytest.param("vgg16", Filter(0.5), SGD, marks=pytest.mark.nightly),
     pytest.param("resnet18", BatchNormFilter(0.5), SGD, marks=pytest.mark.nightly),
 ]

@@ -15,6 +15,7 @@ from tiny import Watched
 
 from rap_jax._runtime.integrity import read_checked, write_checked
 from rap_jax.attacks.losses import cross_entropy
+from rap_jax.compaction import fold_batch_norm
 from rap_jax.config import STAGES, ModelConfig, PruneConfig, RunConfig, StageConfig, StartConfig
 from rap_jax.models import create_model
 from rap_jax.runs.network import load_network
@@ -188,6 +189,24 @@ def test_a_start_that_does_not_fit_is_refused(
     with pytest.raises(ValueError, match=message):
         pipeline.run(config, tiny.tiny_dataset(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_lenet_begins_with_the_folded_weights_of_one_with_batch_norm(tmp_path: Path) -> None:
+    normed = dataclasses.replace(CONFIG.model, name="lenet_mnist_bn", width=2)
+    prune = dataclasses.replace(PRUNE, structure="bn_filter")
+    first = tiny.run_and_watch(tmp_path / "normed", dataclasses.replace(CONFIG, model=normed, prune=prune))
+    saved = load_network(first.folder)
+    folded = fold_batch_norm(saved.model, *saved.weights).weights
+    filters = {layer: folded.params[layer]["kernel"].any((0, 1, 2)).sum() for layer in ("conv1", "conv2")}
+    assert filters == {"conv1": 2, "conv2": 4}
+    again = tiny.run_and_watch(tmp_path / "run", config_from(first, retrain=SHORT, prune=PruneConfig(sparsity=())))
+    assert_same(again.starts["retrain"], folded)
+    before = first.results["stages"]["retrain"]["validation"]["natural_accuracy"]
+    assert again.results["stages"]["start"]["validation"]["natural_accuracy"] == before
+    assert_same(load_network(again.folder).initial, fold_batch_norm(saved.model, *saved.initial).weights)
+    other = dataclasses.replace(config_from(first), model=normed, start=StartConfig(str(again.folder)))
+    with pytest.raises(ValueError, match="is lenet_mnist of width 2, .* expected lenet_mnist_bn of width 2"):
+        pipeline.run(other, tiny.tiny_dataset(), tmp_path / "other")
 
 
 def test_what_cannot_be_inherited_is_refused(pruned: Watched, tmp_path: Path) -> None:

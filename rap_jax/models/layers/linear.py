@@ -1,9 +1,11 @@
-"""Layers with a kernel: convolution, convolution with BatchNorm, and dense.
+"""Layers with a kernel: convolution and dense, each alone and with BatchNorm.
 
     layer = ConvNorm(features=8, kernel_size=3, kernel_init=init, padding=1)
     params        {"kernel": [3, 3, C, 8], "scale": [8], "shift": [8]}, and "bias": [8] if it is asked for
     batch_stats   {"mean": [8], "var": [8]}
     folded        {"kernel": [3, 3, C, 8], "bias": [8]} and no statistics
+
+`DenseNorm(features=8)` is the same with kernels [in, 8].
 
 All that belongs to a filter lies beside its kernel, so a filter is removed with everything that belongs to it.
 
@@ -122,10 +124,41 @@ class Dense(nn.Module):
     """
 
     features: int
+    use_bias: bool = True
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, norm: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+        """[N, in] -> [N, features]; with a norm, a factor and an offset [features], scaled and shifted."""
         fan_in = inputs.shape[-1]
         kernel = self.param("kernel", kernel_initializer("pytorch"), (fan_in, self.features), jnp.float32)
-        bias = self.param("bias", bias_initializer(fan_in), (self.features,), jnp.float32)
-        return jnp.dot(inputs, kernel) + bias.reshape(1, -1)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", bias_initializer(fan_in), (self.features,), jnp.float32)
+        if norm is not None:
+            factor, offset = norm
+            kernel = kernel * factor.reshape(1, -1)
+            bias = offset if bias is None else bias * factor + offset
+        outputs = jnp.dot(inputs, kernel)
+        return outputs if bias is None else outputs + bias.reshape(1, -1)
+
+
+class DenseNorm(nn.Module):
+    """`Dense` without bias, then `BatchNorm`; both keep their parameters in this layer."""
+
+    features: int
+    folded: bool = False  # a dense layer with bias, which the norm has been made part of
+
+    def setup(self) -> None:
+        self.dense = Dense(self.features, use_bias=self.folded)
+        nn.share_scope(self, self.dense)
+        if not self.folded:
+            self.norm = BatchNorm(self.features)
+            nn.share_scope(self, self.norm)
+
+    def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+        """[N, in] -> [N, features]; see `BatchNorm` for `train`."""
+        if self.folded:
+            return self.dense(inputs)
+        if train:
+            return self.norm(self.dense(inputs), train)
+        return self.dense(inputs, self.norm.running())

@@ -6,6 +6,8 @@
     variables = layer.init(key, images)                 # {"params": {"kernel": [5, 5, C, 8], "bias": [8]}}
     pooled = layer.apply(variables, images)             # [N, H, W, C] -> [N, H/2, W/2, 8]
 
+    layer = ConvNormReluPool(features=8, kernel_size=5) # with BatchNorm before the ReLU, and no bias
+
 Two implementations compute the same function:
 
   xla    `lax.conv_general_dilated` and `lax.reduce_window`: for GPU and TPU, and the definition.
@@ -32,7 +34,9 @@ exact on paper (a region of equal non-zero pixels) differently in the two implem
 `max_pool` is four strided slices: the gradient of `lax.reduce_window` is slow on XLA:CPU. NaN wins, as in PyTorch.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +44,7 @@ from flax import linen as nn
 from jax import lax
 
 from rap_jax.config import require
+from rap_jax.models.layers.batch_norm import BatchNorm
 from rap_jax.models.layers.convolution import Implementation, from_cells, use_cpu_form, xla_conv
 from rap_jax.models.layers.initializers import Initializer, bias_initializer, kernel_initializer
 from rap_jax.models.layers.linear import conv2d
@@ -67,6 +72,38 @@ class ConvReluPool(nn.Module):
         return conv_relu_pool(images, kernel, bias, implementation=self.implementation)
 
 
+class ConvNormReluPool(nn.Module):
+    """Convolution with "same" padding, `BatchNorm`, ReLU, 2x2 max pooling; all parameters lie in this layer.
+
+    The maximum is taken of normed values: a scale may be negative, and then the largest input is the smallest output.
+    """
+
+    features: int  # number of output channels
+    kernel_size: int  # height and width of the kernel, odd
+    kernel_init: Initializer = kernel_initializer("xavier_uniform")
+    implementation: Implementation = "auto"  # see `conv_relu_pool`
+    folded: bool = False  # a `ConvReluPool`, which the norm has been made part of
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """[N, H, W, C] -> [N, H // 2, W // 2, features]; see `BatchNorm` for `train`."""
+        implementation = self.implementation
+        if self.folded:
+            layer = ConvReluPool(self.features, self.kernel_size, self.kernel_init, implementation)
+            nn.share_scope(self, layer)
+            return layer(images)
+        shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        norm = BatchNorm(self.features)
+        nn.share_scope(self, norm)
+        if train:
+            return _norm_relu_pool(images, kernel, functools.partial(norm, train=True), implementation)
+        # In evaluation mode the norm is a factor and an offset per filter. With its sign inside the kernel the fast
+        # layer can be used, which is what an attack calls most.
+        factor, offset = norm.running()
+        return conv_relu_pool(images, kernel * factor.reshape(1, 1, 1, -1), offset, implementation=implementation)
+
+
 def conv_relu_pool(
     images: jax.Array, kernel: jax.Array, bias: jax.Array, *, implementation: Implementation = "auto"
 ) -> jax.Array:
@@ -92,9 +129,26 @@ def conv_relu_pool(
     require(even or implementation != "cpu", "image size", (height, width), "even sizes; or use implementation xla")
     if not use_cpu_form(implementation) or not even:
         return _relu_with_bias(_pool_by_xla(images, kernel), bias)
-    if kernel.shape[2] >= _MANY_CHANNELS and kernel.shape[3] >= _MANY_FEATURES:
+    if _is_large(kernel):
         return _relu_with_bias(max_pool(conv2d(images, kernel, padding=size // 2, implementation="cpu")), bias)
     return _by_cells(images, kernel, bias)
+
+
+def _is_large(kernel: jax.Array) -> bool:
+    return kernel.shape[2] >= _MANY_CHANNELS and kernel.shape[3] >= _MANY_FEATURES
+
+
+def _norm_relu_pool(
+    images: jax.Array, kernel: jax.Array, norm: Callable[[jax.Array], jax.Array], implementation: Implementation
+) -> jax.Array:
+    """Pooling of relu(norm(convolution)), as `conv_relu_pool`; `norm` maps [..., F] -> [..., F], by all axes."""
+    even = images.shape[1] % 2 == 0 and images.shape[2] % 2 == 0
+    if not use_cpu_form(implementation) or not even or _is_large(kernel):
+        outputs = conv2d(images, kernel, padding=kernel.shape[0] // 2, implementation=implementation)
+        return nn.relu(max_pool(norm(outputs)))
+    scores = _window_scores(images, kernel)
+    normed = norm(scores.reshape(*scores.shape[:4], -1, kernel.shape[3])).reshape(scores.shape)
+    return _from_windows(nn.relu(_first_max(normed)), kernel)
 
 
 def _relu_with_bias(pooled: jax.Array, bias: jax.Array) -> jax.Array:
@@ -108,12 +162,22 @@ def _pool_by_xla(images: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _by_cells(images: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    pooled = _first_max(_window_scores(images, kernel))
+    return _from_windows(_relu_with_bias(pooled, jnp.tile(bias, pooled.shape[3] // len(bias))), kernel)
+
+
+def _window_scores(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """All outputs of the convolution, [N, H / side, W / side, 4, windows F]: by cell, place in the window, window."""
     size, _, channels, features = kernel.shape
     fits = (size - 1) % 4 == 0 and images.shape[1] % 4 == 0 and images.shape[2] % 4 == 0
     side = 4 if channels == 1 and features < _VECTOR_SIZE and fits else 2
     scores = lax.dot_general(_patches(images, size, side), _patch_matrix(kernel, side), (((3,), (0,)), ((), ())))
-    pooled = _first_max(scores.reshape(*scores.shape[:3], 4, scores.shape[3] // 4))
-    return from_cells(_relu_with_bias(pooled, jnp.tile(bias, (side // 2) ** 2)), side // 2)
+    return scores.reshape(*scores.shape[:3], 4, scores.shape[3] // 4)
+
+
+def _from_windows(pooled: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[N, H / side, W / side, windows F] -> [N, H / 2, W / 2, F]; a cell has as many windows each way."""
+    return from_cells(pooled, math.isqrt(pooled.shape[3] // kernel.shape[3]))
 
 
 def _patches(images: jax.Array, size: int, side: int) -> jax.Array:
