@@ -62,7 +62,14 @@ def require_seed(seed: int) -> None:
 
 # Settings that came after results were committed, and what holds where they are absent: they are off.
 ADDED_SETTINGS: Mapping[str, Any] = MappingProxyType(
-    {"step_schedule": "constant", "train_leaky_slope": 0.0, "num_cycles": 1, "ema_decay": 0.0, "awp_gamma": 0.0}
+    {
+        "step_schedule": "constant",
+        "train_leaky_slope": 0.0,
+        "num_cycles": 1,
+        "ema_decay": 0.0,
+        "awp_gamma": 0.0,
+        "distillation": "none",
+    }
 )
 
 
