@@ -54,6 +54,7 @@ def as_training(train: dict[str, Any]) -> str:
         "horizontal flip": augment["horizontal_flip"],
         f"label smoothing {train['label_smoothing']}": train["label_smoothing"],
         f"mixup {train['mixup_alpha']}": train["mixup_alpha"],
+        "distilled from the dense network (RSLAD) after pretrain": train.get("distillation") == "rslad",
         f"weights perturbed by {train.get('awp_gamma')} of their norm": train.get("awp_gamma"),
         f"mean of weights with decay {train.get('ema_decay')}": train.get("ema_decay"),
         "passes in bfloat16": train["compute_dtype"] == "bfloat16",

@@ -43,6 +43,22 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def kl_divergence(logits: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """Kullback-Leibler divergence KL(probabilities || softmax(logits)) in nats, [N]; 0 where the two agree.
+
+    Args:
+      logits: float [N, K], of 2 or more classes.
+      probabilities: a distribution over the classes per example, float [N, K]; no gradient reaches it.
+
+    Raises:
+      ValueError: what `cross_entropy` refuses, and whole labels.
+    """
+    if not _are_distributions(probabilities):
+        raise ValueError(f"probabilities are {in_words(probabilities)}; expected float [N, K], in rows of sum 1.")
+    probabilities = jax.lax.stop_gradient(probabilities)
+    return cross_entropy(logits, probabilities) - jnp.sum(jax.scipy.special.entr(probabilities), axis=-1)
+
+
 def smooth_labels(targets: jax.Array, label_smoothing: float, num_classes: int) -> jax.Array:
     """Spreads a share of the target evenly over all classes, the right one included (Szegedy et al., 2016, section 7).
 

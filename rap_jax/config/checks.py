@@ -70,6 +70,7 @@ ADDED_SETTINGS: Mapping[str, Any] = MappingProxyType(
         "merge_duplicates": False,
         "ema_decay": 0.0,
         "awp_gamma": 0.0,
+        "distillation": "none",
     }
 )
 

@@ -137,6 +137,9 @@ class TrainConfig:
     label_smoothing: float = setting(0.0, "Share of the target spread over all classes.")
     mixup_alpha: float = setting(0.0, "Images and labels are mixed in pairs, by a share from Beta(alpha, alpha); 0 for "
         "no mixup.")  # fmt: skip
+    # See `rap_jax.training.step.distillation_loss`.
+    distillation: Literal["none", "rslad"] = setting("none", "rslad: the ADMM stage and the retrain learn from the "
+        "dense network that they began with, in place of the labels (Zi et al., 2021).")  # fmt: skip
     # See `rap_jax.training.step.perturb_weights`.
     awp_gamma: float = setting(0.0, "Adversarial weight perturbation (Wu et al., 2020): each update takes its gradient "
         "where the weights of each layer are moved uphill by this share of their norm, such as 0.01 (the paper's 0.005 "
@@ -161,6 +164,8 @@ class TrainConfig:
         require(
             0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 for no mean, or a number below 1 such as 0.999"
         )
+        attacked = "none in natural and in free training, which have no attack on the student"
+        require(self.distillation == "none" or self.attacks_first, "distillation", self.distillation, attacked)
         require_at_least("awp_gamma", self.awp_gamma, 0)
         one_pass = "0 in free training, whose one pass moves images and weights"
         require(self.awp_gamma == 0 or self.free_replays == 0, "awp_gamma", self.awp_gamma, one_pass)
@@ -245,6 +250,12 @@ class RunConfig:
         pulls = not self.prune.sparsity and self.admm.num_epochs > 0
         hint = "0 (--admm_epochs=0) when sparsity is none, since there is nothing to pull to zero"
         require(not pulls, "num_epochs of admm", self.admm.num_epochs, hint)
+
+        has_teacher = self.pretrain.num_epochs > 0 or (self.start.run_dir is not None and self.start.weights == "final")
+        hint = (
+            "none, unless there is a pretrain stage or --start_run names a run to go on with: what it ends with teaches"
+        )
+        require(self.train.distillation == "none" or has_teacher, "distillation", self.train.distillation, hint)
 
     def stage(self, name: Stage) -> StageConfig:
         """The stage of that name."""

@@ -21,9 +21,10 @@ from jax.sharding import Mesh
 from rap_jax._runtime.hlo import Collective, read_program
 from rap_jax._runtime.topology import CHIPS, Chip
 from rap_jax.compaction.multiply_adds import count_multiply_adds
-from rap_jax.config import AttackConfig, TrainConfig
+from rap_jax.config import AttackConfig, Stage, TrainConfig
 from rap_jax.models import Model
 from rap_jax.models.model import Weights
+from rap_jax.training.state import has_teacher
 
 HOP_SECONDS = 1e-6
 
@@ -61,7 +62,9 @@ def estimate_step(compiled: jax.stages.Compiled, mesh: Mesh, flops: float) -> St
     return StepEstimate(_memory(compiled), sent, program.collectives, flops, cost_model, roofline, share)
 
 
-def step_flops(model: Model, weights: Weights, config: TrainConfig, num_images: int) -> float:
+def step_flops(
+    model: Model, weights: Weights, config: TrainConfig, num_images: int, stage: Stage = "pretrain"
+) -> float:
     """Multiplications and additions of a step on so many images: those of convolutions and dense layers.
 
     Args:
@@ -69,16 +72,17 @@ def step_flops(model: Model, weights: Weights, config: TrainConfig, num_images: 
     """
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), weights)
     multiply_adds = count_multiply_adds(model.logits, zeros, (1, *model.input_shape)).all
-    return 2.0 * multiply_adds * num_images * num_step_passes(config)
+    return 2.0 * multiply_adds * num_images * num_step_passes(config, stage)
 
 
-def num_step_passes(config: TrainConfig) -> int:
+def num_step_passes(config: TrainConfig, stage: Stage) -> int:
     """Passes of a training step: those of the attack, then forward, backward for images and backward for weights.
 
-    With a perturbation of the weights the last three are taken twice.
+    With a perturbation of the weights the last three are taken twice, and with a teacher for clean images too, whose
+    own pass is another one.
     """
-    attack = config.attack if config.attacks_first else None
-    return num_passes(attack) + (6 if config.awp_gamma > 0 else 3)
+    attack, distills = config.attack if config.attacks_first else None, has_teacher(config, stage)
+    return num_passes(attack) + 3 * (1 + distills) * (2 if config.awp_gamma > 0 else 1) + distills
 
 
 def num_passes(attack: AttackConfig | None) -> int:

@@ -29,7 +29,7 @@ from rap_jax.training.estimate import StepEstimate, count_kinds, estimate_step, 
 from rap_jax.training.optimizer import StagePlan, plan_stages, specs_from_config, stage_optimizer
 from rap_jax.training.sharded_step import batch_mesh, step_as_program, step_functions
 from rap_jax.training.start import make_model
-from rap_jax.training.state import StageState, TrainState, stage_init, step_keys
+from rap_jax.training.state import StageState, TrainState, has_teacher, stage_init, step_keys
 from rap_jax.training.step import StepFunctions
 
 
@@ -146,19 +146,23 @@ def _stage(
 ) -> StageForecast:
     make_tx = stage_optimizer(plan, config, weights.params, specs, mesh)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.bool_), weights.params)
+    distills = has_teacher(config.train, plan.stage)
     masks = shapes if plan.stage == "retrain" and specs else None
-    state: StageState = jax.eval_shape(stage_init(make_tx, config, model.input_shape, plan.stage), weights, masks)
+    state: StageState = jax.eval_shape(
+        stage_init(make_tx, config, model.input_shape, plan.stage), weights, masks, weights if distills else ()
+    )
     shardings = state_shardings(state, mesh)
     sizes = jax.tree.map(lambda leaf, place: _bytes(place.shard_shape(leaf.shape), leaf.dtype), state, shardings)
     images = config.batch_size // batch_mesh(config.train, mesh).size
     program = estimate = None
     if not avoids_collectives(mesh):
-        functions = step_functions(model, make_tx(masks), config.train, plan, mesh)
+        teacher = model if distills else None
+        functions = step_functions(model, make_tx(masks), config.train, plan, mesh, teacher=teacher)
         step = compile_step(functions, state.train, shardings.train, mesh, config.batch_size, num_examples)
         analysis = step.memory_analysis()
         program = None if analysis is None else int(analysis.temp_size_in_bytes)
         if with_estimate:
-            estimate = estimate_step(step, mesh, step_flops(model, weights, config.train, images))
+            estimate = estimate_step(step, mesh, step_flops(model, weights, config.train, images, plan.stage))
     sent = _sent(weights.params, mesh)
     return StageForecast(plan.stage, plan.num_steps, images, sum(jax.tree.leaves(sizes)), program, sent, estimate)
 
@@ -178,7 +182,7 @@ def compile_step(
 
 def _validation(plan: StagePlan, config: RunConfig, num_images: int) -> float:
     """Passes through the network in validation, one clean and those of the attack, over those of a step."""
-    passes = (num_passes(config.select_attack) + 1) / num_step_passes(config.train)
+    passes = (num_passes(config.select_attack) + 1) / num_step_passes(config.train, plan.stage)
     return plan.num_steps / plan.steps_per_epoch * num_images / config.batch_size * passes
 
 

@@ -51,8 +51,8 @@ from rap_jax.training.provenance import describe, identity, settings_of
 from rap_jax.training.report import write_report
 from rap_jax.training.stage import run_alone, run_compact_stage, run_stage
 from rap_jax.training.start import Start, make_model, make_start
-from rap_jax.training.state import stream_key
-from rap_jax.training.task import StageContext, StageResult, Training
+from rap_jax.training.state import has_teacher, stream_key
+from rap_jax.training.task import StageContext, StageResult, Teacher, Training
 
 _RESULT_KEYS = ("name", "dataset", "data", "seed", "model", "start", "stages", "test", "sparsity", "seconds")
 
@@ -226,6 +226,8 @@ def _run_stages(
         stages["start"] = _record(context, evaluator, "start", StageResult(start, 0, 0.0))
     for plan in plans:
         weights = weights if plan.stage == "pretrain" else _merged(context, weights)
+        if has_teacher(context.config.train, plan.stage) and context.teacher is None:
+            context = dataclasses.replace(context, teacher=Teacher(context.model, weights))
         masks, is_retrain = _masks(context, plan.stage, weights), plan.stage == "retrain"
         run = run_compact_stage if is_retrain and context.config.small_retrain else run_stage
         first = cut(context.specs, context.model, weights) if is_retrain else weights

@@ -38,21 +38,35 @@ TrainStep = Callable[[TrainState, BatchInputs, StepKeys, bool], tuple[TrainState
 
 
 def step_functions(
-    model: Model, tx: optax.GradientTransformationExtraArgs, config: TrainConfig, plan: StagePlan, mesh: Mesh
+    model: Model,
+    tx: optax.GradientTransformationExtraArgs,
+    config: TrainConfig,
+    plan: StagePlan,
+    mesh: Mesh,
+    *,
+    teacher: Model | None = None,
 ) -> StepFunctions:
-    """The functions of a step on this mesh; the network computes in the config's `compute_dtype`."""
-    return StepFunctions(in_dtype(model, config.compute_dtype), tx, config, plan, functools.partial(gather, mesh=mesh))
+    """The functions of a step on this mesh; the networks compute in the config's `compute_dtype`."""
+    narrow = lambda network: in_dtype(network, config.compute_dtype)
+    complete = functools.partial(gather, mesh=mesh)
+    return StepFunctions(narrow(model), tx, config, plan, complete, None if teacher is None else narrow(teacher))
 
 
 def make_train_step(
-    model: Model, tx: optax.GradientTransformationExtraArgs, config: TrainConfig, plan: StagePlan, mesh: Mesh
+    model: Model,
+    tx: optax.GradientTransformationExtraArgs,
+    config: TrainConfig,
+    plan: StagePlan,
+    mesh: Mesh,
+    *,
+    teacher: Model | None = None,
 ) -> TrainStep:
     """Builds `step(state, inputs, keys, dual_step) -> (state, metrics)`, compiled once per stage.
 
     State and inputs have the `first_device_sharding` of the mesh; indices are NumPy arrays. The state is donated: it
     lives on in the returned one.
     """
-    functions = step_functions(model, tx, config, plan, mesh)
+    functions = step_functions(model, tx, config, plan, mesh, teacher=teacher)
     if avoids_collectives(mesh):
         return step_in_programs(functions, mesh)
     program, share = step_as_program(functions, mesh), split_over_data(mesh)
@@ -94,11 +108,11 @@ def step_in_programs(functions: StepFunctions, mesh: Mesh) -> TrainStep:
     def train_step(
         state: TrainState, inputs: BatchInputs, keys: StepKeys, dual_step: bool
     ) -> tuple[TrainState, StepMetrics]:
-        batch = prepare(state.step, inputs, keys)
+        batch = prepare(state.step, inputs, keys, state.teacher)
         if functions.config.attacks_first:
             weights = Weights(state.params, state.batch_stats)
             images = attack(*jax.device_put((weights, batch), shardings))
-            batch = batch._replace(images=jax.device_get(images))
+            batch = functions.attacked(batch, jax.device_get(images))
         return update(state, batch, dual_step)
 
     return train_step
@@ -115,8 +129,10 @@ def attack_program(functions: StepFunctions, mesh: Mesh) -> jax.stages.Wrapped:
     def attack(weights: Weights, batch: AttackInputs) -> chex.ArrayTree:
         if functions.config.attack_batch_norm == "batch":
             return functions.attack(weights, batch)
-        attack_some = lambda some: functions.attack(weights, AttackInputs(some[0], some[1], some[2], batch.scale))
-        return map_microbatches(attack_some, (batch.images, batch.targets, batch.keys), mesh)
+        attack_some = lambda some: functions.attack(
+            weights, AttackInputs(some[0], some[1], some[2], batch.scale, some[3])
+        )
+        return map_microbatches(attack_some, (batch.images, batch.targets, batch.keys, batch.teacher), mesh)
 
     specs = jax.tree.map(lambda sharding: sharding.spec, attack_shardings(mesh))
     images = specs[1].images
@@ -127,7 +143,7 @@ def attack_shardings(mesh: Mesh) -> tuple[Any, AttackInputs]:
     """Shardings of the weights and inputs of an attack program: the examples are split, all else is replicated."""
     everywhere: Any = replicated(mesh)  # Any: shardings stand where arrays will
     share: Any = split_over_data(mesh)
-    return everywhere, AttackInputs(share, share, share, everywhere)
+    return everywhere, AttackInputs(share, share, share, everywhere, share, share)
 
 
 def batch_mesh(config: TrainConfig, mesh: Mesh) -> Mesh:

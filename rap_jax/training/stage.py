@@ -91,7 +91,7 @@ def stage_parts(plan: StagePlan, context: StageContext, start: Weights, masks: c
     """Of start and masks only names and shapes are used."""
     make_tx = stage_optimizer(plan, context.config, start.params, context.specs, context.mesh)
     init = stage_init(make_tx, context.config, context.model.input_shape, plan.stage)
-    shapes = jax.eval_shape(init, start, masks)
+    shapes = jax.eval_shape(init, start, masks, context.teacher_weights)
     return StageParts(make_tx, init, shapes, state_shardings(shapes, context.mesh))
 
 
@@ -108,9 +108,11 @@ def train_task(task: StageTask) -> Reached:
     plan, context, start, masks, reached, manager = task
     parts = stage_parts(plan, context, start, masks)
     if reached is None:
-        reached = Reached(0, jax.jit(parts.init, out_shardings=parts.shardings)(start, masks), 0.0)
+        init = jax.jit(parts.init, out_shardings=parts.shardings)
+        reached = Reached(0, init(start, masks, context.teacher_weights), 0.0)
     tx = parts.make_tx(masks)
-    train_step = make_train_step(context.model, tx, context.config.train, plan, context.mesh)
+    settings = context.config.train
+    train_step = make_train_step(context.model, tx, settings, plan, context.mesh, teacher=context.teacher_model)
     return train_stage(plan, context, train_step, reached, manager)
 
 
@@ -156,7 +158,8 @@ def run_compact_stage(
 
     Weights and masks of the start decide what can be removed (see `compaction.plan`), so a resumed run finds the same
     compact network again. Checkpoints of the stage hold that network; the result has the shapes of `start`. If nothing
-    can be removed, this is `run_stage`. The ADMM stage cannot use it: its sparsity sets are those of all filters.
+    can be removed, this is `run_stage`. A teacher stays whole. The ADMM stage cannot use it: its sparsity sets are
+    those of all filters.
 
     Differs from `run_stage`: (1) rounding, since sums have fewer zeros in them; (2) the numbers that `compaction.plan`
     lists, which the function does not depend on; the norm of the weights in the log is that of the compact network.

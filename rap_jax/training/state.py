@@ -46,6 +46,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState  # of the optimizer chain: with z and u in the ADMM stage, with the masks in the retrain
     perturbation: chex.ArrayTree = ()  # of the images of a batch in free training, float32 [N, H, W, C]; else ()
     average: chex.ArrayTree = ()  # exponential mean of weights and BatchNorm statistics, `Weights`; () without
+    teacher: chex.ArrayTree = ()  # of a distillation, `Weights`: the same in every step; () without
 
     @property
     def scored(self) -> Weights:
@@ -105,6 +106,11 @@ def has_average(config: TrainConfig, stage: Stage) -> bool:
     return config.ema_decay > 0 and stage != "admm"
 
 
+def has_teacher(config: TrainConfig, stage: Stage) -> bool:
+    """Whether a stage learns from the dense network: each that comes after its training."""
+    return config.distillation != "none" and stage != "pretrain"
+
+
 def move_average(average: chex.ArrayTree, weights: Weights, decay: float, step: jax.Array) -> chex.ArrayTree:
     """The exponential mean d average + (1 - d) weights, d = min(decay, (1 + t) / (10 + t)), after t updates.
 
@@ -132,8 +138,12 @@ def init_stage_state(
     perturbation: chex.ArrayTree = (),
     *,
     with_average: bool = False,
+    teacher: chex.ArrayTree = (),
 ) -> StageState:
     """Fresh state of a stage that begins at `start`, and so does its mean.
+
+    The weights of the teacher are part of the state. So they lie where the state lies, each of several seeds has its
+    own, and no program holds them as constants.
 
     All leaves are copies: a step donates its state, and that must not reach the caller's arrays.
     """
@@ -141,12 +151,14 @@ def init_stage_state(
     first, kept, average = copy(), copy(), copy() if with_average else ()
     step, opt_state = jnp.zeros((), jnp.int32), tx.init(start.params)
     return StageState(
-        TrainState(step, first.params, first.batch_stats, opt_state, perturbation, average),
+        TrainState(
+            step, first.params, first.batch_stats, opt_state, perturbation, average, jax.tree.map(jnp.copy, teacher)
+        ),
         Kept(kept.params, kept.batch_stats, score=jnp.full((), -1.0, jnp.float32), step=jnp.zeros((), jnp.int32)),
     )
 
 
-InitState = Callable[[Weights, chex.ArrayTree | None], StageState]
+InitState = Callable[[Weights, chex.ArrayTree | None, chex.ArrayTree], StageState]
 
 
 def stage_init(
@@ -155,9 +167,9 @@ def stage_init(
     input_shape: tuple[int, int, int],
     stage: Stage,
 ) -> InitState:
-    """(start, masks) -> the fresh state of a stage, to be jitted.
+    """(start, masks, teacher) -> the fresh state of a stage, to be jitted.
 
-    The masks are an argument: closed over they would be constants of the program, as large as the network.
+    Masks and teacher are arguments: closed over they would be constants of the program, as large as the network.
 
     Args:
       make_tx: from `stage_optimizer`.
@@ -166,4 +178,6 @@ def stage_init(
     """
     perturbation = lambda: first_perturbation(config.train, (config.batch_size, *input_shape))
     with_average = has_average(config.train, stage)
-    return lambda start, masks: init_stage_state(start, make_tx(masks), perturbation(), with_average=with_average)
+    return lambda start, masks, teacher: init_stage_state(
+        start, make_tx(masks), perturbation(), with_average=with_average, teacher=teacher
+    )

@@ -25,7 +25,7 @@ matters where many pixels are 0 or 1. (4) With label smoothing both gradients ar
 one pass, while other attacks here see the labels as they are.
 
 Adversarial weight perturbation (Wu et al., "Adversarial Weight Perturbation Helps Robust Generalization", 2020,
-https://arxiv.org/abs/2004.05884, algorithm 1 with one step on the weights): an update takes the gradient of the
+https://arxiv.org/abs/2004.05884, with one step on the weights): an update takes the gradient of the
 adversarial batch at weights that are moved uphill first (`perturb_weights`), and the optimizer applies it to the
 weights themselves. The batch is attacked at the weights, before they are moved.
 
@@ -33,6 +33,17 @@ Differs from the authors' code (https://github.com/csdongxian/AWP): (5) BatchNor
 gradient norm are those of the first pass, at the weights that are evaluated and shipped; theirs are of the pass at the
 moved weights. (6) Momentum and decay see the weights; theirs step from the moved ones and move back. (7) Zeros do not
 move: pruned weights stay out of the function.
+
+Distillation (RSLAD; Zi et al., "Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student
+Better", ICCV 2021, https://arxiv.org/abs/2108.07969): the ADMM stage and the retrain learn from the dense network that
+they began with. Its probabilities T(x) on the clean images take the place of the labels, in the attack, which
+maximises KL(T(x) || S(x')), and in the loss, see `distillation_loss`. Labels count in the accuracy alone, so label
+smoothing ends with the pretrain stage.
+
+Differs from the authors' code (https://github.com/zibojia/RSLAD): (8) the attack starts as the run's attacks do; theirs
+starts at normal noise of deviation 0.001. (9) A divergence is the sum over the classes, as in the paper; theirs is the
+mean, so their gradient is that of ours over the number of classes. (10) The adversarial pass alone moves BatchNorm's
+statistics; theirs moves them in the clean pass as well.
 """
 
 import dataclasses
@@ -45,7 +56,7 @@ import jax.numpy as jnp
 import optax
 
 from rap_jax.attacks import ThreatModel, leaky_backward, pgd_restarts
-from rap_jax.attacks.losses import cross_entropy, smooth_labels
+from rap_jax.attacks.losses import cross_entropy, kl_divergence, smooth_labels
 from rap_jax.attacks.pgd import strongest
 from rap_jax.attacks.stepwise import keys_of
 from rap_jax.config import AttackConfig, TrainConfig
@@ -82,7 +93,7 @@ def move_perturbation(
 def perturb_weights(params: chex.ArrayTree, gradients: chex.ArrayTree, gamma: float) -> chex.ArrayTree:
     """The weights moved uphill, each kernel by `gamma` times its own norm: w + gamma ||w|| g / ||g||.
 
-    Wu et al., 2020, eq. 8 to 10, with one step. Weights that are exactly zero do not move, and their gradient does not
+    Wu et al., 2020, with one step. Weights that are exactly zero do not move, and their gradient does not
     count: a pruned network stays itself. Biases and BatchNorm do not move, as in the authors' code.
 
     Args:
@@ -101,10 +112,23 @@ def perturb_weights(params: chex.ArrayTree, gradients: chex.ArrayTree, gamma: fl
     return jax.tree.map(perturb_one, params, gradients)
 
 
+def distillation_loss(adversarial: jax.Array, clean: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x)) at temperature 1, the mean over the images; 0 where all agree.
+
+    Args:
+      adversarial: the student's logits on adversarial images x', float [N, K].
+      clean: its logits on clean images x, float [N, K].
+      probabilities: T(x), the teacher's on clean images, float [N, K].
+    """
+    on_adversarial, on_clean = (kl_divergence(logits, probabilities).mean() for logits in (adversarial, clean))
+    return (5 * on_adversarial + on_clean) / 6
+
+
 class StepMetrics(NamedTuple):
     """Float32 scalars of one step; those of the batch are taken before the update."""
 
-    loss: jax.Array  # mean cross-entropy on the adversarial batch (on the clean one without an attack)
+    # Mean cross-entropy on the adversarial batch (on the clean one without an attack), or `distillation_loss`.
+    loss: jax.Array
     accuracy: jax.Array  # share of the adversarial batch that is classified correctly
     gradient_norm: jax.Array  # of the loss gradient, without penalty and decay
     weight_norm: jax.Array  # of all weights, after the update
@@ -119,6 +143,13 @@ class AttackInputs(NamedTuple):
     targets: jax.Array  # labels int32 [N], or mixed, float32 [N, K]
     keys: jax.Array  # of each image's random start [N], so that no start depends on how the batch is split
     scale: jax.Array  # share of the attack's radius and step size, in (0, 1]
+    teacher: chex.ArrayTree = ()  # its probabilities on the clean images, float32 [N, K]; () without a teacher
+    clean: chex.ArrayTree = ()  # the clean images, where `images` are adversarial and there is a teacher; else ()
+
+    @property
+    def attack_targets(self) -> jax.Array:
+        """What the attack moves away from: the teacher's probabilities, where there is a teacher."""
+        return self.teacher if isinstance(self.teacher, jax.Array) else self.targets
 
     @property
     def labels(self) -> jax.Array:
@@ -135,9 +166,12 @@ class StepFunctions:
     config: TrainConfig
     plan: StagePlan
     gather: Callable[[chex.ArrayTree], chex.ArrayTree] = lambda tree: tree  # completes sharded params
+    teacher: Model | None = None  # of a distillation; its weights are in the state
 
-    def prepare(self, step: jax.Array, inputs: BatchInputs, keys: StepKeys) -> AttackInputs:
-        """The clean batch of a step, [N, ...], and what its attack needs."""
+    def prepare(
+        self, step: jax.Array, inputs: BatchInputs, keys: StepKeys, teacher: chex.ArrayTree = ()
+    ) -> AttackInputs:
+        """The clean batch of a step, [N, ...], and what its attack needs; `teacher`: its `Weights`, if there is one."""
         attack_key = jax.random.fold_in(keys.attack, step)
         # By the number of the batch: every update on it sees the same crops and mixtures.
         batch_key = jax.random.fold_in(keys.batch, step // self.config.updates_per_batch)
@@ -149,7 +183,10 @@ class StepFunctions:
             image_shape=self.model.input_shape,
         )
         attack_keys = keys_of(attack_key, jnp.arange(len(images), dtype=jnp.int32))
-        return AttackInputs(images, targets, attack_keys, self.plan.epsilon_scale(step))
+        batch = AttackInputs(images, targets, attack_keys, self.plan.epsilon_scale(step))
+        if self.teacher is None:
+            return batch
+        return batch._replace(teacher=jax.nn.softmax(self.teacher.logits(self.gather(teacher), images)))
 
     def attack(self, weights: Weights, inputs: AttackInputs) -> jax.Array:
         """Adversarial images of the batch; clean ones in natural training, and in free training."""
@@ -158,6 +195,10 @@ class StepFunctions:
             return inputs.images
         batch_norm = self.config.attack_batch_norm == "batch"
         return _attack_batch(self.model, attack, weights, inputs, self.config.train_leaky_slope, train=batch_norm)
+
+    def attacked(self, batch: AttackInputs, images: jax.Array) -> AttackInputs:
+        """The inputs of the update: adversarial images, and beside them the clean ones if the loss is of both."""
+        return batch._replace(images=images, clean=() if self.teacher is None else batch.images)
 
     def update(self, state: TrainState, inputs: AttackInputs, dual_step: jax.Array) -> tuple[TrainState, StepMetrics]:
         """The state after a gradient step on the images of the inputs; in free training they are perturbed here."""
@@ -178,8 +219,7 @@ class StepFunctions:
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = self.tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
             learning_rate = jnp.asarray(self.plan.learning_rate(state.step), jnp.float32)
-        params, step = optax.apply_updates(state.params, updates), state.step + 1
-        average = move_average(state.average, Weights(params, batch_stats), self.config.ema_decay, step)
+        params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(
             loss=loss,
             accuracy=accuracy,
@@ -188,15 +228,17 @@ class StepFunctions:
             learning_rate=learning_rate,
             epsilon=scale * (attack.epsilon if attack is not None else 0.0),
         )
-        return TrainState(step, params, batch_stats, opt_state, perturbation, average), metrics
+        step = state.step + 1
+        average = move_average(state.average, Weights(params, batch_stats), self.config.ema_decay, step)
+        return TrainState(step, params, batch_stats, opt_state, perturbation, average, state.teacher), metrics
 
     def step(
         self, state: TrainState, inputs: BatchInputs, keys: StepKeys, dual_step: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         """The whole step."""
-        clean = self.prepare(state.step, inputs, keys)
+        clean = self.prepare(state.step, inputs, keys, state.teacher)
         images = self.attack(Weights(self.gather(state.params), state.batch_stats), clean)
-        return self.update(state, clean._replace(images=images), dual_step)
+        return self.update(state, self.attacked(clean, images), dual_step)
 
 
 def _attack_batch(
@@ -205,7 +247,7 @@ def _attack_batch(
     """Adversarial images at the inputs' share of the attack's radius; BatchNorm in evaluation mode unless `train`."""
 
     def loss_fn(x: jax.Array) -> jax.Array:
-        return cross_entropy(model.apply(*weights, x, train)[0], inputs.targets)
+        return cross_entropy(model.apply(*weights, x, train)[0], inputs.attack_targets)
 
     restarts = pgd_restarts(
         leaky_backward(loss_fn, slope),
@@ -223,12 +265,15 @@ def _attack_batch(
 def _loss(
     model: Model, batch_stats: chex.ArrayTree, inputs: AttackInputs, label_smoothing: float
 ) -> Callable[[chex.ArrayTree, jax.Array], tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]]:
-    """(params, images) -> mean loss under the targets, and (accuracy, new BatchNorm statistics)."""
+    """(params, images) -> mean loss under targets or teacher, and (accuracy, new BatchNorm statistics)."""
     targets = smooth_labels(inputs.targets, label_smoothing, model.num_classes)
 
     def loss_fn(params: chex.ArrayTree, images: jax.Array) -> tuple[jax.Array, tuple[jax.Array, chex.ArrayTree]]:
         logits, new_stats = model.apply(params, batch_stats, images, True)
         accuracy = jnp.mean(logits.argmax(-1).astype(jnp.int32) == inputs.labels, dtype=jnp.float32)
-        return cross_entropy(logits, targets).mean(), (accuracy, new_stats)
+        if not isinstance(inputs.teacher, jax.Array):
+            return cross_entropy(logits, targets).mean(), (accuracy, new_stats)
+        clean_logits, _ = model.apply(params, batch_stats, inputs.clean, True)
+        return distillation_loss(logits, clean_logits, inputs.teacher), (accuracy, new_stats)
 
     return loss_fn

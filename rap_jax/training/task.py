@@ -28,6 +28,13 @@ from rap_jax.training.state import StageState
 T = TypeVar("T")
 
 
+class Teacher(NamedTuple):
+    """The dense network that a distillation learns from."""
+
+    model: Model
+    weights: Weights
+
+
 @dataclasses.dataclass(frozen=True)
 class StageContext:
     """The settings, the network, the data and the folder of a run, shared by its stages."""
@@ -45,6 +52,17 @@ class StageContext:
     specs: Specs
     folder: RunFolder
     interrupt: Interrupt
+    teacher: Teacher | None = None  # in the stages that learn from one
+
+    @property
+    def teacher_model(self) -> Model | None:
+        """The network of the teacher, if there is one."""
+        return None if self.teacher is None else self.teacher.model
+
+    @property
+    def teacher_weights(self) -> chex.ArrayTree:
+        """Its weights; () without."""
+        return () if self.teacher is None else self.teacher.weights
 
 
 class StageResult(NamedTuple):

@@ -88,7 +88,9 @@ def _train_group(tasks: Sequence[StageTask], mesh: Mesh) -> list[Outcome]:
     plan, context, start, masks, _, _ = tasks[0]
     parts = stage_parts(plan, context, start, masks)
     init = jax.jit(parts.init, out_shardings=parts.shardings)
-    begin: Callable[[StageTask], Reached] = lambda task: Reached(0, init(task.start, task.masks), 0.0)
+    begin: Callable[[StageTask], Reached] = lambda task: Reached(
+        0, init(task.start, task.masks, task.context.teacher_weights), 0.0
+    )
     reached = {place: task.reached or begin(task) for place, task in enumerate(tasks)}
     failed = dict[int, ValueError]()
     while steps := {found.step for found in reached.values() if found.step < plan.num_steps}:
@@ -128,7 +130,8 @@ def _train_until(until: int, tasks: Sequence[StageTask], parts: StageParts, mesh
 
 def _make_step(task: StageTask, parts: StageParts, num_seeds: int, mesh: Mesh) -> SeedsStep:
     plan, context, _, masks, _, _ = task
-    functions = step_functions(context.model, parts.make_tx(masks), context.config.train, plan, context.mesh)
+    tx, teacher = parts.make_tx(masks), context.teacher_model
+    functions = step_functions(context.model, tx, context.config.train, plan, context.mesh, teacher=teacher)
     return make_seeds_step(functions, _pooled(task).pool, num_seeds, mesh)
 
 

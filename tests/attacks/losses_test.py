@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from rap_jax.attacks.losses import cross_entropy, dlr, margin, smooth_labels, targeted_dlr
+from rap_jax.attacks.losses import cross_entropy, dlr, kl_divergence, margin, smooth_labels, targeted_dlr
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -28,6 +28,17 @@ def test_cross_entropy_of_distributions() -> None:
     np.testing.assert_allclose(found, -(targets * LOG_SOFTMAX).sum(1), rtol=1e-5)
     one_hot = cross_entropy(jnp.asarray(LOGITS), jax.nn.one_hot(LABELS, 4))
     np.testing.assert_allclose(one_hot, cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS)), rtol=1e-6)
+
+
+def test_divergence_by_definition() -> None:
+    given = np.random.default_rng(1).dirichlet(np.ones(4), 6)
+    found = kl_divergence(jnp.asarray(LOGITS), jnp.asarray(given, jnp.float32))
+    np.testing.assert_allclose(found, (given * (np.log(given) - LOG_SOFTMAX)).sum(1), rtol=1e-4)
+    np.testing.assert_allclose(kl_divergence(jnp.asarray(LOGITS), jnp.exp(LOG_SOFTMAX)), 0, atol=1e-6)
+    certain = kl_divergence(jnp.asarray(LOGITS), jax.nn.one_hot(LABELS, 4))  # 0 log 0 is 0
+    np.testing.assert_allclose(certain, cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS)), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"probabilities are int32\[6\]; expected float \[N, K\]"):
+        kl_divergence(jnp.asarray(LOGITS), jnp.asarray(LABELS))
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.4])

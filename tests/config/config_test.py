@@ -79,6 +79,26 @@ def test_a_number_outside_its_range_is_refused(config: type, name: str, value: f
             {"attack": free_attack("linf", 0.1), "free_replays": 2, "awp_gamma": 0.1},
             "awp_gamma is 0.1; expected 0 in free training",
         ),
+        (TrainConfig, {"attack": None, "distillation": "rslad"}, "distillation is 'rslad'; expected none in natural"),
+        (
+            TrainConfig,
+            {"attack": free_attack("linf", 0.1), "free_replays": 2, "distillation": "rslad"},
+            "distillation is 'rslad'; expected none in natural and in free training",
+        ),
+        (
+            RunConfig,
+            {"train": TrainConfig(AttackConfig(), distillation="rslad"), "pretrain": StageConfig(0)},
+            "distillation is 'rslad'; expected none, unless there is a pretrain stage",
+        ),
+        (
+            RunConfig,
+            {
+                "train": TrainConfig(AttackConfig(), distillation="rslad"),
+                "pretrain": StageConfig(0),
+                "start": StartConfig("/run", "initial"),
+            },
+            "distillation is 'rslad'; expected none, unless there is a pretrain stage",
+        ),
         (OptimizerConfig, {"schedule": "step"}, "at least one epoch when schedule is step"),
         (OptimizerConfig, {"step_epochs": (5.0, 3.0)}, "rising order"),
         (OptimizerConfig, {"step_epochs": (5.0, math.inf)}, "rising order"),

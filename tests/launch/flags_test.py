@@ -32,7 +32,7 @@ CHANGED: dict[str, Any] = {
     "validation_seed": 12, "image_size": "20,30",
     "crop_padding": 3, "horizontal_flip": True, "model": "vgg16", "start_run": "/other",
     "attack_batch_norm": "batch", "label_smoothing": 0.15, "mixup_alpha": 0.35, "width": 16,
-    "compute_dtype": "bfloat16", "ema_decay": 0.995, "awp_gamma": 0.02,
+    "compute_dtype": "bfloat16", "ema_decay": 0.995, "distillation": "rslad", "awp_gamma": 0.02,
     "initializer": "uniform", "batch_size": 64, "eval_batch_size": 50, "steps_per_epoch": 11, "log_every_steps": 3,
     "checkpoint_every_seconds": 1.5, "measure_cost": False, "num_cpu_devices": 3, "implementation": "xla",
     "num_model_shards": 2, "stream_data": True, "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,

@@ -124,6 +124,9 @@ def test_flops_are_those_of_the_passes(num_steps: int) -> None:
     assert attacked == pytest.approx((2 * num_steps + 3) * forward)
     twice = step_flops(model, weights, TrainConfig(AttackConfig(num_steps=num_steps), awp_gamma=0.01), 4)
     assert twice == pytest.approx((2 * num_steps + 6) * forward)
+    distilled = TrainConfig(AttackConfig(num_steps=num_steps), distillation="rslad")
+    assert step_flops(model, weights, distilled, 4, "retrain") == pytest.approx((2 * num_steps + 7) * forward)
+    assert step_flops(model, weights, distilled, 4, "pretrain") == attacked
 
 
 def test_validation_counts_as_the_passes_that_it_takes() -> None:
