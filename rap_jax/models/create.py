@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from rap_jax.config import ModelConfig, require
 from rap_jax.models.layers.convolution import IMPLEMENTATIONS, Implementation
-from rap_jax.models.layers.initializers import kernel_initializer
+from rap_jax.models.layers.initializers import HINGE, hinge_filters, kernel_initializer
 from rap_jax.models.lenet import LeNetCifar, LeNetMnist, LeNetMnistBatchNorm
-from rap_jax.models.model import Features, Model, from_linen
+from rap_jax.models.model import Features, Model, Weights, from_linen
 from rap_jax.models.network import Network
 from rap_jax.models.resnet import ResNet18
 from rap_jax.models.vgg import Vgg16
@@ -71,9 +74,26 @@ def create_model(
     least = network.MIN_IMAGE_SIZE
     large_enough = min(input_shape[:2]) >= least
     require(large_enough, "input_shape", input_shape, f"images of {least}x{least} pixels or more for {config.name}")
+    if config.initializer == HINGE:
+        model = _with_hinges(model, config)
     settings: dict[str, Any] = {"implementation": implementation, "features": features, "folded": folded}
     remake = functools.partial(create_model, config=config, **shapes, **settings)
     return dataclasses.replace(model, features=Features(features), folded=folded, remake=remake)
+
+
+def _with_hinges(model: Model, config: ModelConfig) -> Model:
+    """The model whose first convolution starts by `hinge_filters`."""
+    first = jax.eval_shape(model.init, jax.random.key(0)).params.get("conv1", {})
+    fits = "kernel" in first and "bias" in first
+    expected = f"another for {config.name}: hinge needs a first convolution conv1 with a bias, as the LeNets have it"
+    require(fits, "initializer", config.initializer, expected)
+
+    def init(key: jax.Array) -> Weights:
+        weights = model.init(key)
+        kernel, bias = map(jnp.asarray, hinge_filters(first["kernel"].shape))
+        return weights._replace(params={**weights.params, "conv1": {"kernel": kernel, "bias": bias}})
+
+    return dataclasses.replace(model, init=init)
 
 
 def _check_features(features: Mapping[str, int], wiring: Wiring) -> None:

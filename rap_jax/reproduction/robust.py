@@ -39,6 +39,8 @@ _WITH = MappingProxyType(
         "leaky backward pass of 0.1": ("--train_leaky_slope=0.1",),
         "label smoothing 0.1": ("--label_smoothing=0.1",),
         "weight decay 1e-4": ("--pretrain_weight_decay=1e-4",),
+        "hinges in conv1": ("--initializer=hinge",),
+        "hinges in conv1, mean of weights": ("--initializer=hinge", "--ema_decay=0.999"),
         "BatchNorm, folded afterwards": ("--model=lenet_mnist_bn",),
         "mean of weights, 0.999": ("--ema_decay=0.999",),
         "weights perturbed by 0.005": ("--awp_gamma=0.005",),

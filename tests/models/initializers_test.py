@@ -1,11 +1,22 @@
 """Bounds and moments of every initialisation, from PyTorch's formulas written out here."""
 
+from typing import Any
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax.models.layers.initializers import INITIALIZERS, Initializer, bias_initializer, kernel_initializer
+from rap_jax.config import ModelConfig
+from rap_jax.models import create_model
+from rap_jax.models.layers.initializers import (
+    INITIALIZERS,
+    Initializer,
+    bias_initializer,
+    hinge_filters,
+    kernel_initializer,
+)
 from rap_jax.models.layers.linear import Dense
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -88,3 +99,33 @@ def test_default_is_what_the_caller_says(name: str) -> None:
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="initializer is 'he'; expected one of default, pytorch, .*orthogonal"):
         kernel_initializer("he")
+
+
+def test_two_hinges_at_a_pixel_cut_its_ends() -> None:
+    kernel, bias = hinge_filters((5, 5, 1, 2))
+    pixel = np.linspace(0, 1, 7, dtype=np.float32)
+    low, high = (np.maximum(kernel[2, 2, 0, i] * pixel + bias[i], 0) for i in range(2))
+    np.testing.assert_allclose(2 * (low - high), np.clip(3 * pixel - 1, 0, 1), atol=1e-6)
+    assert np.count_nonzero(kernel) == 2
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 1, 2), (5, 5, 1, 8), (5, 5, 3, 12), (3, 3, 1, 32), (1, 1, 2, 5)])
+def test_hinges_look_at_one_pixel_each(shape: tuple[int, int, int, int]) -> None:
+    kernel, bias = hinge_filters(shape)
+    np.testing.assert_array_equal(np.count_nonzero(kernel, (0, 1, 2)), 1)
+    np.testing.assert_allclose(-bias / kernel.max((0, 1, 2)), np.resize([1 / 3, 2 / 3], shape[3]), atol=1e-6)
+    places = [tuple(np.argwhere(kernel[..., i])[0]) for i in range(0, shape[3], 2)]
+    assert len(set(places)) == min(len(places), shape[0] * shape[1] * shape[2])
+    if shape == (5, 5, 1, 8):
+        assert {(int(row) % 2, int(column) % 2) for row, column, _ in places} == {(0, 0), (1, 1), (1, 0), (0, 1)}
+
+
+def test_a_network_starts_by_hinges() -> None:
+    given: dict[str, Any] = {"input_shape": (28, 28, 1), "num_classes": 10}
+    hinge, plain = (create_model(ModelConfig("lenet_mnist", 1, name), **given) for name in ("hinge", "default"))
+    found, other = (model.init(jax.random.key(0)).params for model in (hinge, plain))
+    np.testing.assert_array_equal(found["conv1"]["kernel"], hinge_filters((5, 5, 1, 2))[0])
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, other)
+    chex.assert_trees_all_equal(*({name: tree[name] for name in ("conv2", "fc1", "fc2")} for tree in (found, other)))
+    with pytest.raises(ValueError, match="initializer is 'hinge'; expected another for resnet18"):
+        create_model(ModelConfig("resnet18", 1, "hinge"), input_shape=(32, 32, 3), num_classes=10)

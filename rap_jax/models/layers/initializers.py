@@ -18,6 +18,7 @@ defaults, which is how the authors call it:
   xavier_normal    N(0, 2 / (fan_in + fan_out))
   kaiming_uniform  U(-a, a), a = sqrt(6 / fan_in)
   kaiming_normal   N(0, 2 / fan_in), not truncated (JAX's own `he_normal` is truncated)
+  hinge            the first convolution by `hinge_filters`, the others as `default`
   orthogonal       the kernel as a [fan_in, C_out] matrix has orthonormal columns (rows, if C_out > fan_in)
 
 The authors start the convolutions of their MNIST LeNet by xavier_uniform and leave their CIFAR networks to PyTorch.
@@ -28,6 +29,7 @@ against PGD, and another bound would be another experiment."""
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.nn import initializers
 
 from rap_jax.config import require
@@ -50,7 +52,10 @@ _KERNEL_INITIALIZERS: dict[str, Initializer] = {
     "kaiming_normal": initializers.variance_scaling(2.0, "fan_in", "normal"),
     "orthogonal": initializers.orthogonal(scale=1.0),
 }
-INITIALIZERS: tuple[str, ...] = ("default", *_KERNEL_INITIALIZERS)
+HINGE = "hinge"
+INITIALIZERS: tuple[str, ...] = ("default", *_KERNEL_INITIALIZERS, HINGE)
+# Pixels at which a filter bends.
+_THRESHOLDS = (1 / 3, 2 / 3)
 
 
 def kernel_initializer(name: str, *, default: str = "pytorch") -> Initializer:
@@ -58,7 +63,7 @@ def kernel_initializer(name: str, *, default: str = "pytorch") -> Initializer:
 
     Args:
         name: one of `INITIALIZERS`.
-        default: what the name `default` stands for.
+        default: what the name `default` stands for, and `hinge` for convolutions after the first.
 
     Returns:
         A function of (key, shape) for kernels whose last two axes are [in, out].
@@ -69,7 +74,42 @@ def kernel_initializer(name: str, *, default: str = "pytorch") -> Initializer:
     Reference: Ye et al., 2019, Table B1, https://arxiv.org/abs/1903.12561.
     """
     require(name in INITIALIZERS, "initializer", name, f"one of {', '.join(INITIALIZERS)}")
-    return _KERNEL_INITIALIZERS[default if name == "default" else name]
+    return _KERNEL_INITIALIZERS[default if name in ("default", HINGE) else name]
+
+
+def hinge_filters(shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Filters that look at one pixel x each and bend at a third or two thirds of its range: relu(1.5 (x - t)).
+
+    Two filters at a pixel, t = 1/3 and t = 2/3, make clip(3 x - 1, 0, 1): of a dark pixel, or a bright one, a change of
+    1/3 changes nothing. Adversarial training on MNIST turns the first filters of a LeNet into such ones by itself.
+    Which pixels and thresholds they take is up to chance, and decides much of what a small network can reach.
+
+    Pairs of filters go through the channels of the image, and, pair by pair, through the places of the kernel: the four
+    in its middle, which 2x2 pooling tells apart, then those around them.
+
+    Args:
+        shape: [k, k, inputs, outputs].
+
+    Returns:
+        Kernel float32 [k, k, inputs, outputs] and bias [outputs].
+    """
+    height, width, inputs, outputs = shape
+    kernel, bias = np.zeros(shape, np.float32), np.zeros(outputs, np.float32)
+    places = _from_the_middle(height, width)
+    for number in range(outputs):
+        pair, threshold = number // 2, _THRESHOLDS[number % 2]
+        row, column = places[pair // inputs % len(places)]
+        kernel[row, column, pair % inputs, number], bias[number] = 1.5, -1.5 * threshold
+    return kernel, bias
+
+
+def _from_the_middle(height: int, width: int) -> list[tuple[int, int]]:
+    """The places of a kernel, (row, column): the middle, the three before it, diagonal first, then by distance."""
+    row, column = height // 2, width // 2
+    first = [(row, column), (row - 1, column - 1), (row - 1, column), (row, column - 1)]
+    others = [(i, j) for i in range(height) for j in range(width) if (i, j) not in first]
+    inside = [place for place in first if min(place) >= 0]
+    return inside + sorted(others, key=lambda place: (place[0] - row) ** 2 + (place[1] - column) ** 2)
 
 
 def bias_initializer(fan_in: int) -> Initializer:
