@@ -69,8 +69,8 @@ class ModelConfig:
 
     name: str = setting("lenet_mnist", "Network.", flag="model", choices=get_args(Network))
     width: int = setting(4, "Width w of the network (k of wide_resnet28).")
-    initializer: str = setting("default", "How convolutions start; default is the network's own choice. hinge: the first "
-        "one by filters of one pixel that bend at 1/3 and 2/3.",
+    initializer: str = setting("default", "How convolutions start; default is the network's own choice. hinge: the "
+        "first one by filters of one pixel that bend at 1/3 and 2/3.",
         choices=get_args(Initializer))  # fmt: skip
 
     def __post_init__(self) -> None:
