@@ -11,23 +11,27 @@ from rap_jax.reproduction.job import Job
 from rap_jax.reproduction.recipes import MNIST, Family, Scale, evaluation_job, sparsity_of, training_job
 
 _FLAGFILE = "lenet_mnist_robust"
-_CYCLE_EPOCHS = 8
 # Widths that are pruned to each width.
 _PRUNED = MappingProxyType({1: (4, 8), 2: (4, 8), 4: (8,), 8: ()})
 _ABLATION_EPOCHS, _ABLATION_WIDTHS = 16, (1, 2)
+_COSINE = ("--pretrain_schedule=cosine",)
 # Row of the ablation -> flags after those of the recipe.
 _WITHOUT = MappingProxyType(
     {
-        "batch 128": ("--batch_size=128",),
-        "equal attack steps of 0.075": ("--train_step_schedule=constant", "--train_step_size=0.075"),
-        "no leaky backward pass": ("--train_leaky_slope=0",),
-        "radius 0.3 in training": ("--train_epsilon=0.3",),
-        "one cycle": ("--pretrain_num_cycles=1",),
-        "epoch chosen by PGD-10": ("--select_attack=pgd",),
+        "hinges in conv1": ("--initializer=default",),
+        "constant learning rate (cosine)": _COSINE,
+        "mean of weights": ("--ema_decay=0",),
+        "mean of weights and constant learning rate": (*_COSINE, "--ema_decay=0"),
+        "batch 32 (128)": ("--batch_size=128",),
+        "falling attack steps (0.075 each)": ("--train_step_schedule=constant", "--train_step_size=0.075"),
+        "leaky backward pass": ("--train_leaky_slope=0",),
+        "radius 0.33 in training (0.3)": ("--train_epsilon=0.3",),
+        "epoch chosen by a strong attack (PGD-10)": ("--select_attack=pgd",),
     }
 )
 _WITH = MappingProxyType(
     {
+        "two cosine cycles": (*_COSINE, "--pretrain_num_cycles=2"),
         "batch 16": ("--batch_size=16",),
         "batch 64": ("--batch_size=64",),
         "radius 0.32": ("--train_epsilon=0.32",),
@@ -35,15 +39,12 @@ _WITH = MappingProxyType(
         "radius 0.36": ("--train_epsilon=0.36",),
         "learning rate 1e-3": ("--pretrain_learning_rate=1e-3",),
         "learning rate 6e-3": ("--pretrain_learning_rate=6e-3",),
-        "four cycles": ("--pretrain_num_cycles=4",),
         "leaky backward pass of 0.1": ("--train_leaky_slope=0.1",),
+        "mean of weights, 0.9995": ("--ema_decay=0.9995",),
         "label smoothing 0.1": ("--label_smoothing=0.1",),
         "weight decay 1e-4": ("--pretrain_weight_decay=1e-4",),
-        "hinges in conv1": ("--initializer=hinge",),
-        "hinges in conv1, mean of weights": ("--initializer=hinge", "--ema_decay=0.999"),
-        "BatchNorm, folded afterwards": ("--model=lenet_mnist_bn",),
-        "mean of weights, 0.999": ("--ema_decay=0.999",),
         "weights perturbed by 0.005": ("--awp_gamma=0.005",),
+        "BatchNorm, folded afterwards": ("--model=lenet_mnist_bn",),
     }
 )
 
@@ -68,7 +69,8 @@ def scratch(scale: Scale, family: Family, width: int, seed: int) -> Job:
 
 def ablated(scale: Scale, family: Family, row: str, width: int, seed: int) -> Job:
     """A row of the ablation."""
-    kind = "ablation_" + "_".join(row.replace(",", "").split())
+    words = "".join(letter if letter.isalnum() or letter == "." else " " for letter in row).split()
+    kind = "_".join(["ablation", "without" if row in _WITHOUT else "with", *words])
     epochs = min(_ABLATION_EPOCHS, scale.robust_epochs)
     more = (_WITHOUT | _WITH).get(row, ())
     return _scratch(scale, family, kind, width, seed, epochs, more)
@@ -114,9 +116,7 @@ def _validated(scale: Scale, network: Job) -> Job:
 def _scratch(
     scale: Scale, family: Family, kind: str, width: int, seed: int, epochs: int, more: tuple[str, ...] = ()
 ) -> Job:
-    cycles = max(1, epochs // _CYCLE_EPOCHS)
     flags = (
-        f"--pretrain_epochs={epochs}", f"--pretrain_num_cycles={cycles}", "--sparsity=none", "--admm_epochs=0",
-        "--retrain_epochs=0", *more,
+        f"--pretrain_epochs={epochs}", "--sparsity=none", "--admm_epochs=0", "--retrain_epochs=0", *more,
     )  # fmt: skip
     return training_job(scale, family, kind, width, seed, flags, flagfile=_FLAGFILE)
