@@ -36,6 +36,8 @@ from rap_jax.models.model import Weights
 
 NUM_IMAGES = 1000
 _APGD_STEPS, _NUM_TARGETS, _NUM_QUERIES = 20, 3, 200
+# Forward passes for an image that nothing breaks; a backward pass counts as one.
+NUM_PASSES = 1 + 2 * _APGD_STEPS * _NUM_TARGETS + _NUM_QUERIES
 
 
 def selection_components(threat_model: ThreatModel, num_classes: int) -> tuple[Component, ...]:

@@ -22,6 +22,7 @@ from rap_jax._runtime.topology import CHIPS, no_compilation_cache
 from rap_jax.config import ComputeConfig, RunConfig, Stage
 from rap_jax.data import Dataset
 from rap_jax.data.batches import BatchInputs
+from rap_jax.evaluation import selection
 from rap_jax.models import Model, num_params
 from rap_jax.models.model import Weights
 from rap_jax.pruning.specs import Specs
@@ -182,8 +183,11 @@ def compile_step(
 
 def _validation(plan: StagePlan, config: RunConfig, num_images: int) -> float:
     """Passes through the network in validation, one clean and those of the attack, over those of a step."""
-    passes = (num_passes(config.select_attack) + 1) / num_step_passes(config.train, plan.stage)
-    return plan.num_steps / plan.steps_per_epoch * num_images / config.batch_size * passes
+    passes = num_passes(config.select_attack) + 1
+    if config.selection == "strong":
+        num_images, passes = min(num_images, selection.NUM_IMAGES), selection.NUM_PASSES
+    of_a_step = config.batch_size * num_step_passes(config.train, plan.stage)
+    return plan.num_steps / plan.steps_per_epoch * num_images * passes / of_a_step
 
 
 def _sent(params: chex.ArrayTree, mesh: Mesh) -> int:

@@ -1,12 +1,15 @@
 """The accuracies that choose an epoch: those of the same attacks in AutoAttack, for any weights, compiled once."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from rap_jax._runtime.mesh import DeviceSplit, make_mesh, put_split
 from rap_jax.attacks import ThreatModel
-from rap_jax.config import AttackConfig, ModelConfig
+from rap_jax.config import STAGES, AttackConfig, ModelConfig
 from rap_jax.data.batches import to_unit
 from rap_jax.evaluation import selection
 from rap_jax.evaluation.auto_attack import auto_attack
@@ -82,3 +85,14 @@ def test_what_cannot_be_judged_is_refused(split: tuple[np.ndarray, np.ndarray]) 
 def test_few_classes_have_no_ratio() -> None:
     names = [component.name for component in selection_components(ThreatModel("linf", 0.1), 3)]
     assert names == ["apgd-ce", "square"]
+
+
+def test_a_run_chooses_its_epochs_by_it(tmp_path: Path) -> None:
+    config = tiny.tiny_config(selection="strong")
+    results = tiny.run_and_watch(tmp_path, config).results
+    lines = [line for line in tiny.metrics_of(tmp_path) if line["kind"] == "validation"]
+    assert len(lines) == sum(config.stage(stage).num_epochs for stage in STAGES)
+    assert {0 <= line["robust_accuracy"] <= line["natural_accuracy"] <= 1 for line in lines} == {True}
+    chosen = [line["epoch"] for line in lines if line["stage"] == "retrain" and line["selected"]]
+    per_epoch = results["stages"]["retrain"]["step"] / chosen[-1]
+    assert per_epoch == config.steps_per_epoch

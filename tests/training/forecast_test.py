@@ -133,3 +133,7 @@ def test_validation_counts_as_the_passes_that_it_takes() -> None:
     config = tiny.tiny_config()  # 3 epochs; 40 validation images, PGD-2 in training and in validation
     (stage, *_) = forecast(config, tiny.tiny_dataset(), make_mesh(), ComputeConfig()).stages
     assert stage.validation == pytest.approx(3 * 40 / 48 * (2 * 2 + 1) / (2 * 2 + 3))
+    (strong, *_) = forecast(
+        dataclasses.replace(config, selection="strong"), tiny.tiny_dataset(), make_mesh(), ComputeConfig()
+    ).stages
+    assert strong.validation == pytest.approx(3 * 40 / 48 * (1 + 2 * 3 * 20 + 200) / (2 * 2 + 3))
