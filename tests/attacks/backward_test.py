@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from tiers import large_later
 
 from rap_jax.attacks.backward import leaky_backward
 from rap_jax.config import ModelConfig
@@ -44,7 +45,7 @@ def test_a_slope_of_0_is_the_function_itself() -> None:
     assert leaky_backward(jax.nn.relu, 0.0) is jax.nn.relu
 
 
-@pytest.mark.parametrize("network", ["lenet_mnist", "resnet18"])
+@pytest.mark.parametrize("network", large_later(["lenet_mnist", "resnet18"]))
 @pytest.mark.parametrize("implementation", ["cpu", "xla"])
 def test_a_network_is_that_with_leaky_relus(network: str, implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (28, 28, 1) if network == "lenet_mnist" else (32, 32, 3)

@@ -411,6 +411,7 @@ def test_slots_are_full_to_the_end(num_devices: int) -> None:
     assert even_slots(950, 950, 512, 1, 2) == 480  # two rows that are full once: 15 parts of 32
 
 
+@pytest.mark.e2e
 def test_two_rows_change_nothing(result: AutoAttackResult, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list[int]()
     run = Slots.run

@@ -121,7 +121,7 @@ def test_the_mean_is_scored_and_kept() -> None:
     context: Any = SimpleNamespace(
         model=MODEL,
         config=SimpleNamespace(select_attack=AttackConfig(), seed=0),
-        evaluator=lambda model, attack: select,
+        selector=lambda model: select,
         mesh=make_mesh(jax.devices()[:1]),
         validation=None,
         folder=SimpleNamespace(log=lambda line: None),
