@@ -38,8 +38,9 @@ def as_attack(attack: dict[str, Any]) -> str:
     """Writes the settings of a PGD attack."""
     count = lambda number, what: f"{number} {what}{'s' if number != 1 else ''}"
     start = "random start" if attack["random_start"] else "start at the image"
+    falling = " falling to a tenth" if attack.get("step_schedule") == "geometric" else ""
     return (
-        f"{attack['norm']}, epsilon {as_radius(attack['epsilon'])}, step {as_radius(attack['step_size'])}, "
+        f"{attack['norm']}, epsilon {as_radius(attack['epsilon'])}, step {as_radius(attack['step_size'])}{falling}, "
         f"{count(attack['num_steps'], 'step')}, {count(attack['num_restarts'], 'restart')}, {start}"
     )
 
@@ -50,6 +51,7 @@ def as_training(train: dict[str, Any]) -> str:
     augment = train["augment"]
     values = {  # `get`: settings that came after some results
         "BatchNorm by the batch inside the attack": train["attack"] and train["attack_batch_norm"] == "batch",
+        f"leaky backward pass of {train.get('train_leaky_slope')} inside the attack": train.get("train_leaky_slope"),
         f"crop padding {augment['crop_padding']}": augment["crop_padding"],
         "horizontal flip": augment["horizontal_flip"],
         f"label smoothing {train['label_smoothing']}": train["label_smoothing"],

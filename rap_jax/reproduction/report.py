@@ -188,15 +188,21 @@ def _reliability(found: Sequence[AttackReliability]) -> Iterator[Section]:
     )
 
 
+def _chooses(config: Mapping[str, Any]) -> str:
+    """The attack by which a run chooses its epochs."""
+    strong = config.get("selection") == "strong"
+    return "APGD-T and Square on 1,000 images" if strong else f"PGD, {as_attack(config['select_attack'])}"
+
+
 def _late_epochs(found: TableResults, runs: Sequence[LateEpochs]) -> Iterator[Section]:
     if not runs:
         return
     configs = [results["config"] for results in found.results.values() if is_run(results)]
-    attacks = dict.fromkeys(as_attack(config["select_attack"]) for config in configs if config["train"]["attack"])
+    attacks = dict.fromkeys(_chooses(config) for config in configs if config["train"]["attack"])
     yield Section(
         "How far late epochs lie apart",
-        f"Accuracy on validation in the last third of the epochs of a run's last stage, when the learning rate is "
-        f"small, under the attack by which an epoch is chosen: PGD, {' or '.join(attacks)}. A run keeps the best epoch "
+        f"Accuracy on validation in the last third of the epochs of a run's last stage, under the attack by which an "
+        f"epoch is chosen: {' or '.join(attacks)}. A run keeps the best epoch "
         f"of the whole stage. The numbers above are those of its network on the test set, under the "
         f"reported attack.",
         ("Cell", "Seed", "Epochs", "Kept", "Their mean", "Lowest to highest", "Last"),

@@ -286,7 +286,7 @@ COMMITTED = Path(reproduce.__file__).parent.parent / "results"
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    "arguments", [("--table=2,5,6,C1,scratch",), ("--table=3,4", "--cifar10_flags=--dataset=cifar10_unverified")]
+    "arguments", [("--table=2,5,6,C1,scratch,robust",), ("--table=3,4", "--cifar10_flags=--dataset=cifar10_unverified")]
 )
 def test_the_committed_reports_are_those_of_the_committed_results(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     shutil.copytree(COMMITTED / "quick", tmp_path / "quick", ignore=shutil.ignore_patterns("tables"))

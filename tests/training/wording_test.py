@@ -17,6 +17,11 @@ from rap_jax.config import AttackConfig, TrainConfig, fgsm_attack, free_attack
             "PGD, linf, epsilon 0.3, step 0.01, 40 steps, 2 restarts, random start",
         ),
         (
+            TrainConfig(AttackConfig(step_size=0.3, step_schedule="geometric"), train_leaky_slope=0.01),
+            "PGD, linf, epsilon 0.3, step 0.3 falling to a tenth, 40 steps, 1 restart, random start; leaky backward "
+            "pass of 0.01 inside the attack",
+        ),
+        (
             TrainConfig(fgsm_attack("linf", 8 / 255)),
             "PGD, linf, epsilon 8/255, step 10/255, 1 step, 1 restart, random start",
         ),
