@@ -38,9 +38,10 @@ _CALLS = {
 def leaky_backward(function: Callable[..., Any], slope: float) -> Callable[..., Any]:
     """The same function, whose gradient passes a ReLU that is off, times `slope`.
 
-    A ReLU is any maximum with 0 in the function's jaxpr, whichever library wrote it: `jax.nn.relu`, `flax.nnx.relu`,
-    `jnp.maximum(x, 0)`. One inside of a loop, of a branch, or of a function with a derivative of its own (other than
-    `jax.nn.relu`) cannot be changed.
+    A ReLU is any maximum with the number 0 in the function's jaxpr, whichever library wrote it: `jax.nn.relu`,
+    `flax.nnx.relu`, `jnp.maximum(x, 0)`. One inside of a loop, of a branch, or of a function with a derivative of its
+    own (other than `jax.nn.relu`) cannot be changed. A maximum with an array of zeros, `jnp.clip(x, 0)` and
+    `jnp.where(x > 0, x, 0)` are not seen and stay as they are.
 
     Args:
       function: arrays -> arrays, trees of them alike; such as images [N, ...] -> logits [N, K].
@@ -53,6 +54,8 @@ def leaky_backward(function: Callable[..., Any], slope: float) -> Callable[..., 
     Raises:
       ValueError: another slope.
     """
+    if not callable(function):
+        raise ValueError(f"function is {function!r:.60}; expected a function of arrays, such as images -> logits.")
     if not is_number(slope) or not 0 <= float(slope) <= 1:
         raise ValueError(f"slope is {slope!r}; expected a number in [0, 1], such as 0.01.")
     if float(slope) == 0:
@@ -97,7 +100,8 @@ def _evaluate_one(eqn: Any, inputs: list[Any], relu: Callable[[jax.Array], jax.A
     if (place := _relu_operand(eqn)) is not None:
         return [relu(inputs[place])]
     if any(_has_relu(jaxpr) for jaxpr in inner):
-        if name not in _CALLS or (name == "custom_jvp_call" and not _is_relu(inner[0])):
+        own_derivative = name == "custom_jvp_call" and not _is_relu_of_jax(inner[0])
+        if name not in _CALLS or own_derivative:
             raise ValueError(
                 f"The function has a ReLU inside of a {name}, whose backward pass cannot be changed; expected ReLUs "
                 f"outside of loops, branches and functions with a derivative of their own, or slope=0."
@@ -117,12 +121,13 @@ def _relu_operand(eqn: Any) -> int | None:
     return is_zero.index(False) if is_zero.count(True) == 1 else None
 
 
-def _is_relu(jaxpr: core.Jaxpr) -> bool:
-    """Whether it is a ReLU and nothing else."""
-    if len(jaxpr.eqns) != 1:
+def _is_relu_of_jax(jaxpr: core.Jaxpr) -> bool:
+    """Whether it is that of `jax.nn.relu`: a call named relu, which is a maximum with 0 and nothing else."""
+    if len(jaxpr.eqns) != 1 or jaxpr.eqns[0].params.get("name") != "relu":
         return False
-    (eqn,) = jaxpr.eqns
-    return _relu_operand(eqn) is not None or any(map(_is_relu, inner_jaxprs(eqn)))
+    return all(
+        len(inner.eqns) == 1 and _relu_operand(inner.eqns[0]) is not None for inner in inner_jaxprs(jaxpr.eqns[0])
+    )
 
 
 def _has_relu(jaxpr: core.Jaxpr) -> bool:

@@ -42,7 +42,7 @@ class AttackConfig:
     num_restarts: int = setting(1, "Random starts of PGD in {phase}, worst case per example.",
         flag="{part}_num_restarts")  # fmt: skip
     step_schedule: Literal["constant", "geometric"] = setting("constant", "Sizes of the steps of PGD in {phase}: all "
-        "alike, or falling to a tenth by equal factors.", flag="{part}_step_schedule")  # fmt: skip
+        "alike, or falling from that size to a tenth of it by equal factors.", flag="{part}_step_schedule")  # fmt: skip
     random_start: bool = setting(True, "Start PGD at a random point of the ball.")
 
     def __post_init__(self) -> None:

@@ -124,7 +124,10 @@ def learning_rate_schedule(
         return lambda step: cycle(step % reset_every)
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if warmup >= num_steps:
-        raise ValueError(f"warmup_epochs is {config.warmup_epochs!r}, {warmup} steps; the stage has {num_steps} steps.")
+        raise ValueError(
+            f"warmup_epochs is {config.warmup_epochs!r}, {warmup} steps; the stage, or each of its cycles, has "
+            f"{num_steps} steps; expected fewer of warm-up."
+        )
     peak = config.learning_rate
     after: optax.Schedule
     if config.schedule == "cosine":

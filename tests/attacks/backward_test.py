@@ -86,6 +86,15 @@ def test_what_cannot_be_changed_is_refused() -> None:
             leaky_backward(jax.nn.relu, slope)  # type: ignore[arg-type]
 
 
+def test_a_derivative_of_its_own_is_kept() -> None:
+    ste = jax.custom_jvp(lambda x: jnp.maximum(x, 0))
+    ste.defjvps(lambda tangent, _, x: 5 * tangent)
+    with pytest.raises(ValueError, match="ReLU inside of a custom_jvp_call"):
+        leaky_backward(lambda x: ste(x) + jax.nn.relu(x), 0.1)(X)
+    with pytest.raises(ValueError, match="function is 3; expected a function of arrays"):
+        leaky_backward(3, 0.1)  # type: ignore[arg-type]
+
+
 def test_derivatives_of_other_functions_stay() -> None:
     @jax.custom_vjp
     def straight(x: jax.Array) -> jax.Array:

@@ -52,7 +52,7 @@ def test_a_reset_begins_the_schedule_anew() -> None:
     assert found == pytest.approx([1.0, 1.0, 0.1, 0.01, 0.01, 1.0, 0.1, 1.0])
     cosine = OptimizerConfig(schedule="cosine", learning_rate=1.0, warmup_epochs=1)
     assert rates(cosine, [0, 10, 20, 30, 35, 60], reset_every=30) == pytest.approx([0, 1, 0.5, 0, 0.5, 0], abs=1e-6)
-    with pytest.raises(ValueError, match=r"warmup_epochs is 3.*the stage has 30 steps"):
+    with pytest.raises(ValueError, match=r"warmup_epochs is 3.*has 30 steps"):
         rates(OptimizerConfig(warmup_epochs=3), [0], reset_every=30)
 
 
