@@ -12,6 +12,7 @@ from rap_jax.attacks import ThreatModel, pgd
 from rap_jax.attacks.pgd import Restarts
 from rap_jax.config import AttackConfig
 from rap_jax.data import to_unit
+from rap_jax.evaluation import correctness
 from rap_jax.evaluation.accuracy import Accuracy, make_evaluator, wilson_interval
 from rap_jax.models import Model
 
@@ -214,3 +215,15 @@ def test_accuracy_as_json() -> None:
     assert record["natural_interval"] == list(wilson_interval(90, 100))
     assert record["robust_interval"] == list(wilson_interval(45, 100))
     assert record["attack"]["num_steps"] == 3 and record["num_examples"] == 100
+
+
+def test_the_attack_has_a_size_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, restarts = [], correctness.pgd_restarts
+    watched = lambda *given, step_size, **more: sizes.append(step_size) or restarts(*given, step_size=step_size, **more)
+    monkeypatch.setattr(correctness, "pgd_restarts", watched)
+    attack = dataclasses.replace(ATTACK, num_steps=2, step_schedule="geometric")
+    images, labels = np.zeros((8, *LINEAR.input_shape), np.uint8), np.zeros(8, np.int32)
+    mesh = make_mesh(jax.devices()[:1])
+    evaluate = make_evaluator(LINEAR, attack, mesh, batch_size=8)
+    evaluate(PARAMS, {}, DeviceSplit(jnp.asarray(images), jnp.asarray(labels)), jax.random.key(0))
+    assert sizes[0] == pytest.approx((attack.step_size, attack.step_size / 10))

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -132,6 +133,16 @@ def run_and_watch(folder: Path, config: RunConfig | None = None, **arguments: An
         given = {"output": EVERY_LINE} | arguments
         results = pipeline.run(config or tiny_config(), tiny_dataset(), folder, **given)
     return Watched(folder, results, began, starts, outcomes)
+
+
+def one_step_back(whole: Path, folder: Path) -> Path:
+    """A copy of a run written with `EVERY_STEP`, in which the last step of every stage and all after it is missing."""
+    shutil.copytree(whole, folder)
+    for name in ("results.json", "report.md", *(f"stages/{stage}.json" for stage in STAGES)):
+        (folder / name).unlink()
+    for stage in STAGES:
+        shutil.rmtree(folder / "checkpoints" / stage / str(STEPS))
+    return folder
 
 
 def start_command(out_dir: Path, *arguments: str, num_devices: int = 8) -> subprocess.Popen[str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,11 +139,7 @@ def test_a_run_goes_on_with_its_mean(tmp_path: Path) -> None:
     train = dataclasses.replace(tiny.tiny_config().train, ema_decay=0.9)
     config = tiny.tiny_config(train=train, small_retrain=False)
     whole = tiny.run_and_watch(tmp_path / "whole", config, output=tiny.EVERY_STEP)
-    folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / "run"))
-    for name in ("results.json", "report.md", *(f"stages/{stage}.json" for stage in tiny.STAGES)):
-        (folder / name).unlink()
-    for stage in tiny.STAGES:
-        shutil.rmtree(folder / "checkpoints" / stage / str(tiny.STEPS))
+    folder = tiny.one_step_back(tmp_path / "whole", tmp_path / "run")
     again = tiny.run_and_watch(folder, config)
     assert set(again.began.values()) == {tiny.STEPS - 1}
     assert tiny.digests_of(folder) == tiny.digests_of(tmp_path / "whole")

@@ -1,5 +1,6 @@
 """One training step, as one program and as several, against the same step written out by hand."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,13 +10,16 @@ import optax
 import pytest
 
 from rap_jax._runtime.mesh import make_mesh, replicated
+from rap_jax.attacks import ThreatModel, leaky_backward, pgd_restarts
+from rap_jax.attacks.losses import cross_entropy
 from rap_jax.config import AttackConfig, AugmentConfig, TrainConfig
 from rap_jax.data.batches import BatchInputs
 from rap_jax.models import Model
+from rap_jax.models.model import Weights
 from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.sharded_step import step_as_program, step_in_programs
 from rap_jax.training.state import StepKeys, TrainState
-from rap_jax.training.step import StepFunctions, StepMetrics
+from rap_jax.training.step import AttackInputs, StepFunctions, StepMetrics
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -129,3 +133,30 @@ def test_augmentation_and_mixup_change_the_batch() -> None:
     )
     for other in others:
         assert float(jnp.abs(other - plain).max()) > 1e-4
+
+
+def test_slope_and_sizes_of_the_steps_reach_the_attack() -> None:
+    """Against PGD by hand; the unit behind the ReLU is off at the image, so that the slope alone moves it."""
+    params = {"kernel": jax.random.normal(jax.random.key(0), (4, 3)), "bias": jnp.array([[0.0, 0.0, -9.0]])}
+
+    def apply(params: dict, batch_stats: dict, images: jax.Array, train: bool) -> tuple[jax.Array, dict]:
+        return jax.nn.relu(images.reshape(len(images), -1) @ params["kernel"] + params["bias"]), batch_stats
+
+    attack = AttackConfig(epsilon=0.4, step_size=0.1, num_steps=3, random_start=False, step_schedule="geometric")
+    images, labels = jnp.asarray(IMAGES[:6] / np.float32(255)), jnp.full(6, 2)
+    inputs = AttackInputs(images, labels, jax.random.split(jax.random.key(3), 6), jnp.float32(0.5))
+
+    def attacked(**changes: Any) -> jax.Array:
+        config = TrainConfig(dataclasses.replace(attack, **changes.pop("attack", {})), **changes)
+        model = Model(lambda key: ({}, {}), apply, (2, 2, 1), 3, "dense")
+        return StepFunctions(model, optax.identity(), config, plan_of()).attack(Weights(params, {}), inputs)
+
+    loss = lambda x: cross_entropy(apply(params, {}, x, False)[0], labels)
+    expected = pgd_restarts(
+        leaky_backward(loss, 0.9), images, threat_model=ThreatModel("linf", 0.2), key=None, num_steps=3,
+        step_size=[0.05, 0.05 * 0.1**0.5, 0.005], random_start=False,
+    )  # fmt: skip
+    found = attacked(train_leaky_slope=0.9)
+    np.testing.assert_allclose(found, expected.adversarial[0], atol=1e-6)
+    for other in ({}, {"train_leaky_slope": 0.9, "attack": {"step_schedule": "constant"}}):
+        assert jnp.abs(attacked(**other) - found).max() > 1e-3
