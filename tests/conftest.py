@@ -15,8 +15,6 @@ import jax  # noqa: E402 - reads the environment
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 
-pytest_plugins = ["guard", "pytester"]
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tracing makes many objects that live on, and to look through all of them again and again takes long.
 gc.set_threshold(100_000, 20, 100)

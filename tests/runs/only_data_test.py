@@ -3,7 +3,6 @@
 import ast
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,21 +30,26 @@ BUILTINS = {"eval", "exec", "compile"}
 MAY_IMPORT_BY_NAME = {"rap_jax/__init__.py", "rap_jax/evaluation/network.py", "rap_jax/_runtime/environment.py"}
 
 
-def nodes() -> Iterator[tuple[str, ast.AST]]:
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            yield str(path.relative_to(ROOT)), node
+@pytest.fixture(scope="module")
+def nodes() -> list[tuple[str, ast.AST]]:
+    """Imports and calls of all files, each with the file's name."""
+    return [
+        (str(path.relative_to(ROOT)), node)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Call)
+    ]
 
 
-def test_no_module_that_runs_what_it_reads_is_imported() -> None:
-    for name, node in nodes():
+def test_no_module_that_runs_what_it_reads_is_imported(nodes: list[tuple[str, ast.AST]]) -> None:
+    for name, node in nodes:
         found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         found += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not RUN_WHAT_THEY_READ & {module.split(".")[0] for module in found}, name
 
 
-def test_no_call_runs_text_or_unpacks_by_names_of_an_archive() -> None:
-    for name, node in nodes():
+def test_no_call_runs_text_or_unpacks_by_names_of_an_archive(nodes: list[tuple[str, ast.AST]]) -> None:
+    for name, node in nodes:
         if not isinstance(node, ast.Call):
             continue
         called, owner = node.func, ""
