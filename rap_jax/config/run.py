@@ -47,6 +47,9 @@ class OptimizerConfig:
         require_positive("learning_rate", self.learning_rate)
         require(self.num_cycles >= 1, "num_cycles", self.num_cycles, "1 or more cycles")
         require_at_least("warmup_epochs", self.warmup_epochs, 0, " epochs")
+        has_shape = self.schedule != "constant" or self.warmup_epochs > 0
+        hint = "1 with a constant schedule, which has no shape to repeat, or another schedule such as cosine"
+        require(self.num_cycles == 1 or has_shape, "num_cycles", self.num_cycles, hint)
         increasing = all(a < b for a, b in zip((0.0, *self.step_epochs), self.step_epochs, strict=False))
         increasing = increasing and all(map(math.isfinite, self.step_epochs))
         require(increasing, "step_epochs", self.step_epochs, "epochs above 0 in rising order, such as 80,150")
