@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from rap_jax._runtime.interrupt import Interrupted
 from rap_jax._runtime.mesh import first_device_sharding, gather, put
 from rap_jax._runtime.processes import PeriodicLargest
+from rap_jax.config import RunConfig
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.admm import AdmmState, Residuals, find_admm_state, residuals
 from rap_jax.pruning.layers import path_name
@@ -115,8 +116,12 @@ class Validation:
         epoch, num_epochs = number // plan.steps_per_epoch, plan.num_steps // plan.steps_per_epoch
         self._say(
             f"{plan.stage} epoch {epoch}/{num_epochs}: validation natural {accuracy.natural:.2%}, "
-            f"robust {accuracy.robust:.2%}"
+            f"robust {accuracy.robust:.2%} under {_judge(context.config)}"
         )
+
+
+def _judge(config: RunConfig) -> str:
+    return "APGD-T and Square" if config.selection == "strong" else f"PGD-{config.select_attack.num_steps}"
 
 
 class Checkpoints:

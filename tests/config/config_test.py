@@ -61,7 +61,11 @@ def test_a_number_outside_its_range_is_refused(config: type, name: str, value: f
         (AttackConfig, {"num_restarts": 2, "random_start": False}, "all would be equal"),
         (OptimizerConfig, {"name": "lion"}, "optimizer is 'lion'; expected one of adam, sgd"),
         (OptimizerConfig, {"num_cycles": 0}, "num_cycles is 0; expected 1 or more cycles"),
-        (OptimizerConfig, {"schedule": "constant", "num_cycles": 2}, "num_cycles is 2; expected 1 with a constant schedule"),
+        (
+            OptimizerConfig,
+            {"schedule": "constant", "num_cycles": 2},
+            "num_cycles is 2; expected 1 with a constant schedule",
+        ),
         (AttackConfig, {"step_schedule": "linear"}, "step_schedule is 'linear'; expected one of constant, geometric"),
         (
             TrainConfig,

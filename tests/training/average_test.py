@@ -110,8 +110,9 @@ def test_a_checkpoint_without_it_is_that_of_earlier_versions() -> None:
     assert "average" in stored(with_mean).train._fields
 
 
-def test_the_mean_is_scored_and_kept() -> None:
-    scored: list[Any] = []
+@pytest.mark.parametrize(("selection", "judge"), [("pgd", "PGD-7"), ("strong", "APGD-T and Square")])
+def test_the_mean_is_scored_and_kept(selection: str, judge: str) -> None:
+    scored, said = list[Any](), list[str]()
 
     def select(params: Any, batch_stats: Any, split: Any, key: Any) -> Accuracy:
         scored.append((params, batch_stats))
@@ -119,18 +120,19 @@ def test_the_mean_is_scored_and_kept() -> None:
 
     context: Any = SimpleNamespace(
         model=MODEL,
-        config=SimpleNamespace(select_attack=AttackConfig(), seed=0),
+        config=SimpleNamespace(select_attack=AttackConfig(num_steps=7), selection=selection, seed=0),
         selector=lambda model: select,
         mesh=make_mesh(jax.devices()[:1]),
         validation=None,
         folder=SimpleNamespace(log=lambda line: None),
     )
     last, mean = (Weights({"kernel": jnp.full(3, value)}, {"mean": jnp.full(3, -value)}) for value in (1.0, 2.0))
-    validation = Validation(PLAN, context, Kept(*last, jnp.float32(-1), jnp.int32(0)), lambda line: None)
+    validation = Validation(PLAN, context, Kept(*last, jnp.float32(-1), jnp.int32(0)), said.append)
     validation(10, TrainState(jnp.int32(10), *last, (), average=mean))
     assert float(scored[0][0]["kernel"][0]) == 2 and float(scored[0][1]["mean"][0]) == -2
     assert float(validation.kept.params["kernel"][0]) == 2 and float(validation.kept.batch_stats["mean"][0]) == -2
     assert validation.kept.params["kernel"] is not mean.params["kernel"]  # which the next step donates
+    assert said == [f"retrain epoch 1/10: validation natural 50.00%, robust 50.00% under {judge}"]
 
 
 @pytest.mark.nightly
