@@ -161,6 +161,7 @@ def notes(found: TableResults) -> Iterator[str]:
     jobs = {job.name for value in auto_attack for job in value.jobs}
     if any(name in jobs and not results.get("auto_attack") for name, results in found.results.items()):
         yield "This scale runs no AutoAttack: the column of that name shows what a short PGD leaves at any step."
+    yield "Minutes of training are those of all stages with validation, the mean over the seeds; devices stand below."
     yield (
         f"Reached: above the paper's number, or at most {NATURAL_MARGIN:g} point (natural) or {ATTACKED_MARGIN:g} "
         "points (under attack) below it."
@@ -313,18 +314,18 @@ def _in_grid(value: Value | None) -> str:
 def _cells(found: TableResults) -> str:
     rows = []
     for cell in found.cells:
-        sizes: tuple[str, ...] = (_NOTHING,) * 3
+        sizes: tuple[str, ...] = (_NOTHING,) * 4
         if size := cell.size:
             compacted = _NOTHING if size.compacted is None else f"{size.compacted:,}"
-            sizes = (f"{size.parameters:,}", compacted, as_percent(size.sparsity))
+            sizes = (f"{size.parameters:,}", compacted, as_percent(size.sparsity), f"{cell.minutes or 0:.1f}")
         for number, value in enumerate(cell.values):
             reached = ("yes" if value.is_reached else "no") if value.difference is not None else _NOTHING
             ours = (as_number(value.mean), as_spread(value) or _NOTHING, as_seeds(value))
             theirs = (as_number(value.paper), as_difference(value), reached)
             name = plain(f"{cell.row}, {cell.column}: {value.label}")
-            rows.append((name, *ours, *theirs, *(sizes if number == 0 else ("",) * 3)))
+            rows.append((name, *ours, *theirs, *(sizes if number == 0 else ("",) * 4)))
     header = ("Cell", "Ours", "Lowest to highest", "Done", "Paper", "Difference", "Reached", "Parameters",
-              "After compaction", "Zeros")  # fmt: skip
+              "After compaction", "Zeros", "Minutes")  # fmt: skip
     return as_table(header, rows)
 
 

@@ -6,7 +6,7 @@ found.cells[0].values[0].mean
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +82,7 @@ class MeasuredCell(NamedTuple):
     column: str
     values: tuple[Value, ...]
     size: Size | None  # of the first seed; None before its network is done
+    minutes: float | None = None  # of training, with the run that it began from; the mean over the seeds
 
 
 class TableResults(NamedTuple):
@@ -254,7 +255,9 @@ def training_epochs(found: TableResults) -> dict[int, list[str]]:
 def _measured(cell: Cell, results: Mapping[str, Results]) -> MeasuredCell:
     done = [results[job.name] for job in cell.network if job.name in results]
     values = tuple(_value(quantity, results) for quantity in cell.quantities)
-    return MeasuredCell(cell.row, cell.column, values, _size(done[0]) if done else None)
+    times = [_seconds(job, results) / 60 for job in cell.network if job.name in results]
+    minutes = sum(times) / len(times) if times else None
+    return MeasuredCell(cell.row, cell.column, values, _size(done[0]) if done else None, minutes)
 
 
 def _value(quantity: Quantity, results: Mapping[str, Results]) -> Value:
@@ -320,6 +323,18 @@ def _as_text(setting: str, value: Any) -> str:
 def _epochs(job: Job, results: Mapping[str, Results]) -> int:
     """Of a run's stages and of the run whose weights it began with."""
     config = results[job.name]["config"]
-    before: Iterable[Job] = job.needs if config["start"]["weights"] == "final" else ()
     own = sum(config[stage]["num_epochs"] for stage in STAGES)
-    return int(own) + sum(_epochs(need, results) for need in before if need.name in results)
+    return int(own) + sum(_epochs(need, results) for need in _trained_before(job, results))
+
+
+def _seconds(job: Job, results: Mapping[str, Results]) -> float:
+    """Of a run's stages, validation included, and of the run whose weights it began with."""
+    spent = results[job.name]["seconds"]
+    return float(spent["total"] - spent.get("test", 0.0)) + sum(
+        _seconds(need, results) for need in _trained_before(job, results)
+    )
+
+
+def _trained_before(job: Job, results: Mapping[str, Results]) -> Iterator[Job]:
+    goes_on = results[job.name]["config"]["start"]["weights"] == "final"
+    return (need for need in job.needs if goes_on and need.name in results)
