@@ -13,7 +13,7 @@ from rap_jax.reproduction.recipes import MNIST, Family, Scale, evaluation_job, s
 _FLAGFILE = "lenet_mnist_robust"
 # Widths that are pruned to each width.
 _PRUNED = MappingProxyType({1: (4, 8), 2: (4, 8), 4: (8,), 8: ()})
-_ABLATION_EPOCHS, _ABLATION_WIDTHS = 16, (1, 2)
+_ABLATION_EPOCHS, _ABLATION_WIDTHS = 8, (1, 2)
 _COSINE = ("--pretrain_schedule=cosine",)
 # Row of the ablation -> flags after those of the recipe.
 _WITHOUT = MappingProxyType(
