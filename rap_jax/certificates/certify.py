@@ -1,0 +1,166 @@
+"""Which images no perturbation of a threat model can break: proofs, where attacks give examples.
+
+    found = certify(logits_fn, images, labels, threat_model=ThreatModel("linf", 0.1))
+    found.certified.mean()      # robust accuracy is this at least
+    1 - found.broken.mean()     # and this at most
+
+Between the two lie the images that are open: neither proved nor broken. A network that was trained against PGD alone
+has few certified ones at the radius that it was trained for, since its bounds are wide; that says little about its
+robustness.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rap_jax._runtime.functions import hoist_closure
+from rap_jax.attacks import ThreatModel
+from rap_jax.certificates.bounds import Method, bound_nodes, lowest, worst_images
+from rap_jax.certificates.graph import graph_of
+
+LogitsFn = Callable[[jax.Array], jax.Array]
+METHODS: tuple[Method, ...] = get_args(Method)
+# Share of the largest logit that rounding in float32 may take from a bound.
+_ROUNDING = 1e-5
+
+
+class Certificates(NamedTuple):
+    """What is known of each image; what is neither certified nor broken is open."""
+
+    certified: np.ndarray  # bool [N]: no image of the threat model is misclassified
+    broken: np.ndarray  # bool [N]: `adversarial` is misclassified
+    margin: np.ndarray  # float32 [N]: a lower bound of the label's logit less the largest other one
+    adversarial: np.ndarray  # float32 [N, ...]: an image of the threat model, misclassified where `broken`
+
+
+def margin_bounds(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    threat_model: ThreatModel,
+    method: Method = "crown",
+) -> jax.Array:
+    """Lower bounds of the label's logit less each other one, over the threat model: [N, K], 0 at the label.
+
+    A pure function that can be jitted and differentiated, so it serves in a loss: the cross-entropy of the negative
+    bounds is that of logits that are as bad as the bounds allow (Gowal et al., 2018).
+
+    Args:
+      logits_fn: images [N, ...] -> logits [N, K], each image by itself, in evaluation mode. See `graph_of`.
+      images: clean, in [0, 1], [N, ...].
+      labels: whole numbers [N].
+      threat_model: norm and radius.
+      method: see `rap_jax.certificates.bounds`. The better of the method's and of the interval's margin is taken.
+
+    Raises:
+      ValueError: an unknown method, or a function that has no bounds here.
+    """
+    return _margins(logits_fn, images, labels, threat_model, method)[0]
+
+
+def certify(
+    logits_fn: LogitsFn,
+    images: jax.Array | np.ndarray,
+    labels: jax.Array | np.ndarray,
+    *,
+    threat_model: ThreatModel,
+    method: Method = "crown",
+    batch_size: int = 16,
+) -> Certificates:
+    """Says of each image whether it is certified, broken, or open.
+
+    Broken are images that are misclassified as they are, or where the linear bound of their weakest margin is least.
+
+    Args:
+      logits_fn: images [N, ...] -> logits [N, K], each image by itself, in evaluation mode. See `graph_of`.
+      images: clean, in [0, 1], [N, ...].
+      labels: whole numbers [N].
+      threat_model: norm and radius.
+      method: see `rap_jax.certificates.bounds`.
+      batch_size: images at a time.
+
+    Raises:
+      ValueError: an unknown method, unequal numbers of images and labels, images outside of [0, 1] or NaN, labels
+        outside of [0, K), or a function that has no bounds here.
+    """
+    images, labels = _checked(images, labels, batch_size)
+    batch_size = min(batch_size, max(1, len(images)))
+    like = jax.ShapeDtypeStruct((batch_size, *images.shape[1:]), jnp.float32)
+    lifted, captured = hoist_closure(logits_fn, like)
+    num_classes = jax.eval_shape(lifted, captured, like).shape[-1]
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise ValueError(f"labels go from {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1}.")
+
+    @jax.jit
+    def one_batch(captured: list[jax.Array], images: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
+        return _certify_batch(functools.partial(lifted, captured), images, labels, threat_model, method)
+
+    parts = []
+    for first in range(0, len(images), batch_size):
+        batch = np.resize(images[first : first + batch_size], like.shape)
+        found = one_batch(captured, batch, np.resize(labels[first : first + batch_size], batch_size))
+        parts.append(jax.device_get(found))
+    empty = (np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, np.float32), images[:0])
+    joined = (np.concatenate(column)[: len(images)] for column in zip(*parts, strict=True)) if parts else empty
+    return Certificates(*joined)
+
+
+def _certify_batch(
+    logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, threat_model: ThreatModel, method: Method
+) -> tuple[jax.Array, ...]:
+    """The fields of `Certificates`."""
+    margins, coefficients, scale = _margins(logits_fn, images, labels, threat_model, method)
+    is_label = jax.nn.one_hot(labels, margins.shape[-1], dtype=bool)
+    others = jnp.where(is_label, jnp.inf, margins)
+    weakest, margin = others.argmin(-1), others.min(-1)
+    candidate = worst_images(coefficients[weakest, jnp.arange(len(images))], images, threat_model)
+    misses = lambda x: ~(jnp.where(is_label, -jnp.inf, (logits := logits_fn(x))).max(-1) < _at(logits, labels))
+    clean_broken, candidate_broken = misses(images), misses(candidate)
+    expand = lambda flags: flags.reshape(-1, *[1] * (images.ndim - 1))
+    adversarial = jnp.where(expand(~clean_broken & candidate_broken), candidate, images)
+    certified = margin > _ROUNDING * scale
+    return certified, clean_broken | candidate_broken, margin, adversarial
+
+
+def _margins(
+    logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, threat_model: ThreatModel, method: Method
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Margins [N, K], the coefficients of the images in them [K, N, ...], and the size of the largest logits [N]."""
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
+    graph = graph_of(logits_fn, images)
+    output = len(graph.nodes) - 1
+    bounds = bound_nodes(graph, images, threat_model, method)
+    num_classes = graph.nodes[output].shape[-1]
+    classes = jnp.eye(num_classes)
+    # [K, N, K]: the label's logit less that of each class.
+    margins = classes[labels][None] - classes[:, None]
+    within = functools.partial(lowest, graph, {output: margins}, bounds, images, threat_model)
+    found, values = within(), within(through_maxima=False).values
+    if method != "interval":
+        values = jnp.maximum(values, found.values)
+    size = jnp.maximum(jnp.abs(bounds.nodes[output].lower), jnp.abs(bounds.nodes[output].upper)).max(-1)
+    return values.T, found.coefficients, 1 + size
+
+
+def _at(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
+
+
+def _checked(images: jax.Array | np.ndarray, labels: jax.Array | np.ndarray, batch_size: int) -> tuple[np.ndarray, ...]:
+    images, labels = np.asarray(images, np.float32), np.asarray(labels)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected 1 or more images.")
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels are {labels.dtype}{list(labels.shape)} for images {list(images.shape)}; expected whole numbers, "
+            f"one for each image."
+        )
+    if not np.all((images >= 0) & (images <= 1)):
+        raise ValueError(f"images go from {images.min()} to {images.max()}; expected [0, 1], without NaN.")
+    return images, labels.astype(np.int32)
