@@ -197,7 +197,7 @@ def _pull_through_affine(node: Affine, given: jax.Array, coefficients: dict[int,
 def _pull_through_maximum(
     node: Maximum, difference: Interval, given: jax.Array, coefficients: dict[int, jax.Array]
 ) -> jax.Array:
-    """max(a, b) = b + relu(a - b), with a line below relu where the coefficient is positive, and one above elsewhere."""
+    """max(a, b) = b + relu(a - b), with a line below relu where its coefficient is positive, else one above it."""
     lower, upper = difference
     is_open = (lower < 0) & (upper > 0)
     is_first = (lower >= 0).astype(given.dtype)

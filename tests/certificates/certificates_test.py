@@ -1,4 +1,4 @@
-"""Bounds against published small cases, brute force and closed forms; certificates against every attack that is tried."""
+"""Bounds against published small cases, brute force and closed forms; certificates against attacks."""
 
 from collections.abc import Callable
 from typing import Any
