@@ -5,13 +5,13 @@ r"""AutoAttack of rap_jax against the official code, and its speed: `python -m b
     python -m benchmarks.autoattack_parity --write_reference      the file of tests/attacks/autoattack_reference_test.py
 
 Both runs are LeNets of `launch.main` on MNIST; their weights are handed to the same network in PyTorch. The attacks
-have radius 0.3. The strong one is the main job:
+have radius 0.3. The strong one:
 
-    python -m launch.main --flagfile=lenet_mnist --raw_data_dir=FOLDER
+    python -m launch.main --flagfile=quick_mnist --retrain_epochs=6 --name=strong --raw_data_dir=FOLDER
 
 The weak one should keep 20% to 60% of its images: where attacks always or never succeed, they agree anyway.
 
-    python -m launch.main --flagfile=lenet_mnist --raw_data_dir=FOLDER --name=weak --width=2 --sparsity=none \
+    python -m launch.main --flagfile=quick_mnist --raw_data_dir=FOLDER --name=weak --width=2 --sparsity=none \
         --train_num_steps=5 --train_step_size=0.15 --pretrain_epochs=2 --pretrain_epsilon_ramp_epochs=1.5 \
         --admm_epochs=0 --retrain_epochs=0
 

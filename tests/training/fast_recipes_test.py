@@ -38,8 +38,8 @@ def test_a_recipe_for_pgd_takes_them() -> None:
     recipe = "--flagfile=lenet_mnist"
     before = train_of(recipe).attack
     assert before is not None and before.num_steps == 10
-    assert train_of(recipe, "--train_attack=fgsm").attack == fgsm_attack("linf", 0.3)
-    assert train_of(recipe, "--train_attack=free").attack == free_attack("linf", 0.3)
+    assert train_of(recipe, "--train_attack=fgsm").attack == fgsm_attack("linf", 0.33)
+    assert train_of(recipe, "--train_attack=free").attack == free_attack("linf", 0.33)
     assert train_of(recipe, "--train_attack=free", "--train_attack=pgd") == train_of(recipe)
 
 
