@@ -2,6 +2,7 @@
 
     pgd, apgd, fab, square, cw_l2       attacks on any JAX model, inside a ThreatModel
     auto_attack, diagnose               robust accuracy, and signs that it cannot be trusted
+    certify                             images that are proved to be robust
     add_admm_penalty, keep_masked       ADMM pruning and fixed zeros, as optax transformations
     Filter, Column, Irregular           sparsity sets; project_tree and masks_of apply them
     compact, fold_batch_norm            the same network in smaller arrays
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rap_jax.attacks import ThreatModel, apgd, cw_l2, fab, pgd, square
     from rap_jax.compaction import compact, fold_batch_norm
     from rap_jax.evaluation.auto_attack import auto_attack
+    from rap_jax.evaluation.certificates import certify
     from rap_jax.evaluation.diagnostics import diagnose
     from rap_jax.models import create_model
     from rap_jax.pruning.admm import add_admm_penalty
@@ -38,6 +40,7 @@ __all__ = [
     "add_admm_penalty",
     "apgd",
     "auto_attack",
+    "certify",
     "compact",
     "create_model",
     "cw_l2",
@@ -56,6 +59,7 @@ _NAMES = {
     "rap_jax.pruning.admm": ("add_admm_penalty",),
     "rap_jax.attacks": ("ThreatModel", "apgd", "cw_l2", "fab", "pgd", "square"),
     "rap_jax.evaluation.auto_attack": ("auto_attack",),
+    "rap_jax.evaluation.certificates": ("certify",),
     "rap_jax.compaction": ("compact", "fold_batch_norm"),
     "rap_jax.evaluation.diagnostics": ("diagnose",),
     "rap_jax.pruning.masks": ("keep_masked",),

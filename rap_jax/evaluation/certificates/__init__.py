@@ -4,8 +4,8 @@ certify(logits_fn, images, labels, threat_model=ThreatModel("linf", 0.1))   cert
 margin_bounds(...)                                                          the bounds, for a loss
 """
 
-from rap_jax.certificates.bounds import Method
-from rap_jax.certificates.certify import METHODS, Certificates, certify, margin_bounds
-from rap_jax.certificates.graph import graph_of
+from rap_jax.evaluation.certificates.bounds import Method
+from rap_jax.evaluation.certificates.certify import METHODS, Certificates, certify, margin_bounds
+from rap_jax.evaluation.certificates.graph import graph_of
 
 __all__ = ["METHODS", "Certificates", "Method", "certify", "graph_of", "margin_bounds"]

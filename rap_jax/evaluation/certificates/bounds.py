@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from rap_jax.attacks import ThreatModel
-from rap_jax.certificates.graph import Affine, Graph, Images, Maximum
+from rap_jax.evaluation.certificates.graph import Affine, Graph, Images, Maximum
 
 Method = Literal["interval", "crown_ibp", "crown"]
 # Numbers in the coefficients of a pass backward, at most; a few arrays of them live at once.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rap_jax.attacks import ThreatModel, pgd
-from rap_jax.certificates import METHODS, Method, certify, graph_of, margin_bounds
-from rap_jax.certificates.bounds import bound_nodes, lowest
+from rap_jax.evaluation.certificates import METHODS, Method, certify, graph_of, margin_bounds
+from rap_jax.evaluation.certificates.bounds import bound_nodes, lowest
 
 Function = Callable[[jax.Array], jax.Array]
 WHOLE_BOX = ThreatModel("linf", 0.5)  # around 0.5: all of [0, 1]

@@ -19,8 +19,8 @@ import numpy as np
 
 from rap_jax._runtime.functions import hoist_closure
 from rap_jax.attacks import ThreatModel
-from rap_jax.certificates.bounds import Method, bound_nodes, lowest, worst_images
-from rap_jax.certificates.graph import graph_of
+from rap_jax.evaluation.certificates.bounds import Method, bound_nodes, lowest, worst_images
+from rap_jax.evaluation.certificates.graph import graph_of
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -55,7 +55,7 @@ def margin_bounds(
       images: clean, in [0, 1], [N, ...].
       labels: whole numbers [N].
       threat_model: norm and radius.
-      method: see `rap_jax.certificates.bounds`. The better of the method's and of the interval's margin is taken.
+      method: see `rap_jax.evaluation.certificates.bounds`. The better of the method's and of the interval's margin is taken.
 
     Raises:
       ValueError: an unknown method, or a function that has no bounds here.
@@ -81,7 +81,7 @@ def certify(
       images: clean, in [0, 1], [N, ...].
       labels: whole numbers [N].
       threat_model: norm and radius.
-      method: see `rap_jax.certificates.bounds`.
+      method: see `rap_jax.evaluation.certificates.bounds`.
       batch_size: images at a time.
 
     Raises:
