@@ -13,6 +13,8 @@ from rap_jax.reproduction.recipes import MNIST, Family, Scale, evaluation_job, s
 _FLAGFILE = "lenet_mnist_robust"
 # Widths that are pruned to each width.
 _PRUNED = MappingProxyType({1: (4, 8), 2: (4, 8), 4: (8,), 8: ()})
+# What is left of a network after such a cut answers one class: as at its first start, the radius has to rise.
+_HARSH = 8
 _ABLATION_EPOCHS, _ABLATION_WIDTHS = 8, (1, 2)
 _COSINE = ("--pretrain_schedule=cosine",)
 # Row of the ablation -> flags after those of the recipe.
@@ -57,7 +59,9 @@ def dense(scale: Scale, family: Family, width: int, seed: int) -> Job:
 
 def pruned(scale: Scale, family: Family, width: int, to: int, seed: int) -> Job:
     """Pruned by filters from the dense one, with the recipe in all stages."""
-    flags = ("--pretrain_epochs=0", f"--sparsity={sparsity_of(family, width, to, 'filter')}")
+    flags: tuple[str, ...] = ("--pretrain_epochs=0", f"--sparsity={sparsity_of(family, width, to, 'filter')}")
+    if width >= _HARSH * to:
+        flags += (f"--retrain_epsilon_ramp_epochs={min(2, scale.robust_epochs / 6):g}",)
     start = (("start_run", (dense(scale, family, width, seed),)),)
     return training_job(scale, family, "robust_admm", width, seed, flags, to=to, inputs=start, flagfile=_FLAGFILE)
 
