@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from repository import ROOT
 
+from rap_jax.attacks import ThreatModel
 from rap_jax.config import ModelConfig
 from rap_jax.models import create_model
 
@@ -41,6 +42,16 @@ def test_auto_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     exec(block_with("import auto_attack"), names | {"images": images, "labels": labels})
     assert 0 <= float(capsys.readouterr().out.split()[0]) <= 1
     assert (tmp_path / "state.npz").exists()
+
+
+def test_certificates(capsys: pytest.CaptureFixture[str]) -> None:
+    weights = jax.random.normal(jax.random.key(0), (16, 3))
+    logits_fn = lambda x: x.reshape(len(x), -1) @ weights
+    images = np.random.default_rng(0).uniform(0, 1, (4, 4, 4, 1)).astype(np.float32)
+    names = {"logits_fn": logits_fn, "images": images, "labels": logits_fn(images).argmax(-1)}
+    exec(block_with("import certify"), names | {"ThreatModel": ThreatModel})
+    least, most = map(float, capsys.readouterr().out.split())
+    assert 0 <= least <= most <= 1
 
 
 def test_the_smaller_network() -> None:

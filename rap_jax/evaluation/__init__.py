@@ -4,6 +4,7 @@ accuracy       natural and robust accuracy of a split, with their intervals
 selection      accuracies that choose the epoch of a run, by attacks that misleading gradients do not stop
 correctness    per-image correctness on clean and adversarial batches
 auto_attack/   AutoAttack
+certificates/  images that are proved to be robust
 diagnostics    signs that a robust accuracy cannot be trusted
 sweep          robust accuracy over the radius
 suite          all attacks of an evaluation, each resumable

@@ -55,7 +55,7 @@ def margin_bounds(
       images: clean, in [0, 1], [N, ...].
       labels: whole numbers [N].
       threat_model: norm and radius.
-      method: see `rap_jax.evaluation.certificates.bounds`. The better of the method's and of the interval's margin is taken.
+      method: see `rap_jax.evaluation.certificates.bounds`. Its margin or that of intervals, the better one.
 
     Raises:
       ValueError: an unknown method, or a function that has no bounds here.
