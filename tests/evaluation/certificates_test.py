@@ -220,6 +220,12 @@ def test_logits_without_the_images_are_refused() -> None:
         graph_of(lambda x: jnp.zeros((len(x), 3)), IMAGES)
 
 
+def test_a_network_that_mixes_its_batch_is_refused() -> None:
+    function = lambda x: FUNCTIONS["relu"](x - jnp.broadcast_to(x.mean(0, keepdims=True), x.shape))
+    with pytest.raises(ValueError, match="The logits of an image change with the other images of its batch"):
+        certify(function, IMAGES, np.array([0, 1, 2]), threat_model=LINF, method="interval")
+
+
 def test_no_images() -> None:
     found = certify(FUNCTIONS["relu"], IMAGES[:0], np.zeros(0, np.int32), threat_model=LINF)
     assert found.certified.shape == (0,) and found.adversarial.shape == (0, 6, 6, 1)

@@ -86,7 +86,7 @@ def certify(
 
     Raises:
       ValueError: an unknown method, unequal numbers of images and labels, images outside of [0, 1] or NaN, labels
-        outside of [0, K), or a function that has no bounds here.
+        outside of [0, K), a function that mixes the images of a batch, or one that has no bounds here.
     """
     images, labels = _checked(images, labels, batch_size)
     batch_size = min(batch_size, max(1, len(images)))
@@ -95,6 +95,12 @@ def certify(
     num_classes = jax.eval_shape(lifted, captured, like).shape[-1]
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(f"labels go from {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1}.")
+
+    if len(images) and jax.jit(_mixes, static_argnums=0)(lifted, captured, np.resize(images, like.shape)):
+        raise ValueError(
+            "The logits of an image change with the other images of its batch; expected a network in evaluation mode, "
+            "which takes each image by itself."
+        )
 
     @jax.jit
     def one_batch(captured: list[jax.Array], images: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
@@ -125,6 +131,15 @@ def _certify_batch(
     adversarial = jnp.where(expand(~clean_broken & candidate_broken), candidate, images)
     certified = margin > _ROUNDING * scale
     return certified, clean_broken | candidate_broken, margin, adversarial
+
+
+def _mixes(lifted: Callable[..., jax.Array], captured: list[jax.Array], images: jax.Array) -> jax.Array:
+    """Whether logits change where every second image becomes black: bounds of such a function would be wrong."""
+    kept = jnp.arange(len(images)) % 2 == 0
+    others_black = jnp.where(kept.reshape(-1, *[1] * (images.ndim - 1)), images, 0)
+    before, after = lifted(captured, images), lifted(captured, others_black)
+    difference = jnp.where(kept[:, None], jnp.abs(before - after), 0)
+    return difference.max() > 1e-3 * (1 + jnp.abs(before).max())
 
 
 def _margins(
