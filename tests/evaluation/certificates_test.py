@@ -24,13 +24,13 @@ def normal(seed: int, *shape: int) -> jax.Array:
 def bounds_of(function: Function, num_inputs: int, method: Method) -> tuple[float, float]:
     """Of a function of all [0, 1]^n with one output."""
     images = jnp.full((1, num_inputs), 0.5)
-    graph = graph_of(function, images)
+    graph = graph_of(function, (num_inputs,))
     found = bound_nodes(graph, images, WHOLE_BOX, method)
     output = len(graph.nodes) - 1
     if method == "interval":
         return tuple(float(bound[0, 0]) for bound in found.nodes[output])  # type: ignore[return-value]
     below, above = (
-        float(lowest(graph, {output: jnp.full((1, 1, 1), sign)}, found, images, WHOLE_BOX).values[0, 0])
+        float(lowest(graph, {output: jnp.full((1, 1, 1), sign)}, found, images, WHOLE_BOX).values[0])
         for sign in (1.0, -1.0)
     )
     return below, -above
@@ -56,21 +56,21 @@ def test_the_toy_network_of_deeppoly() -> None:
 
 
 def convolutional(x: jax.Array) -> jax.Array:
-    """Images [N, 6, 6, 1]: convolution, ReLU, max pooling with overlap and padding, mean pooling, a sum, BatchNorm."""
+    """Images [N, 4, 4, 1]: convolution, ReLU, max pooling with overlap and padding, mean pooling, a sum, BatchNorm."""
     convolve = lambda x, kernel: jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     x = jax.nn.relu(convolve(x, normal(0, 3, 3, 1, 2)) + normal(1, 2)[None, None, None] * 0.1)
     x = (x - 0.1) * jax.lax.rsqrt(jnp.array([0.5, 2.0]))[None, None, None] + 0.2
     x = x + jax.nn.relu(convolve(x, 0.3 * normal(2, 3, 3, 2, 2)))
-    pooled = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+    pooled = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "SAME")
     mean = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
     flat = jnp.concatenate([pooled.reshape(len(x), -1), mean.reshape(len(x), -1)], -1)
     return flat @ normal(3, flat.shape[-1], 3)
 
 
 def dense(bend: Function) -> Function:
-    return lambda x: bend(x.reshape(len(x), -1) @ normal(4, 36, 8)) @ normal(5, 8, 3)
+    return lambda x: bend(x.reshape(len(x), -1) @ normal(4, 16, 8)) @ normal(5, 8, 3)
 
 
 FUNCTIONS: dict[str, Function] = {
@@ -86,8 +86,21 @@ FUNCTIONS: dict[str, Function] = {
     "smallest": dense(lambda x: x * 0.5 + jnp.broadcast_to(x.min(-1, keepdims=True), x.shape)),
     "under jit": jax.jit(dense(jax.checkpoint(jax.nn.relu))),
     "leaky": dense(lambda x: jax.nn.relu(x) - 0.1 * jax.nn.relu(-x)),
+    "leaky of jax": dense(jax.nn.leaky_relu),
+    "slopes below": dense(lambda x: jnp.where(x < 0, normal(12, 8)[None] * x, x)),
+    "relu6": dense(jax.nn.relu6),
+    # Squares, in which the axis of the batch is not the first one.
+    "weights first": lambda x: (normal(13, 3, 3) @ jax.nn.relu(normal(14, 3, 16) @ x.reshape(len(x), -1).T - 0.5)).T,
+    "mapped": lambda x: (
+        jax.vmap(lambda x: jax.nn.relu(normal(14, 3, 16) @ x - 0.5))(x.reshape(len(x), -1)) @ normal(13, 3, 3)
+    ),
+    "filled": dense(lambda x: x - x.at[:, jnp.array([9] * 8)].get(mode="fill", fill_value=-5.0)),
+    "padded": dense(lambda x: jnp.pad(x, ((0, 0), (1, 1)), constant_values=-3.0)[:, 2:] - x),
+    "written": dense(lambda x: jax.nn.relu(x.at[:, 0].set(0.5).at[:, 1].add(2.0))),
+    "identities": dense(lambda x: jax.lax.optimization_barrier(jax.nn.relu(jax.lax.stop_gradient(x)))),
+    "unused": dense(lambda x: (jnp.exp(x), jax.nn.relu(x))[1]),
 }
-IMAGES = jax.random.uniform(jax.random.key(6), (3, 6, 6, 1))
+IMAGES = jax.random.uniform(jax.random.key(6), (3, 4, 4, 1))
 
 
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=["linf", "l2"])
@@ -110,8 +123,8 @@ def test_bounds_contain_what_the_network_computes(name: str, threat_model: Threa
 
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=["linf", "l2"])
 def test_bounds_of_an_affine_network_are_exact(threat_model: ThreatModel) -> None:
-    kernel = normal(8, 36, 3)
-    images = 0.5 + 0.1 * normal(9, 2, 6, 6, 1).clip(-1, 1)  # no ball leaves [0, 1]
+    kernel = normal(8, 16, 3)
+    images = 0.5 + 0.1 * normal(9, 2, 4, 4, 1).clip(-1, 1)  # no ball leaves [0, 1]
     logits_fn = lambda x: x.reshape(len(x), -1) @ kernel + 1
     found = margin_bounds(logits_fn, images, jnp.array([0, 2]), threat_model=threat_model)
     for number, label in enumerate((0, 2)):
@@ -131,7 +144,7 @@ def test_a_function_of_one_input_by_hand() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_no_attack_breaks_what_is_certified(method: Method) -> None:
     function, threat_model = FUNCTIONS["relu"], ThreatModel("linf", 0.02)
-    images = jax.random.uniform(jax.random.key(10), (64, 6, 6, 1))
+    images = jax.random.uniform(jax.random.key(10), (64, 4, 4, 1))
     labels = function(images).argmax(-1)
     found = certify(function, images, labels, threat_model=threat_model, method=method, batch_size=24)
     result = pgd(
@@ -190,18 +203,19 @@ def test_a_loss_of_bounds_has_a_gradient(method: Method) -> None:
         (lambda x: (x > 0.5).astype(jnp.float32).reshape(len(x), -1), "convert_element_type"),
         (lambda x: jnp.sort(x.reshape(len(x), -1)), "sort"),
         (lambda x: jax.lax.fori_loop(0, 3, lambda _, y: y / 2, x.reshape(len(x), -1)), "scan"),
+        (lambda x: x.reshape(len(x), -1) / (1 + jnp.square(x).mean()), "square"),
     ],
 )
 def test_what_has_no_bounds_is_refused(function: Function, primitive: str) -> None:
     with pytest.raises(ValueError, match=f"has a {primitive} of what depends on the images, which has no bounds here"):
-        graph_of(function, IMAGES)
+        graph_of(function, (4, 4, 1))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"method": "alpha"}, "method is 'alpha'; expected one of interval, crown_ibp, crown"),
-        ({"labels": np.array([0, 1])}, r"labels are int64\[2\] for images \[3, 6, 6, 1\]; expected whole numbers"),
+        ({"labels": np.array([0, 1])}, r"labels are int64\[2\] for images \[3, 4, 4, 1\]; expected whole numbers"),
         ({"labels": np.array([0.0, 1.0, 2.0])}, r"labels are float64\[3\]"),
         ({"labels": np.array([0, 1, 3])}, "labels go from 0 to 3; expected 0 to 2"),
         ({"images": np.asarray(IMAGES) * 255}, r"images go from .* expected \[0, 1\], without NaN"),
@@ -215,17 +229,53 @@ def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
         certify(**(given | changes))
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda x: x.astype(jnp.bfloat16).reshape(len(x), -1),
+            "has a convert_element_type in bfloat16 of what depends",
+        ),
+        (lambda x: x, r"returns \[\(1, 4, 4, 1\)\] for one image; expected logits \[1, K\]"),
+        (lambda x: (x.reshape(len(x), -1),) * 2, "for one image; expected logits"),
+        (
+            lambda x: jax.lax.reduce_window(
+                x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), ((0, 0), (2, 2), (2, 2), (0, 0))
+            ).reshape(len(x), -1),
+            "or nothing but padding in a window; expected windows of neighbours in one image",
+        ),
+    ],
+)
+def test_what_would_be_wrong_is_refused(function: Function, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        graph_of(function, (4, 4, 1))
+
+
 def test_logits_without_the_images_are_refused() -> None:
     with pytest.raises(ValueError, match="The logits do not depend on the images"):
-        graph_of(lambda x: jnp.zeros((len(x), 3)), IMAGES)
+        graph_of(lambda x: jnp.zeros((len(x), 3)), (4, 4, 1))
 
 
-def test_a_network_that_mixes_its_batch_is_refused() -> None:
-    function = lambda x: FUNCTIONS["relu"](x - jnp.broadcast_to(x.mean(0, keepdims=True), x.shape))
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x - jnp.broadcast_to(x.mean(0, keepdims=True), x.shape),
+        lambda x: x + 3 * x[::-1],
+        lambda x: x - 5 * jnp.broadcast_to(x.max(0, keepdims=True), x.shape),
+    ],
+)
+def test_a_network_that_mixes_its_batch_is_refused(mix: Function) -> None:
+    function = lambda x: FUNCTIONS["relu"](mix(x))
     with pytest.raises(ValueError, match="The logits of an image change with the other images of its batch"):
         certify(function, IMAGES, np.array([0, 1, 2]), threat_model=LINF, method="interval")
 
 
+def test_it_is_no_pure_function() -> None:
+    labels = jnp.array([0, 1, 2])
+    with pytest.raises(ValueError, match="certify is called under jax.jit; expected arrays"):
+        jax.jit(lambda x: certify(FUNCTIONS["relu"], x, labels, threat_model=LINF))(IMAGES)
+
+
 def test_no_images() -> None:
     found = certify(FUNCTIONS["relu"], IMAGES[:0], np.zeros(0, np.int32), threat_model=LINF)
-    assert found.certified.shape == (0,) and found.adversarial.shape == (0, 6, 6, 1)
+    assert found.certified.shape == (0,) and found.adversarial.shape == (0, 4, 4, 1)

@@ -46,31 +46,26 @@ class Bounds(NamedTuple):
 
 
 class Lowest(NamedTuple):
-    """The lower bounds of linear functions of the nodes, and where on the images they would be reached."""
+    """The lower bounds of linear functions of the nodes, and where the image would have to be for them."""
 
-    values: jax.Array  # [S, N]
-    coefficients: jax.Array  # of the images, [S, N, ...]
+    values: jax.Array  # [S]
+    coefficients: jax.Array  # of the image, [S, 1, ...]
 
 
-def bound_nodes(graph: Graph, images: jax.Array, threat_model: ThreatModel, method: Method) -> Bounds:
-    """Bounds of every node, over all images that `threat_model` allows of `images` [N, ...]."""
+def bound_nodes(graph: Graph, image: jax.Array, threat_model: ThreatModel, method: Method) -> Bounds:
+    """Bounds of every node, over all images that `threat_model` allows of `image` [1, ...]."""
     found = Bounds({}, {})
-    bent = set[int]()  # nodes that are no affine function of the images
     for number, node in enumerate(graph.nodes):
         if isinstance(node, Images):
-            found.nodes[number] = _reach(images, threat_model)
+            found.nodes[number] = _reach(image, threat_model)
         elif isinstance(node, Affine):
             found.nodes[number] = _affine(node, found)
-            bent |= {number} if bent & set(node.operands) else set()
         else:
             difference = _difference(node, found)
-            # Intervals of an affine function of a box are exact.
-            loose = threat_model.norm != "linf" or bool(bent & {node.first, node.second})
-            if method == "crown" and loose:
-                difference = _within(difference, _bound_difference(graph, number, found, images, threat_model))
+            if method == "crown":
+                difference = _within(difference, _bound_difference(graph, number, found, image, threat_model))
             found.differences[number] = difference
             found.nodes[number] = _maximum(node, found, difference)
-            bent.add(number)
     return found
 
 
@@ -78,7 +73,7 @@ def lowest(
     graph: Graph,
     start: Mapping[int, jax.Array],
     bounds: Bounds,
-    images: jax.Array,
+    image: jax.Array,
     threat_model: ThreatModel,
     *,
     through_maxima: bool = True,
@@ -86,37 +81,36 @@ def lowest(
     """Lower bounds of sums of coefficients times nodes.
 
     Args:
-      start: number of a node -> coefficients [S, N, *shape of one example of it].
+      start: number of a node -> coefficients [S, *its shape].
       bounds: of all maxima before these nodes.
       through_maxima: whether to go on behind maxima, with their linear bounds; else their intervals are taken.
     """
     coefficients = dict(start)
-    total = jnp.zeros(next(iter(start.values())).shape[:2])
+    total = jnp.zeros(len(next(iter(start.values()))))
     for number in range(max(start), 0, -1):
         if number not in coefficients:
             continue
         node, given = graph.nodes[number], coefficients.pop(number)
         if isinstance(node, Affine):
             total += _pull_through_affine(node, given, coefficients)
-        elif through_maxima:
-            assert isinstance(node, Maximum)
+        elif isinstance(node, Maximum) and through_maxima:
             total += _pull_through_maximum(node, bounds.differences[number], given, coefficients)
         else:
             total += _least(given, bounds.nodes[number])
-    at_images = coefficients.get(0)
-    if at_images is None:
-        return Lowest(total, jnp.zeros((*total.shape, *images.shape[1:])))
-    return Lowest(total + _least_in_ball(at_images, images, threat_model), at_images)
+    at_image = coefficients.get(0)
+    if at_image is None:
+        return Lowest(total, jnp.zeros((len(total), *image.shape)))
+    return Lowest(total + _least_in_ball(at_image, image, threat_model), at_image)
 
 
 def worst_images(coefficients: jax.Array, images: jax.Array, threat_model: ThreatModel) -> jax.Array:
-    """Where a linear function of these coefficients [N, ...] is least, up to [0, 1]: images of the threat model."""
+    """Where linear functions of these coefficients [N, ...] are least, up to [0, 1]: images of the threat model."""
     return threat_model.perturb(images, -threat_model.epsilon * threat_model.steepest(coefficients))
 
 
-def _reach(images: jax.Array, threat_model: ThreatModel) -> Interval:
+def _reach(image: jax.Array, threat_model: ThreatModel) -> Interval:
     """The box around the ball, within [0, 1]."""
-    return Interval(jnp.maximum(images - threat_model.epsilon, 0), jnp.minimum(images + threat_model.epsilon, 1))
+    return Interval(jnp.maximum(image - threat_model.epsilon, 0), jnp.minimum(image + threat_model.epsilon, 1))
 
 
 def _affine(node: Affine, found: Bounds) -> Interval:
@@ -153,29 +147,25 @@ def _within(outer: Interval, inner: Interval) -> Interval:
 
 
 def _bound_difference(
-    graph: Graph, number: int, found: Bounds, images: jax.Array, threat_model: ThreatModel
+    graph: Graph, number: int, found: Bounds, image: jax.Array, threat_model: ThreatModel
 ) -> Interval:
     """Bounds of first - second of a maximum, by a pass backward for each of its entries."""
     node = graph.nodes[number]
     assert isinstance(node, Maximum)
-    num_images, *shape = node.shape
-    num_entries = math.prod(shape)
+    num_entries = math.prod(node.shape)
     largest = max(math.prod(each.shape) for each in graph.nodes[:number])
     rows = max(1, min(num_entries, _MOST_COEFFICIENTS // largest))
     offset = 0.0 if node.constant is None else node.constant
 
     def bound_rows(first: jax.Array) -> tuple[jax.Array, jax.Array]:
-        unit = jax.nn.one_hot(first + jnp.arange(rows), num_entries).reshape(rows, 1, *shape)
-        unit = jnp.broadcast_to(unit, (rows, num_images, *shape))
+        unit = jax.nn.one_hot(first + jnp.arange(rows), num_entries).reshape(rows, *node.shape)
         below, above = (
-            lowest(graph, _coefficients(node, sign * unit), found, images, threat_model).values for sign in (1.0, -1.0)
+            lowest(graph, _coefficients(node, sign * unit), found, image, threat_model).values for sign in (1.0, -1.0)
         )
         return below, -above
 
-    first_rows = jnp.arange(0, num_entries, rows)
-    found_rows = jax.lax.map(bound_rows, first_rows)
-    entries = [each.reshape(-1, num_images)[:num_entries].T.reshape(node.shape) - offset for each in found_rows]
-    return Interval(*entries)
+    found_rows = jax.lax.map(bound_rows, jnp.arange(0, num_entries, rows))
+    return Interval(*(each.reshape(-1)[:num_entries].reshape(node.shape) - offset for each in found_rows))
 
 
 def _coefficients(node: Maximum, given: jax.Array) -> dict[int, jax.Array]:
@@ -186,12 +176,12 @@ def _coefficients(node: Maximum, given: jax.Array) -> dict[int, jax.Array]:
 
 
 def _pull_through_affine(node: Affine, given: jax.Array, coefficients: dict[int, jax.Array]) -> jax.Array:
-    """Adds the coefficients of the operands; returns what the offset adds to the bounds, [S, N]."""
+    """Adds the coefficients of the operands; returns what the offset adds to the bounds, [S]."""
     zeros = [jnp.zeros(shape) for shape in node.operand_shapes]
     offset, pull_back = jax.vjp(node.apply, *zeros)
     for operand, pulled in zip(node.operands, jax.vmap(pull_back)(given), strict=True):
         coefficients[operand] = coefficients[operand] + pulled if operand in coefficients else pulled
-    return _dot(given, offset) if node.has_offset else jnp.zeros(given.shape[:2])
+    return _dot(given, offset) if node.has_offset else jnp.zeros(len(given))
 
 
 def _pull_through_maximum(
@@ -217,19 +207,19 @@ def _pull_through_maximum(
 
 
 def _dot(coefficients: jax.Array, values: jax.Array) -> jax.Array:
-    """Sums over one example: [S, N] of [S, N, ...] and [N, ...]."""
-    return (coefficients * values[None]).reshape(*coefficients.shape[:2], -1).sum(-1)
+    """Sums over all entries: [S] of [S, ...] and [...]."""
+    return (coefficients * values[None]).reshape(len(coefficients), -1).sum(-1)
 
 
 def _least(coefficients: jax.Array, interval: Interval) -> jax.Array:
-    """The least value over a box, [S, N]."""
+    """The least value over a box, [S]."""
     return _dot(jnp.maximum(coefficients, 0), interval.lower) + _dot(jnp.minimum(coefficients, 0), interval.upper)
 
 
-def _least_in_ball(coefficients: jax.Array, images: jax.Array, threat_model: ThreatModel) -> jax.Array:
-    """The least value over the images of the threat model, or less, [S, N]: the better of the ball and of the box."""
-    in_box = _least(coefficients, _reach(images, threat_model))
+def _least_in_ball(coefficients: jax.Array, image: jax.Array, threat_model: ThreatModel) -> jax.Array:
+    """The least value over the images of the threat model, or less, [S]: the better of the ball and of the box."""
+    in_box = _least(coefficients, _reach(image, threat_model))
     if threat_model.norm == "linf":
         return in_box
-    lengths = jnp.sqrt(jnp.square(coefficients).reshape(*coefficients.shape[:2], -1).sum(-1))
-    return jnp.maximum(in_box, _dot(coefficients, images) - threat_model.epsilon * lengths)
+    lengths = jnp.sqrt(jnp.square(coefficients).reshape(len(coefficients), -1).sum(-1))
+    return jnp.maximum(in_box, _dot(coefficients, image) - threat_model.epsilon * lengths)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rap_jax._runtime.functions import hoist_closure
+from rap_jax._runtime.functions import exact_products, hoist_closure
 from rap_jax.attacks import ThreatModel
 from rap_jax.evaluation.certificates.bounds import Method, bound_nodes, lowest, worst_images
 from rap_jax.evaluation.certificates.graph import graph_of
@@ -77,7 +77,8 @@ def certify(
     Broken are images that are misclassified as they are, or where the linear bound of their weakest margin is least.
 
     Args:
-      logits_fn: images [N, ...] -> logits [N, K], each image by itself, in evaluation mode. See `graph_of`.
+      logits_fn: images [N, ...] -> logits [N, K], each image by itself, in evaluation mode. See `graph_of`. It is
+        bounded for one image at a time, N = 1.
       images: clean, in [0, 1], [N, ...].
       labels: whole numbers [N].
       threat_model: norm and radius.
@@ -91,16 +92,10 @@ def certify(
     images, labels = _checked(images, labels, batch_size)
     batch_size = min(batch_size, max(1, len(images)))
     like = jax.ShapeDtypeStruct((batch_size, *images.shape[1:]), jnp.float32)
+    num_classes = _num_classes(logits_fn, like)
     lifted, captured = hoist_closure(logits_fn, like)
-    num_classes = jax.eval_shape(lifted, captured, like).shape[-1]
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(f"labels go from {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1}.")
-
-    if len(images) and jax.jit(_mixes, static_argnums=0)(lifted, captured, np.resize(images, like.shape)):
-        raise ValueError(
-            "The logits of an image change with the other images of its batch; expected a network in evaluation mode, "
-            "which takes each image by itself."
-        )
 
     @jax.jit
     def one_batch(captured: list[jax.Array], images: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
@@ -110,7 +105,13 @@ def certify(
     for first in range(0, len(images), batch_size):
         batch = np.resize(images[first : first + batch_size], like.shape)
         found = one_batch(captured, batch, np.resize(labels[first : first + batch_size], batch_size))
-        parts.append(jax.device_get(found))
+        *fields, mixed = jax.device_get(found)
+        if mixed:
+            raise ValueError(
+                "The logits of an image change with the other images of its batch; expected a network in evaluation "
+                "mode, which takes each image by itself."
+            )
+        parts.append(fields)
     empty = (np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, np.float32), images[:0])
     joined = (np.concatenate(column)[: len(images)] for column in zip(*parts, strict=True)) if parts else empty
     return Certificates(*joined)
@@ -119,48 +120,51 @@ def certify(
 def _certify_batch(
     logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, threat_model: ThreatModel, method: Method
 ) -> tuple[jax.Array, ...]:
-    """The fields of `Certificates`."""
+    """The fields of `Certificates`, and whether the logits of an image depend on its batch."""
     margins, coefficients, scale = _margins(logits_fn, images, labels, threat_model, method)
     is_label = jax.nn.one_hot(labels, margins.shape[-1], dtype=bool)
     others = jnp.where(is_label, jnp.inf, margins)
     weakest, margin = others.argmin(-1), others.min(-1)
-    candidate = worst_images(coefficients[weakest, jnp.arange(len(images))], images, threat_model)
-    misses = lambda x: ~(jnp.where(is_label, -jnp.inf, (logits := logits_fn(x))).max(-1) < _at(logits, labels))
-    clean_broken, candidate_broken = misses(images), misses(candidate)
-    expand = lambda flags: flags.reshape(-1, *[1] * (images.ndim - 1))
-    adversarial = jnp.where(expand(~clean_broken & candidate_broken), candidate, images)
-    certified = margin > _ROUNDING * scale
-    return certified, clean_broken | candidate_broken, margin, adversarial
-
-
-def _mixes(lifted: Callable[..., jax.Array], captured: list[jax.Array], images: jax.Array) -> jax.Array:
-    """Whether logits change where every second image becomes black: bounds of such a function would be wrong."""
-    kept = jnp.arange(len(images)) % 2 == 0
-    others_black = jnp.where(kept.reshape(-1, *[1] * (images.ndim - 1)), images, 0)
-    before, after = lifted(captured, images), lifted(captured, others_black)
-    difference = jnp.where(kept[:, None], jnp.abs(before - after), 0)
-    return difference.max() > 1e-3 * (1 + jnp.abs(before).max())
+    candidate = worst_images(coefficients[jnp.arange(len(images)), weakest], images, threat_model)
+    logits, moved_logits = logits_fn(images), logits_fn(candidate)
+    misses = lambda logits: ~(jnp.where(is_label, -jnp.inf, logits).max(-1) < _at(logits, labels))
+    clean_broken, candidate_broken = misses(logits), misses(moved_logits)
+    is_example = (~clean_broken & candidate_broken).reshape(-1, *[1] * (images.ndim - 1))
+    alone = jax.vmap(lambda image: logits_fn(image[None])[0])(images)
+    mixed = jnp.abs(logits - alone).max() > 1e-3 * (1 + jnp.abs(logits).max())
+    adversarial = jnp.where(is_example, candidate, images)
+    return margin > _ROUNDING * scale, clean_broken | candidate_broken, margin, adversarial, mixed
 
 
 def _margins(
     logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, threat_model: ThreatModel, method: Method
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Margins [N, K], the coefficients of the images in them [K, N, ...], and the size of the largest logits [N]."""
+    """Margins [N, K], the coefficients of the image in each [N, K, ...], and 1 + the size of the largest logit [N]."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
-    graph = graph_of(logits_fn, images)
+    graph = graph_of(exact_products(logits_fn), images.shape[1:])
     output = len(graph.nodes) - 1
-    bounds = bound_nodes(graph, images, threat_model, method)
-    num_classes = graph.nodes[output].shape[-1]
-    classes = jnp.eye(num_classes)
-    # [K, N, K]: the label's logit less that of each class.
-    margins = classes[labels][None] - classes[:, None]
-    within = functools.partial(lowest, graph, {output: margins}, bounds, images, threat_model)
-    found, values = within(), within(through_maxima=False).values
-    if method != "interval":
-        values = jnp.maximum(values, found.values)
-    size = jnp.maximum(jnp.abs(bounds.nodes[output].lower), jnp.abs(bounds.nodes[output].upper)).max(-1)
-    return values.T, found.coefficients, 1 + size
+    classes = jnp.eye(graph.nodes[output].shape[-1])
+
+    def margins_of(image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        bounds = bound_nodes(graph, image[None], threat_model, method)
+        start = {output: (classes[label][None] - classes)[:, None]}  # the label's logit less that of each class
+        within = functools.partial(lowest, graph, start, bounds, image[None], threat_model)
+        found, values = within(), within(through_maxima=False).values
+        if method != "interval":
+            values = jnp.maximum(values, found.values)
+        size = jnp.maximum(*map(jnp.abs, bounds.nodes[output])).max()
+        return values, found.coefficients[:, 0], 1 + size
+
+    return jax.vmap(margins_of)(images, labels)
+
+
+def _num_classes(logits_fn: LogitsFn, images: jax.ShapeDtypeStruct) -> int:
+    found = jax.eval_shape(logits_fn, images)
+    shape = getattr(found, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != images.shape[0]:
+        raise ValueError(f"logits_fn returns {found} for images {list(images.shape)}; expected logits [N, K].")
+    return int(shape[1])
 
 
 def _at(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -168,6 +172,8 @@ def _at(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _checked(images: jax.Array | np.ndarray, labels: jax.Array | np.ndarray, batch_size: int) -> tuple[np.ndarray, ...]:
+    if isinstance(images, jax.core.Tracer) or isinstance(labels, jax.core.Tracer):
+        raise ValueError("certify is called under jax.jit; expected arrays. margin_bounds is a pure function.")
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected 1 or more images.")

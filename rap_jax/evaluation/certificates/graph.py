@@ -6,7 +6,6 @@ BatchNorm in evaluation mode, reshaping) or a maximum of two arrays: relu(x) = m
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,10 +15,19 @@ import numpy as np
 from jax.extend import core
 
 from rap_jax._runtime.functions import closed
+from rap_jax.evaluation.certificates.equations import (
+    axes_to_last,
+    bind,
+    check_floats,
+    is_floating,
+    radius_of,
+    window_index,
+    with_operands,
+)
 
 
 class Images(NamedTuple):
-    """The images, with which a graph begins."""
+    """The one image with which a graph begins, [1, ...]."""
 
     shape: tuple[int, ...]
 
@@ -32,7 +40,8 @@ class Affine(NamedTuple):
     operand_shapes: tuple[tuple[int, ...], ...]
     apply: Callable[..., jax.Array]  # of arrays of the operands' shapes
     radius: Callable[..., jax.Array]  # of half-widths of the operands: that of the result
-    has_offset: bool  # whether it is something else than 0 at 0
+    has_offset: bool  # whether it may be something else than 0 at 0
+    factor: Any = None  # of its one operand, where it is a product entry by entry
 
 
 class Maximum(NamedTuple):
@@ -70,12 +79,14 @@ class _IsNan(NamedTuple):
     """A test for NaN, which fails."""
 
 
-# Primitives that copy, move or sum entries: their coefficients are 0 and 1.
+# Primitives that copy, move or sum entries, or put constants between them: their coefficients are 0 and 1.
 _MOVES = frozenset(
     "reshape transpose broadcast_in_dim squeeze expand_dims slice pad concatenate stack tile reduce_sum "
-    "reduce_window_sum rev gather dynamic_slice convert_element_type copy copy_p optimization_barrier "
-    "sharding_constraint select_n cumsum split unstack".split()
+    "reduce_window_sum rev gather dynamic_slice dynamic_update_slice scatter scatter-add convert_element_type select_n "
+    "cumsum split unstack".split()
 )
+# These return what they are given. They are passed over: the derivative of some is another one.
+_IDENTITIES = frozenset("copy copy_p optimization_barrier sharding_constraint stop_gradient device_put".split())
 _SUMS = frozenset(("add", "sub", "add_any", "neg"))
 # Linear in one operand where the others are constants.
 _PRODUCTS = frozenset(("mul", "div", "dot_general", "conv_general_dilated"))
@@ -87,14 +98,22 @@ _CALLS = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "clo
 _IS_GREATER = {"gt": True, "ge": True, "lt": False, "le": False}
 
 
-def graph_of(function: Callable[[jax.Array], jax.Array], images: jax.Array | jax.ShapeDtypeStruct) -> Graph:
-    """The graph of a function images [N, ...] -> logits [N, K].
+def graph_of(function: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]) -> Graph:
+    """The graph of a function images [N, ...] -> logits [N, K] for one image, N = 1.
+
+    Args:
+      function: of float32 arrays.
+      shape: of one image.
 
     Raises:
-      ValueError: it does something with the images that is neither affine nor a maximum; names the primitive.
+      ValueError: it does something with the image that is neither affine nor a maximum; names the primitive. Or what it
+        returns is not [1, K].
     """
-    jaxpr = jax.make_jaxpr(function)(images)
-    reader = _Reader(tuple(images.shape))
+    jaxpr = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    shapes = [outvar.aval.shape for outvar in jaxpr.jaxpr.outvars]
+    if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != 1:
+        raise ValueError(f"The function returns {shapes} for one image; expected logits [1, K].")
+    reader = _Reader((1, *shape))
     (output,) = reader.read(jaxpr.jaxpr, jaxpr.consts, [_Reference(0)])
     if not isinstance(output, _Reference):
         raise ValueError("The logits do not depend on the images; expected a function images -> logits.")
@@ -113,7 +132,7 @@ class _Reader:
         """The values of the outputs, constants or references."""
         values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
         value_of = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
-        for eqn in jaxpr.eqns:
+        for eqn in _needed(jaxpr):
             found = self._read_one(eqn, [value_of(atom) for atom in eqn.invars])
             values |= dict(zip(eqn.outvars, found, strict=True))
         return [value_of(atom) for atom in jaxpr.outvars]
@@ -121,13 +140,15 @@ class _Reader:
     def _read_one(self, eqn: Any, inputs: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
         if not any(isinstance(value, _Reference | _Comparison | _IsNan) for value in inputs):
-            if any(map(_is_traced, inputs)):
-                return _bind(eqn, inputs)
+            if any(isinstance(value, jax.core.Tracer) for value in inputs):
+                return bind(eqn, inputs)
             with jax.ensure_compile_time_eval():  # so that constants can be compared
-                return _bind(eqn, inputs)
+                return bind(eqn, inputs)
         if name in _CALLS:
             called = closed(eqn.params[_CALLS[name]])
             return self.read(called.jaxpr, called.consts, inputs)
+        if name in _IDENTITIES:
+            return inputs
         if name in ("ne", "or", *_IS_GREATER):
             return [_compared(name, *inputs)]
         if name == "select_n" and isinstance(inputs[0], _Comparison):
@@ -138,8 +159,12 @@ class _Reader:
 
     def add_linear(self, operand: _Reference, function: Callable[[jax.Array], jax.Array]) -> _Reference:
         """The node of a function that moves or copies entries."""
-        shape = jax.eval_shape(function, self._like(operand)).shape
+        shape = self._shape(function, operand)
         return self._add_affine(shape, [operand.node], function, function)
+
+    def _shape(self, function: Callable[..., jax.Array], *operands: _Reference) -> tuple[int, ...]:
+        like = (jax.ShapeDtypeStruct(self.nodes[operand.node].shape, jnp.float32) for operand in operands)
+        return jax.eval_shape(function, *like).shape
 
     def _negative(self, operand: _Reference) -> _Reference:
         shape = self.nodes[operand.node].shape
@@ -153,16 +178,14 @@ class _Reader:
         radius: Callable[..., jax.Array],
         *,
         has_offset: bool = False,
+        factor: Any = None,
     ) -> _Reference:
         shapes = tuple(self.nodes[number].shape for number in operands)
-        return self._add(Affine(shape, tuple(operands), shapes, apply, radius, has_offset))
+        return self._add(Affine(shape, tuple(operands), shapes, apply, radius, has_offset, factor))
 
     def _add(self, node: Node) -> _Reference:
         self.nodes.append(node)
         return _Reference(len(self.nodes) - 1)
-
-    def _like(self, operand: _Reference) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(self.nodes[operand.node].shape, jnp.float32)
 
     def _affine(self, eqn: Any, inputs: list[Any]) -> list[_Reference]:
         """The outputs of an equation that is affine in its references."""
@@ -170,19 +193,28 @@ class _Reader:
         places = [place for place, value in enumerate(inputs) if isinstance(value, _Reference)]
         constants = [value for place, value in enumerate(inputs) if place not in places]
         is_product = name in _PRODUCTS and len(places) == 1 and (name != "div" or places == [0])
-        if not (is_product or name in _MOVES | _SUMS) or any(map(_is_test, inputs)) or not _gives_floats(eqn):
+        if not (is_product or name in _MOVES | _SUMS) or any(map(_is_test, inputs)):
             raise _refused(name)
-        apply = _with_operands(eqn, inputs, places)
-        radius = _with_operands(eqn, [_of_radius(value, is_product) for value in inputs], places)
+        check_floats(eqn)
+        apply = with_operands(eqn, inputs, places)
+        radius = radius_of(eqn, inputs, places, is_product)
         if name in _SUMS:
             radius = lambda *sizes: [functools.reduce(jnp.add, sizes)]
-        has_offset = not is_product and any(jnp.issubdtype(jnp.result_type(each), jnp.floating) for each in constants)
-        shapes = [outvar.aval.shape for outvar in eqn.outvars]
+        # A gather may fill in numbers of its own.
+        has_offset = not is_product and (name == "gather" or any(map(is_floating, constants)))
         numbers = [inputs[place].node for place in places]
         one = lambda function, output: lambda *arrays: function(*arrays)[output]
+        factor = constants[0] if name == "mul" else None
         return [
-            self._add_affine(shape, numbers, one(apply, output), one(radius, output), has_offset=has_offset)
-            for output, shape in enumerate(shapes)
+            self._add_affine(
+                outvar.aval.shape,
+                numbers,
+                one(apply, output),
+                one(radius, output),
+                has_offset=has_offset,
+                factor=factor,
+            )
+            for output, outvar in enumerate(eqn.outvars)
         ]
 
     def _maximum_of(self, name: str, params: Mapping[str, Any], inputs: list[Any]) -> _Reference:
@@ -197,18 +229,20 @@ class _Reader:
             least, value, most = inputs
             return self._extremum(self._extremum(value, least, is_largest=True), most, is_largest=False)
         if name == "reduce_window_max":
-            index = _window_index(self.nodes[inputs[0].node].shape, params)
+            index = window_index(self.nodes[inputs[0].node].shape, params)
             windows = self.add_linear(inputs[0], lambda x: x.reshape(len(x), -1)[:, index])
             return self._over_last_axis(windows)
         axes = tuple(params["axes"])
         if name == "reduce_min":
             return self._negative(self._maximum_of("reduce_max", params, [self._negative(inputs[0])]))
-        return self._over_last_axis(self.add_linear(inputs[0], functools.partial(_axes_to_last, axes=axes)))
+        return self._over_last_axis(self.add_linear(inputs[0], functools.partial(axes_to_last, axes=axes)))
 
-    def _extremum(self, first: Any, second: Any, *, is_largest: bool) -> _Reference:
+    def _extremum(self, first: Any, second: Any, *, is_largest: bool) -> Any:
         """max(first, second), or min(x, y) = -max(-x, -y)."""
         if not isinstance(first, _Reference):
             first, second = second, first
+        if not isinstance(first, _Reference):
+            return jnp.maximum(first, second) if is_largest else jnp.minimum(first, second)
         if not is_largest:
             negative = lambda value: self._negative(value) if isinstance(value, _Reference) else -value
             return self._negative(self._extremum(negative(first), negative(second), is_largest=True))
@@ -230,41 +264,42 @@ class _Reader:
     def _with_last(self, first: _Reference, other: _Reference) -> _Reference:
         """`first`, and behind it the last entry of `other`."""
         join = lambda x, y: jnp.concatenate([x, y[..., -1:]], -1)
-        shape = jax.eval_shape(join, self._like(first), self._like(other)).shape
+        shape = self._shape(join, first, other)
         return self._add_affine(shape, [first.node, other.node], join, join)
 
     def _selected(self, comparison: _Comparison, otherwise: Any, chosen: Any) -> _Reference:
-        """`jnp.where(x > y, x, y)` and its like."""
+        """`jnp.where(x > y, x, y)` and its like, and a leaky ReLU, `jnp.where(x > 0, x, a * x)`."""
         larger, smaller = comparison
         for one, other, is_largest in ((larger, smaller, True), (smaller, larger, False)):
             if _same(chosen, one) and _same(otherwise, other):
                 return self._extremum(larger, smaller, is_largest=is_largest)
+        above, below = (chosen, otherwise) if isinstance(larger, _Reference) else (otherwise, chosen)
+        bent, threshold = (larger, smaller) if isinstance(larger, _Reference) else (smaller, larger)
+        if _same(threshold, 0) and _same(above, bent) and (factor := self._factor(below, bent)) is not None:
+            return self._leaky(bent, factor)
         raise _refused("select_n")
 
+    def _factor(self, value: Any, operand: _Reference) -> Any:
+        """What the operand is multiplied by, entry by entry, to make the value; None if it is not made so."""
+        node = self.nodes[value.node] if isinstance(value, _Reference) else None
+        return node.factor if isinstance(node, Affine) and node.operands == (operand.node,) else None
 
-def _bind(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any]:
-    with eqn.ctx.manager:  # the settings of JAX under which it was traced
-        found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return found if eqn.primitive.multiple_results else [found]
-
-
-def _with_operands(eqn: Any, inputs: Sequence[Any], places: Sequence[int]) -> Callable[..., Sequence[jax.Array]]:
-    """The equation as a function of the inputs at `places`."""
-
-    def apply(*operands: jax.Array) -> Sequence[jax.Array]:
-        completed = list(inputs)
-        for place, operand in zip(places, operands, strict=True):
-            completed[place] = operand
-        return _bind(eqn, completed)
-
-    return apply
+    def _leaky(self, operand: _Reference, factor: Any) -> _Reference:
+        """max(x, 0) + a min(x, 0)."""
+        shape = self.nodes[operand.node].shape
+        on, off = (self._extremum(operand, 0.0, is_largest=is_largest) for is_largest in (True, False))
+        apply, radius = (lambda x, y: x + factor * y), (lambda x, y: x + jnp.abs(factor) * y)
+        return self._add_affine(shape, [on.node, off.node], apply, radius)
 
 
-def _of_radius(value: Any, is_product: bool) -> Any:
-    """The constant in the place of `value` where an equation is applied to half-widths."""
-    if isinstance(value, _Reference) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-        return value
-    return jnp.abs(value) if is_product else jnp.zeros_like(value)
+def _needed(jaxpr: core.Jaxpr) -> list[Any]:
+    """The equations on which the outputs depend, in their order."""
+    wanted, found = {atom for atom in jaxpr.outvars if not isinstance(atom, core.Literal)}, list[Any]()
+    for eqn in reversed(jaxpr.eqns):
+        if wanted & set(eqn.outvars):
+            found.append(eqn)
+            wanted |= {atom for atom in eqn.invars if not isinstance(atom, core.Literal)}
+    return found[::-1]
 
 
 def _compared(name: str, first: Any, second: Any) -> _Comparison | _IsNan:
@@ -284,48 +319,15 @@ def _same(first: Any, second: Any) -> bool:
     """Whether two values are one: the same node, or equal constants."""
     if isinstance(first, _Reference) or isinstance(second, _Reference):
         return bool(first == second) if type(first) is type(second) else False
-    if _is_test(first) or _is_test(second) or _is_traced(first) or _is_traced(second):
+    if first is second:
+        return True
+    if _is_test(first) or _is_test(second) or isinstance(first, jax.core.Tracer) or isinstance(second, jax.core.Tracer):
         return False
     return bool(np.all(np.asarray(first) == np.asarray(second)))
 
 
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, jax.core.Tracer)
-
-
 def _is_test(value: Any) -> bool:
     return isinstance(value, _Comparison | _IsNan)
-
-
-def _gives_floats(eqn: Any) -> bool:
-    return all(jnp.issubdtype(outvar.aval.dtype, jnp.floating) for outvar in eqn.outvars)
-
-
-def _axes_to_last(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The axes as one, the last."""
-    kept = [axis for axis in range(x.ndim) if axis not in axes]
-    moved = x.transpose(*kept, *axes)
-    return moved.reshape(*moved.shape[: len(kept)], -1)
-
-
-def _window_index(shape: tuple[int, ...], params: Mapping[str, Any]) -> np.ndarray:
-    """Where the entries of each window are among those of one example: int [*outputs, entries of a window].
-
-    A place in the padding is one of the others in its window instead, which does not change the maximum.
-    """
-    window, strides, padding = (tuple(params[name])[1:] for name in ("window_dimensions", "window_strides", "padding"))
-    dilated = any(size != 1 for name in ("base_dilation", "window_dilation") for size in params[name])
-    along_batch = params["window_dimensions"][0] != 1 or params["window_strides"][0] != 1
-    if dilated or along_batch:
-        raise ValueError(
-            f"The function has a maximum over windows {params['window_dimensions']} with dilation or along the batch; "
-            f"expected windows of neighbours in one image."
-        )
-    places = np.pad(np.arange(math.prod(shape[1:])).reshape(shape[1:]), padding, constant_values=-1)
-    windows = np.lib.stride_tricks.sliding_window_view(places, window)
-    windows = windows[tuple(slice(None, None, stride) for stride in strides)]
-    flat = windows.reshape(*windows.shape[: len(window)], -1)
-    return np.where(flat < 0, flat.max(-1, keepdims=True), flat)
 
 
 def _refused(name: str) -> ValueError:
