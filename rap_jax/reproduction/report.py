@@ -315,9 +315,9 @@ def _cells(found: TableResults) -> str:
     rows = []
     for cell in found.cells:
         sizes: tuple[str, ...] = (_NOTHING,) * 4
-        if size := cell.size:
+        if (size := cell.size) is not None and cell.minutes is not None:
             compacted = _NOTHING if size.compacted is None else f"{size.compacted:,}"
-            sizes = (f"{size.parameters:,}", compacted, as_percent(size.sparsity), f"{cell.minutes or 0:.1f}")
+            sizes = (f"{size.parameters:,}", compacted, as_percent(size.sparsity), f"{cell.minutes:.1f}")
         for number, value in enumerate(cell.values):
             reached = ("yes" if value.is_reached else "no") if value.difference is not None else _NOTHING
             ours = (as_number(value.mean), as_spread(value) or _NOTHING, as_seeds(value))

@@ -14,6 +14,8 @@ A maximum max(a, b) is b + relu(d) with d = a - b in [l, u]. Where u <= 0 that i
 
 Differs from the papers: they bound max pooling by one of its operands from below and by a constant from above; here it
 is a tree of maxima of two, each with the line above. Sums are taken in float32, and rounding is not bounded.
+
+All is for one image, [1, ...], so that nothing is assumed of where a function keeps the axis of its batch.
 """
 
 import math
@@ -29,6 +31,8 @@ from rap_jax.evaluation.certificates.graph import Affine, Graph, Images, Maximum
 Method = Literal["interval", "crown_ibp", "crown"]
 # Numbers in the coefficients of a pass backward, at most; a few arrays of them live at once.
 _MOST_COEFFICIENTS = 2**22
+# Share of a number that rounding may take from it, a few times over.
+_DIGIT = 2.0**-21
 
 
 class Interval(NamedTuple):
@@ -136,8 +140,10 @@ def _maximum(node: Maximum, found: Bounds, difference: Interval) -> Interval:
     """By its operands, and by the second one and the difference."""
     first, second = found.nodes[node.first], _second(node, found)
     rises = [jax.nn.relu(bound) for bound in difference]
-    lower = jnp.maximum(jnp.maximum(first.lower, second.lower), second.lower + rises[0])
-    return Interval(lower, jnp.minimum(jnp.maximum(first.upper, second.upper), second.upper + rises[1]))
+    # Where the second one is large, as -1e9 for what a mask hides, its digits take those of the sum.
+    lost = [_DIGIT * (jnp.abs(one) + rise) for one, rise in zip(second, rises, strict=True)]
+    lower = jnp.maximum(jnp.maximum(first.lower, second.lower), second.lower + rises[0] - lost[0])
+    return Interval(lower, jnp.minimum(jnp.maximum(first.upper, second.upper), second.upper + rises[1] + lost[1]))
 
 
 def _within(outer: Interval, inner: Interval) -> Interval:
