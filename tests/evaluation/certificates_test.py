@@ -89,7 +89,9 @@ FUNCTIONS: dict[str, Function] = {
     "leaky of jax": dense(jax.nn.leaky_relu),
     "slopes below": dense(lambda x: jnp.where(x < 0, normal(12, 8)[None] * x, x)),
     "relu6": dense(jax.nn.relu6),
-    "masked": dense(lambda x: jnp.repeat(jnp.where(jnp.arange(8)[None] < 4, x - 9, -1e9).max(-1, keepdims=True), 8, -1)),
+    "masked": dense(
+        lambda x: jnp.repeat(jnp.where(jnp.arange(8)[None] < 4, x - 9, -1e9).max(-1, keepdims=True), 8, -1)
+    ),
     # Squares, in which the axis of the batch is not the first one.
     "weights first": lambda x: (normal(13, 3, 3) @ jax.nn.relu(normal(14, 3, 16) @ x.reshape(len(x), -1).T - 0.5)).T,
     "mapped": lambda x: (
