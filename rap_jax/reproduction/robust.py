@@ -3,6 +3,8 @@
 Recipe: `launch/lenet_mnist_robust.flags`. Judged by AutoAttack; epochs are chosen on validation.
 """
 
+import functools
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from rap_jax.reproduction import recipes
@@ -15,15 +17,17 @@ _FLAGFILE = "lenet_mnist_robust"
 _PRUNED = MappingProxyType({1: (4, 8), 2: (4, 8), 4: (8,), 8: ()})
 # What is left of a network after such a cut answers one class: as at its first start, the radius has to rise.
 _HARSH = 8
-_ABLATION_EPOCHS, _ABLATION_WIDTHS = 8, (1, 2)
+_ABLATION_EPOCHS, _ABLATION_WIDTHS, _WIDE = 8, (1, 2), 4
 _COSINE = ("--pretrain_schedule=cosine",)
+_OLD_RATE = (*_COSINE, "--ema_decay=0")
 # Row of the ablation -> flags after those of the recipe.
 _WITHOUT = MappingProxyType(
     {
         "hinges in conv1": ("--initializer=default",),
         "constant learning rate (cosine)": _COSINE,
         "mean of weights": ("--ema_decay=0",),
-        "mean of weights and constant learning rate": (*_COSINE, "--ema_decay=0"),
+        "mean of weights and constant learning rate": _OLD_RATE,
+        "mean of weights, constant rate and strong choice": (*_OLD_RATE, "--select_attack=pgd"),
         "batch 32 (128)": ("--batch_size=128",),
         "falling attack steps (0.075 each)": ("--train_step_schedule=constant", "--train_step_size=0.075"),
         "leaky backward pass": ("--train_leaky_slope=0",),
@@ -57,13 +61,15 @@ def dense(scale: Scale, family: Family, width: int, seed: int) -> Job:
     return training_job(scale, family, "robust_dense", width, seed, flags, flagfile=_FLAGFILE)
 
 
-def pruned(scale: Scale, family: Family, width: int, to: int, seed: int) -> Job:
-    """Pruned by filters from the dense one, with the recipe in all stages."""
+def pruned(scale: Scale, family: Family, width: int, to: int, seed: int, *, distilled: bool = False) -> Job:
+    """Pruned by filters from the dense one, with the recipe in all stages; `distilled`: taught by it (RSLAD)."""
     flags: tuple[str, ...] = ("--pretrain_epochs=0", f"--sparsity={sparsity_of(family, width, to, 'filter')}")
     if width >= _HARSH * to:
         flags += (f"--retrain_epsilon_ramp_epochs={min(2, scale.robust_epochs / 6):g}",)
+    flags += ("--distillation=rslad",) if distilled else ()
     start = (("start_run", (dense(scale, family, width, seed),)),)
-    return training_job(scale, family, "robust_admm", width, seed, flags, to=to, inputs=start, flagfile=_FLAGFILE)
+    kind = "robust_distilled" if distilled else "robust_admm"
+    return training_job(scale, family, kind, width, seed, flags, to=to, inputs=start, flagfile=_FLAGFILE)
 
 
 def scratch(scale: Scale, family: Family, width: int, seed: int) -> Job:
@@ -78,6 +84,15 @@ def ablated(scale: Scale, family: Family, row: str, width: int, seed: int) -> Jo
     epochs = min(_ABLATION_EPOCHS, scale.robust_epochs)
     more = (_WITHOUT | _WITH).get(row, ())
     return _scratch(scale, family, kind, width, seed, epochs, more)
+
+
+# Row of the ablation -> how its networks of width 4 are pruned to each width.
+_PRUNED_ROWS: Mapping[str, Callable[..., Job]] = MappingProxyType(
+    {
+        f"pruned from {_WIDE}, 24 epochs": pruned,
+        f"pruned from {_WIDE}, 24 epochs, taught by the dense network": functools.partial(pruned, distilled=True),
+    }
+)
 
 
 def sizes(scale: Scale) -> Builder:
@@ -102,16 +117,21 @@ def ablation(scale: Scale) -> Builder:
     for row in ("the recipe", *_WITHOUT, *_WITH):
         for width in (width for width in _ABLATION_WIDTHS if build.reaches(width, f"{row}, w={width}")):
             jobs = build.over_seeds(ablated, row, width)
-            attacks = tuple(_validated(scale, job) for job in jobs)
-            quantities = (Quantity("natural", attacks, "clean"), Quantity("AutoAttack", attacks, "auto_attack"))
-            shown = row if row not in _WITHOUT else f"without: {row}"
-            build.cells.append(Cell(shown, f"w={width}", quantities, jobs))
+            _add_validated(build, row if row not in _WITHOUT else f"without: {row}", width, jobs)
+    for row, make in _PRUNED_ROWS.items():
+        for _, width in build.pruned((_WIDE, width) for width in _ABLATION_WIDTHS):
+            _add_validated(build, row, width, build.over_seeds(make, _WIDE, width))
     return build
 
 
+def _add_validated(build: Builder, row: str, width: int, jobs: tuple[Job, ...]) -> None:
+    attacks = tuple(_validated(build.scale, job) for job in jobs)
+    quantities = (Quantity("natural", attacks, "clean"), Quantity("AutoAttack", attacks, "auto_attack"))
+    build.cells.append(Cell(row, f"w={width}", quantities, jobs))
+
+
 def _validated(scale: Scale, network: Job) -> Job:
-    """AutoAttack on images of the validation split, half as many as of the test set: parts of a recipe are not chosen on
-    the test set, and all rows are compared on the same images."""
+    """AutoAttack on validation images, half as many as elsewhere: parts of a recipe are not chosen on the test set."""
     attack = [f"--auto_attack={scale.auto_attack}"]
     attack += ["--pgd_num_steps=2"] if scale.auto_attack == "none" else ["--pgd_num_steps=0"]
     flags = (*attack, f"--num_images={scale.num_images // 2}", "--split=validation")

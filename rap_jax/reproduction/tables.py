@@ -149,8 +149,8 @@ _TABLES: dict[str, tuple[str, str, Callable[[Scale], Builder]]] = {
                "Rows: width of the network that is left. Columns: where it comes from. The networks of the stronger "
                "recipe have equal epochs in all.", robust.sizes),
     "ablation": (f"The parts of the stronger recipe: {_LENET}",
-                 "From scratch, 8 epochs, on the first images of the validation split: the recipe, without each "
-                 "of its parts, and with others. Columns: width.", robust.ablation),
+                 "On the first images of the validation split: the recipe, without each of its parts, and with others, "
+                 "8 epochs from scratch; then pruned. Columns: width.", robust.ablation),
 }  # fmt: skip
 TABLES = tuple(_TABLES)
 
