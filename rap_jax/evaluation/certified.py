@@ -6,7 +6,7 @@ puts them to the test: an image that is certified and broken stops the evaluatio
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

@@ -174,7 +174,7 @@ def check_unbroken(certified: np.ndarray, broken: np.ndarray, attack: str) -> No
 
 
 def _certify_batch(
-    lifted: LogitsFn,
+    lifted: Callable[..., jax.Array],
     threat_model: ThreatModel,
     method: Method,
     captured: list[jax.Array],
