@@ -148,8 +148,10 @@ def _take_in(
             "mode, which takes each image by itself."
         )
     count = len(batch)
+    of_all = [np.zeros(len(found.broken), bool) for _ in range(2)]
+    of_all[0][batch], of_all[1][batch] = certified[:count], broken[:count]
+    check_unbroken(*of_all, "the images of their own bounds")
     found.certified[batch], found.broken[batch] = certified[:count], broken[:count]
-    check_unbroken(found.certified, found.broken, "their own bounds")
     found.margin[batch] = np.maximum(found.margin[batch], margin[:count])
     found.adversarial[batch] = adversarial[:count]
 
