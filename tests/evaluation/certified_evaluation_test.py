@@ -119,6 +119,7 @@ def test_files_of_jax_export_are_refused_by_name() -> None:
         check_certifiable(NETWORK._replace(about={"kind": "jax.export"}), (8, 8, 1))
 
 
+@pytest.mark.e2e
 def test_a_network_of_a_run_is_bounded_in_its_plain_form(tmp_path: Path) -> None:
     network = open_network(str(make_run(tmp_path / "run")))
     assert network.plain_fn is not None

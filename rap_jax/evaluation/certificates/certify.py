@@ -148,9 +148,9 @@ def _take_in(
             "mode, which takes each image by itself."
         )
     count = len(batch)
-    of_all = [np.zeros(len(found.broken), bool) for _ in range(2)]
-    of_all[0][batch], of_all[1][batch] = certified[:count], broken[:count]
-    check_unbroken(*of_all, "the images of their own bounds")
+    proved, refuted = (np.zeros(len(found.broken), bool) for _ in range(2))
+    proved[batch], refuted[batch] = certified[:count], broken[:count]
+    check_unbroken(proved, refuted, "the images of their own bounds")
     found.certified[batch], found.broken[batch] = certified[:count], broken[:count]
     found.margin[batch] = np.maximum(found.margin[batch], margin[:count])
     found.adversarial[batch] = adversarial[:count]
