@@ -39,7 +39,7 @@ with training.flag_group("Threat model and attacks", GROUPS, FLAGS):
                       "linf.", FLAGS)  # fmt: skip
     define_flag("fraction", "epsilon", None, "Radius of the threat model, for images in [0, 1]. Default: that of the "
                 "run's report; has to be given for a network from elsewhere.", FLAGS)  # fmt: skip
-    attacks = ("pgd_num_steps", "pgd_step_size", "pgd_num_restarts", "pgd_losses", "auto_attack")
+    attacks = ("pgd_num_steps", "pgd_step_size", "pgd_num_restarts", "pgd_losses", "auto_attack", "certify")
     define_settings(EvaluationConfig, *attacks, values=FLAGS)
     flags.DEFINE_list("transfer_from", [], "Other networks, named as in --checkpoint: PGD makes images on each, and "
                       "they are shown to the network that is evaluated.", FLAGS)  # fmt: skip

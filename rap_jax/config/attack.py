@@ -10,6 +10,7 @@ from rap_jax.config.checks import require, require_choice, require_choices, requ
 Norm = Literal["linf", "l2"]
 EvaluatedSplit = Literal["test", "validation"]
 AutoAttackVersion = Literal["standard", "plus", "rand", "none"]
+CertifyMethod = Literal["none", "interval", "crown_ibp", "crown"]
 PgdLoss = Literal["ce", "margin"]
 PGD_LOSSES: tuple[PgdLoss, ...] = get_args(PgdLoss)
 # Steps times step size, over the radius, where no step size is given: enough to cross the ball and turn back.
@@ -110,6 +111,10 @@ class EvaluationConfig:
         "numbers, (images, key) -> logits; there is no PGD then.")  # fmt: skip
     pgd_losses: tuple[PgdLoss, ...] = setting(PGD_LOSSES, "What PGD raises, one after the other: cross-entropy (ce), "
         "margin (C&W).")  # fmt: skip
+    # The methods of `rap_jax.evaluation.certificates`; each looks at what the ones before it have left open.
+    certify: CertifyMethod = setting("none", "What proves images robust, so that robust accuracy gets a lower bound "
+        "too, up to this method: intervals (seconds), intervals and CROWN for the logits, CROWN throughout (minutes to "
+        "hours). Of networks trained against PGD alone they prove little at the radius of the training.")  # fmt: skip
 
     def __post_init__(self) -> None:
         require_positive("epsilon", self.epsilon)
@@ -126,6 +131,8 @@ class EvaluationConfig:
         fits = fits and len(set(self.pgd_losses)) == len(self.pgd_losses)
         require(fits, "pgd_losses", self.pgd_losses, f"one or more of {', '.join(PGD_LOSSES)}, each once")
         require(self.pgd_num_restarts >= 1, "pgd_num_restarts", self.pgd_num_restarts, "1 or more restarts")
+        provable = self.certify == "none" or not self.is_randomized
+        require(provable, "certify", self.certify, "none where auto_attack is rand: a draw has no bounds here")
 
     @property
     def is_randomized(self) -> bool:

@@ -71,6 +71,7 @@ ADDED_SETTINGS: Mapping[str, Any] = MappingProxyType(
         "ema_decay": 0.0,
         "awp_gamma": 0.0,
         "distillation": "none",
+        "certify": "none",
     }
 )
 

@@ -7,6 +7,7 @@ auto_attack/   AutoAttack
 certificates/  images that are proved to be robust
 diagnostics    signs that a robust accuracy cannot be trusted
 sweep          robust accuracy over the radius
+certified      the certificates of an evaluation
 suite          all attacks of an evaluation, each resumable
 robustness     the whole evaluation: `launch.evaluate`
 network        the network that is attacked, wherever it comes from

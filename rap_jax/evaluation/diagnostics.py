@@ -322,7 +322,7 @@ def check_confirmed(name: str, claimed: np.ndarray, broken: np.ndarray) -> list[
 
 
 def check_worst_case(auto_attack: dict[str, Any] | None, robust: np.ndarray) -> list[Finding]:
-    """PGD or transferred images that break what AutoAttack has left.
+    """Other attacks that break what AutoAttack has left.
 
     Args:
       auto_attack: what results.json says of it; None if it was not run.
@@ -334,7 +334,7 @@ def check_worst_case(auto_attack: dict[str, Any] | None, robust: np.ndarray) -> 
     return _finding_if(
         missed > _MISSED_SHARE,
         "AutoAttack was not the strongest",
-        f"PGD and transferred images broke {round(missed * len(robust))} more images than {auto_attack['name']} "
+        f"Other attacks broke {round(missed * len(robust))} more images than {auto_attack['name']} "
         f"({missed:.2%} of all), which hardly happens unless gradients are masked. Go by the worst case of all, "
         f"try version plus, and write an attack for this network.",
     )

@@ -175,6 +175,7 @@ class AttackedNetwork(NamedTuple):
     batch_size: int = 0  # the only one that it takes without waste; 0 for any
     # What results.json of the run holds that the network comes from, if it comes from one.
     run: dict[str, Any] | None = None
+    plain_fn: LogitsFn | None = None  # the same function in the form with the tightest bounds; None for `logits_fn`
 
 
 def open_network(checkpoint: str, *, implementation: Implementation = "auto") -> AttackedNetwork:
@@ -262,6 +263,7 @@ def check_finite(network: AttackedNetwork, images: np.ndarray, labels: np.ndarra
 def _from_run(folder: Path, implementation: Implementation) -> AttackedNetwork:
     saved = load_network(folder, implementation=implementation)
     model, weights = _smallest(saved.model, saved.weights)
+    plain = model.replace(implementation="xla")
     about = {
         "kind": "run",
         "checkpoint": str(folder),
@@ -280,6 +282,7 @@ def _from_run(folder: Path, implementation: Implementation) -> AttackedNetwork:
         input_shape=model.input_shape,
         num_classes=model.num_classes,
         run=saved.results,
+        plain_fn=lambda images: plain.logits(weights, images),
     )
 
 

@@ -188,15 +188,21 @@ def _rows(results: Results) -> Iterator[tuple[str, ...]]:
     yield "none (clean images)", f"{total:,}", f"{total - right:,}", as_interval(results["clean"], "natural"), ""
     for kind in ("pgd", "auto_attack"):
         attack = results[kind]
-        for part in attack["parts"] if attack else ():
+        standard = attack.get("standard") if attack else None
+        for number, part in enumerate(attack["parts"] if attack else (), start=1):
             accuracy = as_percent(part["robust_accuracy"])
             yield part["name"], f"{part['attacked']:,}", f"{part['broken']:,}", accuracy, as_seconds(part["seconds"])
+            if standard and number == len(standard["parts"]):
+                yield _row("AutoAttack standard", standard, right, standard["seconds"])
         if attack:
             name = PGD_ANY_STEP if kind == "pgd" else attack["name"]  # older results call it PGD
             yield _row(name, attack, right, attack["seconds"])
     for attack in results["transfer"]:
         yield _row(_short(attack["name"]), attack, right, attack["seconds"])
     yield _row("worst case of all", results["combined"], right, results["seconds"]["total"])
+    if found := results.get("certificates"):
+        name = f"certified, up to {found['method']}"
+        yield name, "", "", as_interval(found, "certified"), as_seconds(found["seconds"])
 
 
 def _row(name: str, attack: dict[str, Any], right: int, seconds: float) -> tuple[str, ...]:

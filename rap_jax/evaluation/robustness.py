@@ -1,10 +1,11 @@
 """How robust a network is: clean accuracy, PGD, AutoAttack, transferred images, and whether to believe it.
 
-    clean  ->  diagnostics  ->  PGD  ->  transfer  ->  AutoAttack  ->  worst case of all, per example
+    clean  ->  diagnostics  ->  certificates  ->  PGD  ->  transfer  ->  AutoAttack  ->  worst case, per example
 
 An attack says which examples it has broken, and by which image. All these images are predicted once more, by one
 program, and their distance and range are checked; what does not hold up is not counted. So the numbers in results.json
-are those that anybody finds in examples.npz.
+are those that anybody finds in examples.npz. Robust accuracy lies between the share of images that are certified and
+the share that no attack broke; an image that is certified and broken stops the evaluation.
 
 What is done lies in the folder of the evaluation, and the same call goes on from there:
 
@@ -16,6 +17,7 @@ examples.npz     the same for each example
 report.md, *.png"""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,22 @@ from rap_jax.config import EvaluationConfig, require
 from rap_jax.config.attack import check_radius
 from rap_jax.data import Dataset
 from rap_jax.evaluation.auto_attack.versions import Component
+from rap_jax.evaluation.certificates import check_unbroken
+from rap_jax.evaluation.certified import certificates, check_certifiable
 from rap_jax.evaluation.correctness import Correctness
 from rap_jax.evaluation.diagnostics import Finding, check_confirmed, check_data, check_worst_case
 from rap_jax.evaluation.network import AttackedNetwork, check_finite, check_fit
 from rap_jax.evaluation.predictions import Predictor, Sample, take_sample
 from rap_jax.evaluation.report import write_robustness_report
-from rap_jax.evaluation.suite import PARTS, Setup, WorstCase, accuracy_of, all_attacks, diagnostics
+from rap_jax.evaluation.suite import (
+    PARTS,
+    Setup,
+    WorstCase,
+    accuracy_of,
+    all_attacks,
+    diagnostics,
+    masking_of,
+)
 from rap_jax.runs.folder import open_run_folder
 
 _RESULT_KEYS = ("name", "network", "data", "config", "clean", "pgd", "auto_attack", "transfer", "combined", "findings")
@@ -104,6 +116,8 @@ def _check(
         randomized = config.is_randomized and one is network
         check_fit(one, shape, classes, randomized=randomized)
         check_finite(one, sample.images, sample.labels, randomized=randomized)
+    if config.certify != "none":
+        check_certifiable(network, shape)
     hint = "1 or more steps: PGD makes the images that are transferred"
     require(not sources or config.pgd is not None, "pgd_num_steps", config.pgd_num_steps, hint)
 
@@ -171,27 +185,36 @@ def _attack(setup: Setup, predictor: Predictor, clean: Correctness) -> dict[str,
     diagnosis = None if randomized else diagnostics(setup)
     findings += [Finding(**finding) for finding in diagnosis["findings"]] if diagnosis else []
     worst, found = WorstCase.begin(setup.sample.images, clean), dict[str, list[dict[str, Any]]]()
-    for kind, attack in all_attacks(setup, predictor):
+    proofs = [] if setup.config.certify == "none" else [certificates(setup)]
+    certified = proofs[0].certified if proofs else np.zeros(len(clean.correct), bool)
+    of_bounds = [("certificates", proof.attack) for proof in proofs]
+    for kind, attack in itertools.chain(all_attacks(setup, predictor), of_bounds):
         again = predictor.predict(attack.adversarial)
         claimed = attack.claimed(clean)
         # A randomised network may answer otherwise the next time; its images were predicted when they were found.
         broken = claimed if randomized else claimed & ~again.correct
         findings += [*attack.findings, *check_confirmed(attack.name, claimed, broken)]
         about = {"name": attack.name} | attack.about | accuracy_of(clean.correct & ~broken)
+        if "standard" in about:
+            of_standard = broken & np.isin(attack.broken_by, about["standard"]["parts"])
+            about["standard"] |= accuracy_of(clean.correct & ~of_standard)
         found.setdefault(kind, []).append(about)
         worst = worst.with_attack(attack, broken, again)
+        check_unbroken(certified, ~worst.robust, attack.name)
     first = {kind: attacks[0] for kind, attacks in found.items()}
     findings += check_worst_case(first.get("auto_attack"), worst.robust) if setup.components is None else []
-    write_atomically(setup.folder.path / "examples.npz", worst.to_npz(setup.sample.labels, clean))
+    write_atomically(setup.folder.path / "examples.npz", worst.to_npz(setup.sample.labels, clean, certified))
     # Over all calls; the time of the predictions is not counted.
     seconds = {kind: sum(attack["seconds"] for attack in attacks) for kind, attacks in found.items()}
     seconds |= {"diagnostics": diagnosis["seconds"]} if diagnosis else {}
     return {
         "clean": accuracy_of(clean.correct, "natural"),
+        "certificates": first.get("certificates"),
         "pgd": first.get("pgd"),
         "auto_attack": first.get("auto_attack"),
         "transfer": found.get("transfer", []),
         "combined": accuracy_of(worst.robust),
+        "masking": masking_of(worst, (first.get("auto_attack") or {}).get("gradient_free", ())),
         "perturbation_sizes": worst.sizes(),
         "diagnostics": diagnosis,
         "findings": [finding._asdict() for finding in findings],

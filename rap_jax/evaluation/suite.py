@@ -9,7 +9,7 @@ case over all attacks, for each example.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -27,8 +27,9 @@ from rap_jax.config import AttackConfig, EvaluationConfig
 from rap_jax.data import padded_batches
 from rap_jax.evaluation.accuracy import wilson_interval
 from rap_jax.evaluation.auto_attack import AutoAttackResult, Version, auto_attack
+from rap_jax.evaluation.auto_attack.inputs import takes_gradients
 from rap_jax.evaluation.auto_attack.programs import AttackPrograms
-from rap_jax.evaluation.auto_attack.versions import Component
+from rap_jax.evaluation.auto_attack.versions import Component, components_of
 from rap_jax.evaluation.correctness import Correctness, Examples
 from rap_jax.evaluation.diagnostics import MOST_IMAGES, Finding, diagnose
 from rap_jax.evaluation.network import AttackedNetwork
@@ -149,14 +150,15 @@ class WorstCase(NamedTuple):
             predictions=Correctness(*(np.where(new, now, before) for now, before in pairs)),
         )
 
-    def to_npz(self, labels: np.ndarray, clean: Correctness) -> bytes:
-        """All that is known of each example, as the bytes of a .npz file."""
+    def to_npz(self, labels: np.ndarray, clean: Correctness, certified: np.ndarray) -> bytes:
+        """All that is known of each example, as the bytes of a .npz file; `certified` is bool [N]."""
         arrays = {
             "index": np.arange(len(labels), dtype=np.int32),
             "label": labels,
             "clean_prediction": clean.predicted,
             "clean_margin": clean.margin,
             "broken_by": self.broken_by,
+            "certified": certified,
             "prediction": self.predictions.predicted,
             "margin": self.predictions.margin,
             "size": self.predictions.size,
@@ -183,7 +185,22 @@ def accuracy_of(correct: np.ndarray, kind: str = "robust") -> dict[str, Any]:
     }
 
 
-Kind = Literal["pgd", "transfer", "auto_attack"]
+def masking_of(worst: WorstCase, gradient_free: Collection[str]) -> dict[str, Any] | None:
+    """How many images attacks without gradients broke that all others had left; None if there were none."""
+    if not gradient_free:
+        return None
+    broken = int(np.isin(worst.broken_by, list(gradient_free)).sum())
+    total = len(worst.broken_by)
+    return {
+        "attacks": list(gradient_free),
+        "broken": broken,
+        "left_by_gradients": broken + int(worst.robust.sum()),
+        "share": broken / total,
+        "num_examples": total,
+    }
+
+
+Kind = Literal["pgd", "transfer", "auto_attack", "certificates"]
 Stream = Literal["predictions", "diagnostics", "pgd", "auto_attack", "transfer"]
 _STREAMS: tuple[Stream, ...] = ("predictions", "diagnostics", "pgd", "auto_attack", "transfer")
 PARTS = "parts"
@@ -292,7 +309,20 @@ def _pgd(setup: Setup, pgd: AttackConfig) -> AttackReport:
 def _auto_attack(setup: Setup, version: Version) -> AttackReport:
     found = _ensemble(setup, "auto_attack", version, setup.components)
     name = f"AutoAttack {version}" if setup.components is None else "given attacks"
-    return _as_attack(name, found, {"version": version})
+    of_version: Callable[[Version], tuple[Component, ...]] = lambda version: components_of(
+        version, threat_model=setup.threat_model, num_classes=setup.sample.num_classes
+    )
+    chosen, standard = tuple(setup.components or of_version(version)), of_version("standard")
+    shape = setup.sample.images.shape[1:], setup.sample.num_classes
+    about: dict[str, Any] = {
+        "version": version,
+        "gradient_free": [one.name for one in chosen if not takes_gradients(one.attack, *shape)],
+    }
+    # Versions that begin with the attacks of `standard` give its accuracy on the way.
+    if len(chosen) > len(standard) and chosen[: len(standard)] == standard:
+        first = found.components[: len(standard)]
+        about["standard"] = {"parts": [one.name for one in first], "seconds": sum(one.seconds for one in first)}
+    return _as_attack(name, found, about)
 
 
 def _ensemble(

@@ -29,7 +29,7 @@ _MEASURED_ON = (
     "the network of the run, before outputs that cannot affect the logits were removed and BatchNorm was folded; that "
     "changes logits by rounding alone"
 )
-_ATTACKS = ("pgd", "auto_attack", "transfer", "combined")
+_MEASURES = ("clean", "certificates", "pgd", "auto_attack", "transfer", "combined")
 
 
 class ExportedNetwork(NamedTuple):
@@ -171,7 +171,7 @@ def _evaluation(exported: ExportedNetwork) -> dict[str, Any] | None:
     try:
         found = read_checked((exported.folder / "evaluation" / "results.json").read_text())
         same = found["network"].get("sha256") in (None, digest(exported.run_weights))
-        kept = {key: found.get(key) for key in ("clean", *_ATTACKS)}
+        kept = {key: found.get(key) for key in _MEASURES}
         about = {"attack": found["config"], "findings": found["findings"], "versions": found.get("versions")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, half written or of another version
         return None

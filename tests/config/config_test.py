@@ -11,6 +11,7 @@ from rap_jax._runtime.integrity import flatten
 from rap_jax.config import (
     AttackConfig,
     DataConfig,
+    EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
@@ -146,13 +147,15 @@ def test_geometric_steps_fall_to_a_tenth_by_equal_factors() -> None:
 
 
 def test_settings_that_came_later_are_off_where_they_are_absent() -> None:
-    now = json.loads(json.dumps(dataclasses.asdict(RunConfig())))
+    evaluation = {"evaluation": dataclasses.asdict(EvaluationConfig(0.3))}
+    now = json.loads(json.dumps(dataclasses.asdict(RunConfig()) | evaluation))
     names = dict(flatten(now))
     added = {name: value for name, value in names.items() if name.rpartition(".")[2] in ADDED_SETTINGS}
     assert {name.rpartition(".")[2] for name in added} == set(ADDED_SETTINGS)
     assert added == {name: ADDED_SETTINGS[name.rpartition(".")[2]] for name in added}, "the defaults"
     before = json.loads(json.dumps(now))
     del before["admm"]["optimizer"]["num_cycles"], before["train"]["attack"]["step_schedule"]
+    del before["evaluation"]["certify"]
     assert complete(before, now) == now
     del before["admm"]["optimizer"]["momentum"]
     assert "momentum" not in complete(before, now)["admm"]["optimizer"]

@@ -1,5 +1,6 @@
 """Bounds against published small cases, brute force and closed forms; certificates against attacks."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rap_jax.attacks import ThreatModel, pgd
-from rap_jax.evaluation.certificates import METHODS, Method, certify, graph_of, margin_bounds
+from rap_jax.attacks import (
+    ThreatModel,
+    apgd,
+    apgd_targeted,
+    fab,
+    fab_targeted,
+    fgsm,
+    momentum_pgd,
+    pgd,
+    square,
+)
+from rap_jax.attacks.losses import margin
+from rap_jax.evaluation.certificates import METHODS, Method, certify, check_unbroken, graph_of, margin_bounds
 from rap_jax.evaluation.certificates.bounds import bound_nodes, lowest
 
 Function = Callable[[jax.Array], jax.Array]
@@ -53,6 +65,58 @@ def test_the_toy_network_of_deeppoly() -> None:
         return hidden @ jnp.array([[1.0], [0.0]]) + 1
 
     np.testing.assert_allclose(bounds_of(function, 2, "crown"), (1, 4), rtol=1e-6)
+
+
+def test_the_small_cases_of_jax_verify() -> None:
+    """`ibp_test.py`, `crownibp_test.py` and `backward_crown_test.py`: images z - 1 to z + 1, a bias of 2, weights 1."""
+    summed = lambda x: (2 * x + jnp.array([[0.0, 1.0, 2.0]])).sum(-1, keepdims=True) + 2
+    kernel, corner = jnp.ones((2, 2, 1, 1)), jnp.arange(4.0).reshape(1, 2, 2, 1)
+    convolved = lambda x: jax.lax.conv_general_dilated(
+        2 * x.reshape(-1, 2, 2, 1) + corner, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ).reshape(-1, 1) + 2  # fmt: skip
+    for method in METHODS:
+        np.testing.assert_allclose(bounds_of(summed, 3, method), (5, 11), rtol=1e-6)
+        np.testing.assert_allclose(bounds_of(convolved, 4, method), (8, 16), rtol=1e-6)
+        np.testing.assert_allclose(bounds_of(lambda x: jax.nn.relu(2 * x - 3), 1, method), (0, 0), atol=1e-6)
+        np.testing.assert_allclose(bounds_of(lambda x: jax.nn.relu(2 * x + 2), 1, method), (2, 4), rtol=1e-6)
+
+
+def least_over_a_square(
+    function: Function, kernel: np.ndarray, bias: np.ndarray, middle: np.ndarray, size: float
+) -> float:
+    """Of a function that is affine between the lines x kernel + bias = 0: it lies where two of them or edges meet."""
+    edges = [(axis, -(middle[number] + sign * size)) for number, axis in enumerate(np.eye(2)) for sign in (-1, 1)]
+    lines = [*zip(kernel.T, bias, strict=True), *edges]
+    corners = []
+    for first, (one, offset) in enumerate(lines):
+        for other, shift in lines[:first]:
+            if abs(np.linalg.det([one, other])) > 1e-9:
+                corners.append(np.linalg.solve([one, other], [-offset, -shift]))
+    inside = [x for x in corners if np.abs(x - middle).max() <= size + 1e-9]
+    return float(np.min(function(jnp.asarray(inside, jnp.float32))))
+
+
+def test_brute_force_on_networks_of_two_inputs() -> None:
+    """No margin that is proved exceeds the least one, which is found where the pieces of the network meet."""
+    threat_model, middle, ratios = ThreatModel("linf", 0.2), np.array([0.4, 0.6]), []
+    bounds = jax.jit(
+        lambda weights, image, method: margin_bounds(
+            lambda x: jax.nn.relu(x @ weights[0] + weights[1][None]) @ weights[2],
+            image,
+            jnp.array([0]),
+            threat_model=threat_model,
+            method=method,
+        )[0, 1],
+        static_argnums=2,
+    )
+    for seed in range(40):
+        weights = normal(seed, 2, 5), 0.5 * normal(seed + 100, 5), normal(seed + 200, 5, 2)
+        margin = lambda x, w=weights: (jax.nn.relu(x @ w[0] + w[1][None]) @ w[2]) @ jnp.array([1.0, -1.0])
+        least = least_over_a_square(margin, *map(np.asarray, weights[:2]), middle, 0.2)
+        found = [float(bounds(weights, jnp.asarray(middle[None], jnp.float32), method)) for method in METHODS]
+        assert max(found) <= least + 1e-4, seed
+        ratios.append(least - found[-1] < 0.05 * (1 + abs(least)))
+    assert np.mean(ratios) > 0.4  # and CROWN often finds it
 
 
 def convolutional(x: jax.Array) -> jax.Array:
@@ -109,12 +173,12 @@ IMAGES = jax.random.uniform(jax.random.key(6), (3, 4, 4, 1))
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=["linf", "l2"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_bounds_contain_what_the_network_computes(name: str, threat_model: ThreatModel) -> None:
-    """Of 2,000 images of the threat model: corners, and points of the ball."""
+    """Of 10,000 images of the threat model: corners, and points of the ball."""
     function, labels = FUNCTIONS[name], jnp.array([0, 1, 2])
-    keys = jax.random.split(jax.random.key(7), 2000)
-    moved = jax.vmap(lambda key: threat_model.perturb(IMAGES, threat_model.random_start(key, IMAGES)))(keys[:1000])
+    keys = jax.random.split(jax.random.key(7), 10_000)
+    moved = jax.vmap(lambda key: threat_model.perturb(IMAGES, threat_model.random_start(key, IMAGES)))(keys[:5000])
     sign = lambda key: threat_model.perturb(IMAGES, jax.random.rademacher(key, IMAGES.shape, jnp.float32))
-    images = jnp.concatenate([moved, jax.vmap(sign)(keys[1000:])])
+    images = jnp.concatenate([moved, jax.vmap(sign)(keys[5000:])])
     logits = jax.lax.map(function, images, batch_size=500)
     margins = logits[:, jnp.arange(3), labels][..., None] - logits
     for method in METHODS:
@@ -160,6 +224,79 @@ def test_no_attack_breaks_what_is_certified(method: Method) -> None:
     assert np.all(threat_model.contains(found.adversarial, images))
     np.testing.assert_array_equal(found.adversarial[~missed], np.asarray(images)[~missed])
     assert np.all(found.margin[found.certified] > 0)
+
+
+def deep(x: jax.Array) -> jax.Array:
+    """Two hidden layers and four classes."""
+    hidden = jax.nn.relu(x.reshape(len(x), -1) @ normal(20, 16, 12) - 0.3)
+    return jax.nn.relu(hidden @ normal(21, 12, 10)) @ normal(22, 10, 4)
+
+
+ATTACKS: dict[str, Any] = {
+    "fgsm": fgsm,
+    "pgd": functools.partial(pgd, step_size=0.005, num_steps=20, num_restarts=2),
+    "pgd on the margin": functools.partial(pgd, step_size=0.005, num_steps=20, loss=margin),
+    "momentum_pgd": functools.partial(momentum_pgd, step_size=0.005, num_steps=20),
+    "apgd": functools.partial(apgd, num_steps=20),
+    "apgd_targeted": functools.partial(apgd_targeted, num_targets=2, num_steps=20),
+    "fab": functools.partial(fab, num_steps=20),
+    "fab_targeted": functools.partial(fab_targeted, num_targets=2, num_steps=20),
+    "square": functools.partial(square, num_steps=200),
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("threat_model", [ThreatModel("linf", 0.04), ThreatModel("l2", 0.1)], ids=["linf", "l2"])
+def test_what_is_certified_survives_every_attack(threat_model: ThreatModel) -> None:
+    """And 100 random images of the threat model each."""
+    images = jax.random.uniform(jax.random.key(10), (64, 4, 4, 1))
+    labels = deep(images).argmax(-1)
+    found = certify(deep, images, labels, threat_model=threat_model)
+    assert 10 < found.certified.sum() < 64
+    broken = np.zeros(64, bool)
+    for number, attack in enumerate(ATTACKS.values()):
+        run = lambda images, key, attack=attack: attack(deep, images, labels, threat_model=threat_model, key=key)
+        broken |= np.asarray(jax.jit(run)(images, jax.random.key(number)).broken)
+    assert broken.any() and not np.any(found.certified & broken)
+    for key in jax.random.split(jax.random.key(20), 100):
+        moved = threat_model.perturb(images, threat_model.random_start(jax.random.split(key, 64), images))
+        assert np.all((deep(moved).argmax(-1) == labels)[found.certified])
+
+
+def test_the_methods_take_turns_on_what_is_left() -> None:
+    function, threat_model = deep, ThreatModel("linf", 0.02)
+    images = jax.random.uniform(jax.random.key(10), (40, 4, 4, 1))
+    labels = function(images).argmax(-1)
+    given = {"threat_model": threat_model, "batch_size": 7}
+    bound = functools.partial(margin_bounds, function, threat_model=threat_model)
+    alone = [jax.jit(functools.partial(bound, method=method))(images, labels) for method in METHODS]
+    is_label = jax.nn.one_hot(labels, 4, dtype=bool)
+    proved = [np.asarray(jnp.where(is_label, jnp.inf, margins).min(-1) > 1e-3) for margins in alone]
+    found = certify(function, images, labels, **given)
+    np.testing.assert_array_equal(found.certified, np.any(proved, 0))
+    for number in range(3):
+        np.testing.assert_array_equal(
+            found.certified & (found.tried == number + 1), np.any(proved[: number + 1], 0) & ~np.any(proved[:number], 0)
+        )
+    assert set(found.tried) == {1, 2, 3} and np.all(found.margin[found.certified] > 0)
+    quick = certify(function, images, labels, method="crown_ibp", **given)
+    before = [np.array(field) for field in quick]
+    looked: list[int] = []
+    again = certify(function, images, labels, known=quick, on_batch=lambda found: looked.append(1), **given)
+    for one, other in zip(again, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(looked) == -(-int((~quick.certified & ~quick.broken).sum()) // 7)
+    for one, other in zip(quick, before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match=r"known is of images \[40, 4, 4, 1\], the images are \[3, 4, 4, 1\]"):
+        certify(function, IMAGES, np.array([0, 1, 2]), threat_model=threat_model, known=quick)
+
+
+def test_an_image_that_is_certified_and_broken_is_refused() -> None:
+    certified, broken = np.array([True, True, False]), np.array([False, True, True])
+    check_unbroken(certified, ~certified, "PGD")
+    with pytest.raises(ValueError, match="1 images are certified, and PGD broke them .the first is number 1"):
+        check_unbroken(certified, broken, "PGD")
 
 
 def test_methods_are_ordered() -> None:

@@ -122,7 +122,7 @@ def test_terminal_and_report_have_the_same_table_and_notes(tmp_path: Path, name:
     text = write_robustness_report(make_folder(tmp_path, results), SAMPLE).read_text()
     shown = format_robustness(results).split("\n\n")
     table = next(part for part in shown if part.startswith("| Attack "))
-    notes = next(part for part in shown if part.startswith("- In brackets"))
+    notes = next(part for part in shown if part.startswith("- Robust accuracy"))
     assert f"\n\n{table}\n\n{notes}\n\n## " in text
 
 

@@ -88,7 +88,7 @@ def exported(path: Path, batch: int | str = "b", vjp_order: int = 1, dtype: str 
 
 @pytest.mark.e2e
 def test_a_run_is_evaluated_in_its_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command(f"--checkpoint={run}", *FAST)
+    command(f"--checkpoint={run}", *FAST, "--certify=interval")
     table = capsys.readouterr().out
     results = json.loads((run / "evaluation" / "results.json").read_text())
     attack = results_of(run)["config"]["report_attack"]
@@ -96,6 +96,7 @@ def test_a_run_is_evaluated_in_its_folder(run: Path, capsys: pytest.CaptureFixtu
     assert f"{results['combined']['robust_accuracy']:.2%}" in table and "Findings" in table
     assert max(map(len, table.splitlines())) <= 100
     assert results["command"].startswith(f"python -m launch.evaluate --checkpoint={run} --num_images=20")
+    assert results["certificates"]["method"] == "interval" and "certified, up to interval" in table
     assert "evaluation.epsilon: 0.1 in the folder, 0.2 now" in refused(f"--checkpoint={run}", "--epsilon=0.2")
 
 

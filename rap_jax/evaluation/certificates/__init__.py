@@ -5,7 +5,7 @@ margin_bounds(...)                                                          the 
 """
 
 from rap_jax.evaluation.certificates.bounds import Method
-from rap_jax.evaluation.certificates.certify import METHODS, Certificates, certify, margin_bounds
+from rap_jax.evaluation.certificates.certify import METHODS, Certificates, certify, check_unbroken, margin_bounds
 from rap_jax.evaluation.certificates.graph import graph_of
 
-__all__ = ["METHODS", "Certificates", "Method", "certify", "graph_of", "margin_bounds"]
+__all__ = ["METHODS", "Certificates", "Method", "certify", "check_unbroken", "graph_of", "margin_bounds"]

@@ -35,6 +35,7 @@ class Certificates(NamedTuple):
     broken: np.ndarray  # bool [N]: `adversarial` is misclassified
     margin: np.ndarray  # float32 [N]: a lower bound of the label's logit less the largest other one
     adversarial: np.ndarray  # float32 [N, ...]: an image of the threat model, misclassified where `broken`
+    tried: np.ndarray  # int8 [N]: how many of `METHODS`, from the first on, have looked at the image
 
 
 def margin_bounds(
@@ -71,9 +72,12 @@ def certify(
     threat_model: ThreatModel,
     method: Method = "crown",
     batch_size: int = 16,
+    known: Certificates | None = None,
+    on_batch: Callable[[Certificates], None] = lambda found: None,
 ) -> Certificates:
     """Says of each image whether it is certified, broken, or open.
 
+    The methods up to `method` take their turns, the quick ones first, each on what those before it have left open.
     Broken are images that are misclassified as they are, or where the linear bound of their weakest margin is least.
 
     Args:
@@ -82,45 +86,105 @@ def certify(
       images: clean, in [0, 1], [N, ...].
       labels: whole numbers [N].
       threat_model: norm and radius.
-      method: see `rap_jax.evaluation.certificates.bounds`.
+      method: the last one of `METHODS` that is tried, see `rap_jax.evaluation.certificates.bounds`.
       batch_size: images at a time.
+      known: of an earlier call with the same network, images and threat model, to go on from: one that stopped, or one
+        by a quicker method.
+      on_batch: called with what is known after each batch, to be copied or read; it may raise to stop.
 
     Raises:
       ValueError: an unknown method, unequal numbers of images and labels, images outside of [0, 1] or NaN, labels
-        outside of [0, K), a function that mixes the images of a batch, or one that has no bounds here.
+        outside of [0, K), `known` of other images, a function that mixes the images of a batch, or one that has no
+        bounds here.
     """
     images, labels = _checked(images, labels, batch_size)
+    methods = METHODS[: METHODS.index(_checked_method(method)) + 1]
     batch_size = min(batch_size, max(1, len(images)))
     like = jax.ShapeDtypeStruct((batch_size, *images.shape[1:]), jnp.float32)
     num_classes = _num_classes(logits_fn, like)
     lifted, captured = hoist_closure(logits_fn, like)
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(f"labels go from {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1}.")
+    found = _begin(images, known)
+    for number, one in enumerate(methods):
+        left = np.flatnonzero(~found.certified & ~found.broken & (found.tried <= number))
+        program = jax.jit(functools.partial(_certify_batch, lifted, threat_model, one))
+        for first in range(0, len(left), batch_size):
+            batch = left[first : first + batch_size]
+            filled = np.resize(batch, batch_size)
+            _take_in(found, batch, *jax.device_get(program(captured, images[filled], labels[filled])))
+            found.tried[batch] = number + 1
+            on_batch(found)
+    return found
 
-    @jax.jit
-    def one_batch(captured: list[jax.Array], images: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
-        return _certify_batch(functools.partial(lifted, captured), images, labels, threat_model, method)
 
-    parts = []
-    for first in range(0, len(images), batch_size):
-        batch = np.resize(images[first : first + batch_size], like.shape)
-        found = one_batch(captured, batch, np.resize(labels[first : first + batch_size], batch_size))
-        *fields, mixed = jax.device_get(found)
-        if mixed:
-            raise ValueError(
-                "The logits of an image change with the other images of its batch; expected a network in evaluation "
-                "mode, which takes each image by itself."
-            )
-        parts.append(fields)
-    empty = (np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, np.float32), images[:0])
-    joined = (np.concatenate(column)[: len(images)] for column in zip(*parts, strict=True)) if parts else empty
-    return Certificates(*joined)
+def _begin(images: np.ndarray, known: Certificates | None) -> Certificates:
+    """A copy of what is known."""
+    count = len(images)
+    if known is None:
+        none = np.zeros(count, bool)
+        return Certificates(none, none.copy(), np.full(count, -np.inf, np.float32), images.copy(), none.astype(np.int8))
+    if known.adversarial.shape != images.shape:
+        raise ValueError(
+            f"known is of images {list(known.adversarial.shape)}, the images are {list(images.shape)}; expected the "
+            f"Certificates of the same images."
+        )
+    return Certificates(*map(np.array, known))
+
+
+def _take_in(
+    found: Certificates,
+    batch: np.ndarray,
+    certified: np.ndarray,
+    broken: np.ndarray,
+    margin: np.ndarray,
+    adversarial: np.ndarray,
+    mixed: np.ndarray,
+) -> None:
+    """Writes what a program says of the images `batch`, int [n]; the arrays may be longer."""
+    if mixed:
+        raise ValueError(
+            "The logits of an image change with the other images of its batch; expected a network in evaluation "
+            "mode, which takes each image by itself."
+        )
+    count = len(batch)
+    proved, refuted = (np.zeros(len(found.broken), bool) for _ in range(2))
+    proved[batch], refuted[batch] = certified[:count], broken[:count]
+    check_unbroken(proved, refuted, "the images of their own bounds")
+    found.certified[batch], found.broken[batch] = certified[:count], broken[:count]
+    found.margin[batch] = np.maximum(found.margin[batch], margin[:count])
+    found.adversarial[batch] = adversarial[:count]
+
+
+def check_unbroken(certified: np.ndarray, broken: np.ndarray, attack: str) -> None:
+    """Refuses proofs that an attack has refuted.
+
+    Args:
+      certified, broken: bool [N].
+      attack: its name.
+
+    Raises:
+      ValueError: an image is both.
+    """
+    both = np.flatnonzero(certified & broken)
+    if both.size:
+        raise ValueError(
+            f"{both.size} images are certified, and {attack} broke them (the first is number {both[0]}); expected "
+            f"none. A bound is wrong, which is an error of this program: no certificate of it counts. Please report "
+            f"it with the network and that image."
+        )
 
 
 def _certify_batch(
-    logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, threat_model: ThreatModel, method: Method
+    lifted: Callable[..., jax.Array],
+    threat_model: ThreatModel,
+    method: Method,
+    captured: list[jax.Array],
+    images: jax.Array,
+    labels: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    """The fields of `Certificates`, and whether the logits of an image depend on its batch."""
+    """Certified, broken, margin and adversarial, and whether the logits of an image depend on its batch."""
+    logits_fn = exact_products(functools.partial(lifted, captured))
     margins, coefficients, scale = _margins(logits_fn, images, labels, threat_model, method)
     is_label = jax.nn.one_hot(labels, margins.shape[-1], dtype=bool)
     others = jnp.where(is_label, jnp.inf, margins)
@@ -140,8 +204,7 @@ def _margins(
     logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, threat_model: ThreatModel, method: Method
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Margins [N, K], the coefficients of the image in each [N, K, ...], and 1 + the size of the largest logit [N]."""
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
+    _checked_method(method)
     graph = graph_of(exact_products(logits_fn), images.shape[1:])
     output = len(graph.nodes) - 1
     classes = jnp.eye(graph.nodes[output].shape[-1])
@@ -157,6 +220,12 @@ def _margins(
         return values, found.coefficients[:, 0], 1 + size
 
     return jax.vmap(margins_of)(images, labels)
+
+
+def _checked_method(method: Method) -> Method:
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
+    return method
 
 
 def _num_classes(logits_fn: LogitsFn, images: jax.ShapeDtypeStruct) -> int:
