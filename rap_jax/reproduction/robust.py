@@ -20,14 +20,6 @@ _HARSH = 8
 _ABLATION_EPOCHS, _ABLATION_WIDTHS, _WIDE = 8, (1, 2), 4
 _COSINE = ("--pretrain_schedule=cosine",)
 _OLD_RATE = (*_COSINE, "--ema_decay=0")
-
-
-def _annealed(epochs: int) -> tuple[str, ...]:
-    """Flags of a learning rate that falls after two thirds and five sixths of a stage's epochs, see the flagfile."""
-    falls = f"--pretrain_step_epochs={2 * epochs / 3:g},{5 * epochs / 6:g}"
-    return "--pretrain_schedule=step", falls, "--pretrain_step_factor=0.3"
-
-
 # Row of the ablation -> flags after those of the recipe.
 _WITHOUT = MappingProxyType(
     {
@@ -45,7 +37,6 @@ _WITHOUT = MappingProxyType(
 )
 _WITH = MappingProxyType(
     {
-        "learning rate that falls at the end": _annealed(_ABLATION_EPOCHS),
         "two cosine cycles": (*_COSINE, "--pretrain_num_cycles=2"),
         "batch 16": ("--batch_size=16",),
         "batch 64": ("--batch_size=64",),
@@ -77,17 +68,12 @@ def pruned(scale: Scale, family: Family, width: int, to: int, seed: int, *, dist
         flags += (f"--retrain_epsilon_ramp_epochs={min(2, scale.robust_epochs / 6):g}",)
     flags += ("--distillation=rslad",) if distilled else ()
     start = (("start_run", (dense(scale, family, width, seed),)),)
-    kind = "annealed_distilled" if distilled else "annealed_admm"
+    kind = "robust_distilled" if distilled else "robust_admm"
     return training_job(scale, family, kind, width, seed, flags, to=to, inputs=start, flagfile=_FLAGFILE)
 
 
 def scratch(scale: Scale, family: Family, width: int, seed: int) -> Job:
-    """Trained alone, for as many epochs as a pruned network gets in its three stages, and annealed in as many."""
-    return _scratch(scale, family, "annealed_scratch", width, seed, scale.robust_epochs, _annealed(scale.robust_epochs))
-
-
-def constant(scale: Scale, family: Family, width: int, seed: int) -> Job:
-    """Likewise, at one learning rate to the end."""
+    """Trained alone, for as many epochs as a pruned network gets in its three stages."""
     return _scratch(scale, family, "robust_scratch", width, seed, scale.robust_epochs)
 
 
@@ -117,9 +103,6 @@ def sizes(scale: Scale) -> Builder:
         if width <= 2:  # wider ones were not trained so
             jobs = build.over_seeds(recipes.scratch, width)
             build.add_tested(row, "from scratch, recipe of the tables", jobs, None, attacked=True)
-        if width <= 4:
-            jobs = build.over_seeds(constant, width)
-            build.add_tested(row, "from scratch, constant learning rate", jobs, None, attacked=True)
         jobs = build.over_seeds(scratch, width)
         build.add_tested(row, "from scratch", jobs, None, attacked=True)
         for wide, _ in build.pruned((wide, width) for wide in _PRUNED[width]):
