@@ -37,6 +37,11 @@ _WITHOUT = MappingProxyType(
 )
 _WITH = MappingProxyType(
     {
+        "learning rate that falls at the end": (
+            "--pretrain_schedule=step",
+            "--pretrain_step_epochs=5,7",
+            "--pretrain_step_factor=0.3",
+        ),
         "two cosine cycles": (*_COSINE, "--pretrain_num_cycles=2"),
         "batch 16": ("--batch_size=16",),
         "batch 64": ("--batch_size=64",),
