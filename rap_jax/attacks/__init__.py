@@ -35,6 +35,8 @@ from rap_jax.attacks.cw import cw_l2
 from rap_jax.attacks.fab import fab, fab_targeted
 from rap_jax.attacks.norms import ThreatModel
 from rap_jax.attacks.pgd import fgsm, momentum_pgd, pgd, pgd_restarts
+from rap_jax.attacks.pma import pma
+from rap_jax.attacks.relaxation import relaxation
 from rap_jax.attacks.square import square
 from rap_jax.attacks.stepwise import AttackResult
 
@@ -51,5 +53,7 @@ __all__ = [
     "momentum_pgd",
     "pgd",
     "pgd_restarts",
+    "pma",
+    "relaxation",
     "square",
 ]

@@ -9,7 +9,7 @@ from rap_jax.config.checks import require, require_choice, require_choices, requ
 
 Norm = Literal["linf", "l2"]
 EvaluatedSplit = Literal["test", "validation"]
-AutoAttackVersion = Literal["standard", "plus", "rand", "none"]
+AutoAttackVersion = Literal["standard", "plus", "rand", "strong", "quick", "none"]
 PgdLoss = Literal["ce", "margin"]
 PGD_LOSSES: tuple[PgdLoss, ...] = get_args(PgdLoss)
 # Steps times step size, over the radius, where no step size is given: enough to cross the ball and turn back.
@@ -106,8 +106,9 @@ class EvaluationConfig:
     pgd_step_size: float | None = setting(None, "Step size of PGD. Default: 2.5 epsilon / steps.", syntax="fraction")
     pgd_num_restarts: int = setting(5, "Random starts of PGD on each loss, worst case per example.")
     # `rand` leaves out PGD and the diagnostics, which need a deterministic network.
-    auto_attack: AutoAttackVersion = setting("standard", "Version of AutoAttack. rand is for networks that draw random "
-        "numbers, (images, key) -> logits; there is no PGD then.")  # fmt: skip
+    auto_attack: AutoAttackVersion = setting("standard", "Version of AutoAttack. strong goes on where standard ends, "
+        "for networks whose gradients mislead; quick is a cheap look. rand is for networks that draw random numbers, "
+        "(images, key) -> logits; there is no PGD then.")  # fmt: skip
     pgd_losses: tuple[PgdLoss, ...] = setting(PGD_LOSSES, "What PGD raises, one after the other: cross-entropy (ce), "
         "margin (C&W).")  # fmt: skip
 

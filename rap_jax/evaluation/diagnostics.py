@@ -243,12 +243,21 @@ def diagnose(
 _MISSED_SHARE = 0.002
 
 
-def check_square(robust_after: dict[str, float], num_images: int) -> list[Finding]:
+# What to do where Square beats the gradients, but for a version that has done it.
+_NEXT = "try version strong, more queries and restarts of Square, or an attack written for this network"
+_NEXT_OF = {
+    "quick": "what quick says is not to be used here; run version standard, and strong",
+    "strong": "try more queries and restarts of Square, or an attack written for this network",
+}
+
+
+def check_square(robust_after: dict[str, float], num_images: int, version: str = "standard") -> list[Finding]:
     """An attack without gradients that finds what those with gradients did not.
 
     Args:
       robust_after: name of each component of AutoAttack, in their order -> robust accuracy after it.
       num_images: that were attacked.
+      version: of AutoAttack, which decides what is advised.
     """
     names = list(robust_after)
     if "square" not in names[1:]:
@@ -260,8 +269,24 @@ def check_square(robust_after: dict[str, float], num_images: int) -> list[Findin
         "Square beats the gradients",
         f"Square, which uses no gradients, broke {round(lost * num_images)} of the {round(before * num_images)} "
         f"images that the attacks before it, which do, had left ({lost:.2%} of all): the more there are, the more "
-        f"the gradients mislead. The true robust accuracy is likely lower; try version plus, more queries and "
-        f"restarts of Square, or an attack written for this network.",
+        f"the gradients mislead. The true robust accuracy is likely lower; {_NEXT_OF.get(version, _NEXT)}.",
+    )
+
+
+def check_strong(standard: float | None, robust: float, num_images: int) -> list[Finding]:
+    """What the attacks of version strong find after those of standard.
+
+    Args:
+      standard: robust accuracy after the components of standard; None if they did not come first.
+      robust: after all.
+      num_images: that were attacked.
+    """
+    lost = 0.0 if standard is None else standard - robust
+    return _finding_if(
+        lost > _MISSED_SHARE,
+        "standard is too high",
+        f"The attacks of version strong broke {round(lost * num_images)} images that those of AutoAttack standard had "
+        f"left ({lost:.2%} of all). Give both numbers; the true robust accuracy may be lower still.",
     )
 
 
@@ -336,5 +361,5 @@ def check_worst_case(auto_attack: dict[str, Any] | None, robust: np.ndarray) -> 
         "AutoAttack was not the strongest",
         f"PGD and transferred images broke {round(missed * len(robust))} more images than {auto_attack['name']} "
         f"({missed:.2%} of all), which hardly happens unless gradients are masked. Go by the worst case of all, "
-        f"try version plus, and write an attack for this network.",
+        f"try version strong, and write an attack for this network.",
     )

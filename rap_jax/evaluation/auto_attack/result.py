@@ -8,6 +8,7 @@ import numpy as np
 from rap_jax.attacks import ThreatModel
 from rap_jax.evaluation.accuracy import wilson_interval
 from rap_jax.evaluation.auto_attack.record import CLEAN, ROBUST
+from rap_jax.evaluation.auto_attack.versions import ORDER
 from rap_jax.evaluation.diagnostics import Finding
 
 
@@ -19,6 +20,7 @@ class ComponentResult(NamedTuple):
     broken: int  # how many of them it broke
     robust_accuracy: float  # share of all examples that are left after it
     seconds: float  # its time, compilation included
+    gradient_free: bool = False  # whether it takes no gradient of the network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,28 @@ class AutoAttackResult:
         """Share of examples that nothing broke: the worst case over all components, for each example."""
         return float(self.robust.mean())
 
+    @property
+    def standard_accuracy(self) -> float | None:
+        """Robust accuracy under the components of `standard`, of which those of `strong` begin; else None."""
+        names = [component.name for component in self.components]
+        standard = [name for name in ORDER["standard"] if name in names]
+        if self.version not in ("standard", "strong") or "square" not in names or names[: len(standard)] != standard:
+            return None
+        return self.components[len(standard) - 1].robust_accuracy
+
+    @property
+    def masked_share(self) -> float:
+        """Share of examples that attacks without gradients broke after all those before, with gradients, had failed.
+
+        How far the gradients of the network mislead; 0 if they do not.
+        """
+        after_gradients = False
+        masked = 0
+        for component in self.components:
+            masked += component.broken if component.gradient_free and after_gradients else 0
+            after_gradients |= not component.gradient_free
+        return masked / len(self.broken_by)
+
     def to_json(self) -> dict[str, Any]:
         """Counts, accuracies with their 95% Wilson intervals, settings and findings."""
         total = len(self.broken_by)
@@ -69,6 +93,8 @@ class AutoAttackResult:
             "clean_interval": list(wilson_interval(int((self.broken_by != "clean").sum()), total)),
             "robust_accuracy": self.robust_accuracy,
             "robust_interval": list(wilson_interval(int(self.robust.sum()), total)),
+            "standard_accuracy": self.standard_accuracy,
+            "masked_share": self.masked_share,
             "parts": [component._asdict() for component in self.components],
             "findings": [finding._asdict() for finding in self.findings],
         }
