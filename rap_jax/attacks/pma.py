@@ -2,11 +2,10 @@
 
 Xie et al., "Towards Million-Scale Adversarial Robustness Evaluation With Stronger Individual Attacks", 2024,
 https://arxiv.org/abs/2411.15210, and the authors' code, https://github.com/OpenTAI/taiadv. Two starts for each restart.
-In the first half of the steps the first start lowers the probability of the right class and the second raises that of
-the likeliest wrong one; in the second half both raise the difference, `losses.probability_margin`. The halves keep the
-two gradients, of which one may be much smaller, from hiding each other (Ma et al., "Imbalanced Gradients", 2020,
-https://arxiv.org/abs/2006.13726, whose attack is the same on logits). In each half the step falls from 2 epsilon to 0 by
-a half cosine.
+In the first half of the steps the first start lowers the probability of the right class, the second raises that of the
+likeliest wrong one; in the second half both raise the difference, `losses.probability_margin`. So neither of the two
+gradients can hide the other at first (Ma et al., "Imbalanced Gradients", 2020, https://arxiv.org/abs/2006.13726, whose
+attack is the same on logits). In each half the step falls from 2 epsilon to 0 by a half cosine.
 
 As in the authors' code: the very first step goes the other way and raises the probability of the right class, and the
 step of the first half has its maximum at the second step.
@@ -77,7 +76,9 @@ class Pma:
         def loss_fn(images: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = logits_fn(images)
             probabilities = jax.nn.softmax(logits)
-            right = jax.nn.one_hot(check_labels(state.labels, len(logits), logits.shape[1]), logits.shape[1], dtype=bool)
+            right = jax.nn.one_hot(
+                check_labels(state.labels, len(logits), logits.shape[1]), logits.shape[1], dtype=bool
+            )
             wrong = jnp.where(right, -jnp.inf, probabilities).max(1)
             return jnp.sum(of_wrong * wrong + of_right * jnp.where(right, probabilities, 0).sum(1)), logits
 
@@ -87,9 +88,7 @@ class Pma:
         moved = state.current + size * self.threat_model.steepest(finite(gradient))
         inside = self.threat_model.perturb(state.images, moved - state.images)
         state = _noted(state, logits)
-        return state._replace(
-            current=inside, iteration=state.iteration + 1, valid=state.valid & ~has_nan(gradient)
-        )
+        return state._replace(current=inside, iteration=state.iteration + 1, valid=state.valid & ~has_nan(gradient))
 
 
 def weights_of(iteration: jax.Array, raises_wrong: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:

@@ -155,7 +155,9 @@ class Relaxation:
           ValueError: more targets than wrong classes.
         """
 
-        def step(number: jax.Array, carry: tuple[jax.Array, AttackResult, jax.Array]) -> tuple[jax.Array, ...]:
+        def step(
+            number: jax.Array, carry: tuple[jax.Array, AttackResult, jax.Array]
+        ) -> tuple[jax.Array, AttackResult, jax.Array]:
             current, found, valid = carry
             loss = lambda x: _with(cross_entropy, logits_fn(x), labels)
             gradient, logits = jax.grad(loss, has_aux=True)(current)

@@ -85,8 +85,8 @@ def auto_attack(
       threat_model: norm and radius.
       key: typed PRNG key.
       version: `standard`, `plus` or `rand`, which are AutoAttack; `strong`, which begins with the components of
-        `standard` and goes on with others; or `quick`, which is cheap, and too high where gradients mislead. Its finding
-        says so as far as 500 queries without gradients show it.
+        `standard` and goes on; or `quick`, which is cheap, and too high where gradients mislead: a finding says so
+        where 500 queries without gradients break what the gradients did not.
       components: other attacks than those of the version, in this order, each with a name of its own, and with this
         threat model. With `rand` they have `num_samples` of 1 or more.
       batch_size: examples that a program attacks at a time, over all devices; 0 chooses. It changes nothing but

@@ -8,10 +8,10 @@ Croce and Hein, 2020, https://arxiv.org/abs/2003.01690, section 5 and the offici
 
 Two more that are not theirs:
 
-    strong     the components of standard first, with the same random numbers, so it is never above standard; then Square
-               that begins where APGD has ended, with 5 restarts. For networks whose gradients mislead
-    quick      constraint relaxation, and Square with 500 queries. For training and first looks. Where Square finds what
-               the gradients do not, its number is too high: then use strong"""
+    strong     the components of standard first, with the same random numbers, so never above it; then Square that
+               begins where APGD has ended, 5 restarts. For networks whose gradients mislead
+    quick      constraint relaxation, PMA, and Square with 500 queries. For training and first looks. Where Square finds
+               what the gradients do not, its number is too high: then use strong"""
 
 import hashlib
 import math
@@ -23,6 +23,7 @@ import numpy as np
 from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.fab import Fab
+from rap_jax.attacks.pma import Pma
 from rap_jax.attacks.relaxation import Relaxation
 from rap_jax.attacks.square import HybridSquare, Square
 from rap_jax.attacks.stepwise import StepwiseAttack
@@ -32,20 +33,22 @@ from rap_jax.config.checks import require, require_choice
 Version = Literal["standard", "plus", "rand", "strong", "quick"]
 VERSIONS: tuple[Version, ...] = ("standard", "plus", "rand", "strong", "quick")
 # The components of the versions, and PGD; a component's random numbers follow from its place here.
-NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pgd-ce", "pgd-margin") + (
-    "square-hybrid",
-    "relaxation",
+NAMES = (
+    ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pgd-ce", "pgd-margin")
+    + ("square-hybrid", "relaxation", "pma")  # what is new comes last
 )
+# Where the random numbers of any other name begin. It stays what it was when there were 8 names.
+_OTHERS = 8
 ORDER: dict[Version, tuple[str, ...]] = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),
     "strong": ("apgd-ce", "apgd-t", "fab-t", "square", "square-hybrid"),
-    "quick": ("relaxation", "square"),
+    "quick": ("relaxation", "pma", "square"),
 }
 MOST_TARGETS = 9
 NUM_SAMPLES = 20
-NUM_HYBRID = 5
+_HYBRID_RESTARTS, _QUICK_QUERIES, _QUICK_TARGETS = 5, 500, 3
 # Of a radius that is computed in float32, such as 8/255.
 _FLOAT32_ROUNDING = 1e-6
 
@@ -62,7 +65,7 @@ def stream_of(name: str) -> int:
     """Of random numbers, which is folded into the key: the same for a name always, another for each name."""
     if name in NAMES:
         return NAMES.index(name)
-    return len(NAMES) + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % (2**31 - len(NAMES))
+    return _OTHERS + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % (2**31 - _OTHERS)
 
 
 def check_components(
@@ -116,7 +119,7 @@ def _check_threat_model(component: Component, expected: ThreatModel) -> None:
 
 def _check_samples(component: Component, version: Version) -> None:
     """Refuses an attack without draws of a randomised network, and one with draws of another network."""
-    never = isinstance(component.attack, Fab | Square | Pgd | Relaxation)
+    never = isinstance(component.attack, Fab | Square | Pgd | Pma | Relaxation)
     samples = getattr(component.attack, "num_samples", 0 if never else None)
     if version == "rand" and samples == 0:
         raise ValueError(
@@ -141,7 +144,7 @@ def components_of(version: Version, *, threat_model: ThreatModel, num_classes: i
     targets = min(MOST_TARGETS, num_classes - 1)
     restarts = 5 if version == "plus" else 1
     samples = NUM_SAMPLES if version == "rand" else 0
-    queries = 500 if version == "quick" else 5000
+    queries = _QUICK_QUERIES if version == "quick" else 5000
     made: dict[str, Callable[[], Component]] = {
         "apgd-ce": lambda: Component("apgd-ce", Apgd(threat_model, "ce", num_restarts=restarts, num_samples=samples)),
         "apgd-dlr": lambda: Component(
@@ -151,8 +154,11 @@ def components_of(version: Version, *, threat_model: ThreatModel, num_classes: i
         "fab": lambda: Component("fab", Fab(threat_model, num_restarts=restarts)),
         "fab-t": lambda: Component("fab-t", Fab(threat_model, num_targets=targets)),
         "square": lambda: Component("square", Square(threat_model, num_steps=queries)),
-        "square-hybrid": lambda: Component("square-hybrid", HybridSquare(threat_model, num_restarts=NUM_HYBRID)),
-        "relaxation": lambda: Component("relaxation", Relaxation(threat_model, num_targets=min(3, num_classes - 1))),
+        "square-hybrid": lambda: Component("square-hybrid", HybridSquare(threat_model, num_restarts=_HYBRID_RESTARTS)),
+        "pma": lambda: Component("pma", Pma(threat_model)),
+        "relaxation": lambda: Component(
+            "relaxation", Relaxation(threat_model, num_targets=min(_QUICK_TARGETS, num_classes - 1))
+        ),
     }
     found = (made[name]() for name in ORDER[version])
     return tuple(component for component in found if component.least_classes <= num_classes)
