@@ -243,21 +243,12 @@ def diagnose(
 _MISSED_SHARE = 0.002
 
 
-# What to do where Square beats the gradients, but for a version that has done it.
-_NEXT = "try version strong, more queries and restarts of Square, or an attack written for this network"
-_NEXT_OF = {
-    "quick": "what quick says is not to be used here; run version standard, and strong",
-    "strong": "try more queries and restarts of Square, or an attack written for this network",
-}
-
-
-def check_square(robust_after: dict[str, float], num_images: int, version: str = "standard") -> list[Finding]:
+def check_square(robust_after: dict[str, float], num_images: int) -> list[Finding]:
     """An attack without gradients that finds what those with gradients did not.
 
     Args:
       robust_after: name of each component of AutoAttack, in their order -> robust accuracy after it.
       num_images: that were attacked.
-      version: of AutoAttack, which decides what is advised.
     """
     names = list(robust_after)
     if "square" not in names[1:]:
@@ -269,7 +260,25 @@ def check_square(robust_after: dict[str, float], num_images: int, version: str =
         "Square beats the gradients",
         f"Square, which uses no gradients, broke {round(lost * num_images)} of the {round(before * num_images)} "
         f"images that the attacks before it, which do, had left ({lost:.2%} of all): the more there are, the more "
-        f"the gradients mislead. The true robust accuracy is likely lower; {_NEXT_OF.get(version, _NEXT)}.",
+        f"the gradients mislead. The true robust accuracy is likely lower; try version strong, more queries and "
+        f"restarts of Square, or an attack written for this network.",
+    )
+
+
+def check_quick(version: str, masked_share: float, num_images: int) -> list[Finding]:
+    """Images that the few queries of version quick break after its gradients had failed.
+
+    Args:
+      version: of AutoAttack; there is nothing to find in another one.
+      masked_share: of all images, see `AutoAttackResult`.
+      num_images: that were attacked.
+    """
+    return _finding_if(
+        version == "quick" and masked_share > _MISSED_SHARE,
+        "quick is too high",
+        f"Random search broke {round(masked_share * num_images)} images that the gradients had left "
+        f"({masked_share:.2%} of all), with a tenth of the queries of version standard. The gradients may mislead, and "
+        f"more queries will break more images: use version standard or strong.",
     )
 
 

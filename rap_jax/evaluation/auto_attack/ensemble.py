@@ -55,7 +55,14 @@ from rap_jax.evaluation.auto_attack.versions import (
     components_of,
     stream_of,
 )
-from rap_jax.evaluation.diagnostics import check_alone, check_left_out, check_square, check_strong, diagnose
+from rap_jax.evaluation.diagnostics import (
+    check_alone,
+    check_left_out,
+    check_quick,
+    check_square,
+    check_strong,
+    diagnose,
+)
 
 _SECONDS_BETWEEN_SAVES = 30.0
 
@@ -86,7 +93,7 @@ def auto_attack(
       key: typed PRNG key.
       version: `standard`, `plus` or `rand`, which are AutoAttack; `strong`, which begins with the components of
         `standard` and goes on; or `quick`, which is cheap, and too high where gradients mislead: a finding says so
-        where 500 queries without gradients break what the gradients did not.
+        where random search breaks what the gradients did not.
       components: other attacks than those of the version, in this order, each with a name of its own, and with this
         threat model. With `rand` they have `num_samples` of 1 or more.
       batch_size: examples that a program attacks at a time, over all devices; 0 chooses. It changes nothing but
@@ -133,7 +140,7 @@ def auto_attack(
     begin = Saved(Record.begin(images, ~clean.correct, clean.margin), 1, {})
     record, results = run.go_on(load(path, images, identity) if path is not None and path.exists() else begin)
     robust_after = {component.name: component.robust_accuracy for component in results}
-    findings += check_square(robust_after, len(images), version)
+    findings += check_square(robust_after, len(images))
     result = AutoAttackResult(
         version=version,
         threat_model=threat_model,
@@ -144,6 +151,7 @@ def auto_attack(
         margin=record.margin,
         clean_margin=record.clean_margin,
     )
+    findings += check_quick(version, result.masked_share, len(images))
     findings += check_strong(result.standard_accuracy, result.robust_accuracy, len(images))
     for finding in findings:
         logging.warning("%s: %s", finding.name, finding.text)
@@ -267,8 +275,8 @@ class _Ensemble:
             broken = int((record.broken_by == number).sum())
             left, attacked = left - broken, left
             share = left / len(self.images)
-            spent, gradient_free = seconds.get(component.name, 0.0), type(component.attack) is Square
-            results.append(ComponentResult(component.name, attacked, broken, share, spent, gradient_free))
+            spent, random_search = seconds.get(component.name, 0.0), isinstance(component.attack, Square)
+            results.append(ComponentResult(component.name, attacked, broken, share, spent, random_search))
         return tuple(results)
 
 

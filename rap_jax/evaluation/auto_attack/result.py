@@ -20,7 +20,7 @@ class ComponentResult(NamedTuple):
     broken: int  # how many of them it broke
     robust_accuracy: float  # share of all examples that are left after it
     seconds: float  # its time, compilation included
-    gradient_free: bool = False  # whether it takes no gradient of the network
+    random_search: bool = False  # whether it is Square, from stripes or from where APGD has ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +70,17 @@ class AutoAttackResult:
 
     @property
     def masked_share(self) -> float:
-        """Share of examples that attacks without gradients broke after all those before, with gradients, had failed.
+        """Share of examples that random search broke after the attacks by gradients before it had failed.
 
-        How far the gradients of the network mislead; 0 if they do not.
+        How far the gradients of the network mislead; near 0 where they do not.
         """
-        after_gradients = False
-        masked = 0
-        for component in self.components:
-            masked += component.broken if component.gradient_free and after_gradients else 0
-            after_gradients |= not component.gradient_free
-        return masked / len(self.broken_by)
+        gradients = [not component.random_search for component in self.components]
+        found = [
+            component.broken
+            for number, component in enumerate(self.components)
+            if component.random_search and any(gradients[:number])
+        ]
+        return sum(found) / len(self.broken_by)
 
     def to_json(self) -> dict[str, Any]:
         """Counts, accuracies with their 95% Wilson intervals, settings and findings."""
