@@ -40,11 +40,7 @@ class AttackState(Protocol):
 
 
 class StepwiseAttack(Protocol):
-    """An attack as a frozen dataclass of static settings.
-
-    One whose examples are done at different times says so by `finished`, bool [N], in its state, and by a property
-    `steps_between_looks`, after which AutoAttack makes room for others.
-    """
+    """An attack as a frozen dataclass of static settings."""
 
     @property
     def num_starts(self) -> int:

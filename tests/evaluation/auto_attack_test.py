@@ -15,7 +15,6 @@ from smooth_net import CLASSES, examples, logits_fn
 from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.fab import Fab
-from rap_jax.attacks.relaxation import Relaxation
 from rap_jax.attacks.square import HybridSquare, Square
 from rap_jax.attacks.stepwise import run_attack
 from rap_jax.attacks.stepwise_pgd import Pgd
@@ -185,7 +184,7 @@ def test_versions() -> None:
     assert names("rand", 10) == ["apgd-ce", "apgd-dlr"]
     assert names("strong", 10) == [*names("standard", 10), "square-hybrid"]
     assert names("strong", 3) == [*names("standard", 3), "square-hybrid"]
-    assert names("quick", 10) == ["apgd-ce", "pma", "relaxation", "square"] == names("quick", 2)
+    assert names("quick", 10) == ["pma", "square-hybrid"] == names("quick", 2)
     assert names("standard", 3) == ["apgd-ce", "fab-t", "square"]
     assert names("plus", 2) == ["apgd-ce", "fab", "square", "fab-t"]
     starts = {
@@ -234,20 +233,6 @@ def test_what_strong_says_of_standard() -> None:
     assert [part["random_search"] for part in strong.to_json()["parts"]] == [False, True, True]
     alone = run("quick", standard[1:])
     assert alone.masked_share == 0 and alone.standard_accuracy is None  # no gradient came before
-
-
-def test_an_example_that_is_finished_makes_room_for_another() -> None:
-    """It is looked at every 10 steps, and what is broken does not depend on the slots."""
-    components = [Component("relaxation", Relaxation(THREAT_MODEL, num_restarts=2, steps_per_target=40))]
-    looks, few_looks = [], []
-    all_at_once = attack(components=components, on_look=lambda: looks.append(0))
-    few = attack(components=components, batch_size=8, on_look=lambda: few_looks.append(0))
-    np.testing.assert_array_equal(few.broken_by, all_at_once.broken_by)
-    assert 0 < all_at_once.robust_accuracy < all_at_once.clean_accuracy
-    assert len(looks) <= 240 / 10 + 1 and len(few_looks) < 7 * len(looks)
-    key = jax.random.fold_in(KEY, NAMES.index("relaxation"))
-    found = run_attack(components[0].attack, logits_fn, jnp.asarray(IMAGES), jnp.asarray(LABELS), key=key)
-    assert (all_at_once.broken[4:] == np.asarray(found.broken)[4:]).all()
 
 
 def test_random_numbers_follow_from_the_name_of_a_component() -> None:

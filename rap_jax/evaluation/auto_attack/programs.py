@@ -33,7 +33,6 @@ class Attacked(NamedTuple):
     correctness: Correctness  # of the adversarial images, predicted anew
     broken: Any  # whether the attack says that it broke the example and the network misclassifies the image, bool
     valid: Any  # whether no logits and no gradients on the way were NaN, bool; else surviving the attack means nothing
-    finished: Any = None  # whether the attack has nothing left to try, bool; None for one that takes all its steps
 
 
 class Programs:
@@ -140,8 +139,8 @@ class AttackPrograms:
 
     def __init__(self, programs: Programs, attack: StepwiseAttack, key: jax.Array):
         self._programs, self._attack, self._key = programs, attack, key
-        # Steps that `advance` does: a divisor of the attack's, but for one whose examples finish by themselves.
-        self.steps = getattr(attack, "steps_between_looks", 0) or steps_between_checks(attack.num_steps)
+        # Steps that `advance` does, a divisor of the attack's.
+        self.steps = steps_between_checks(attack.num_steps)
         self._start = programs.compile(self._start_examples)
         self._advance = programs.compile(self._advance_state)
         self._merge = programs.compile(lambda captured, key, batch: _merge(*batch))
@@ -170,7 +169,7 @@ class AttackPrograms:
         state = self._attack.advance(self._programs.unbound(captured), state, self.steps)
         found = self._programs.correctness(captured, key, numbers, state.adversarial, state.images, state.labels)
         valid = jnp.broadcast_to(state.valid, found.correct.shape)
-        return state, Attacked(found, ~found.correct & state.broken, valid, getattr(state, "finished", None))
+        return state, Attacked(found, ~found.correct & state.broken, valid)
 
 
 def steps_between_checks(num_steps: int) -> int:

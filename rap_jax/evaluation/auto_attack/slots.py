@@ -108,8 +108,7 @@ class Slots:
         """Empties the slots that are done."""
         active = row.example >= 0
         broken, found = active & attacked.broken, attacked.correctness
-        finished = False if attacked.finished is None else attacked.finished
-        survived = active & ~broken & ((row.left <= 0) | finished)
+        survived = active & ~broken & (row.left <= 0)
         if (broken & ~found.valid).any():
             raise _invalid_images(np.asarray(row.state.adversarial)[broken & ~found.valid])
         if (survived & ~attacked.valid).any():
