@@ -4,6 +4,7 @@
 
 pgd, fgsm, momentum_pgd     raise a loss: cross-entropy, or `loss=margin`, the C&W loss
 apgd, apgd_targeted         Auto-PGD, which chooses its step size by itself
+pma                         the probability margin attack
 fab, fab_targeted, cw_l2    look for the nearest adversarial image
 square                      without gradients
 
@@ -16,7 +17,7 @@ backward                         functions with another backward pass
 checks                           what a caller may get wrong
 pgd, apgd, fab, square, cw       the attacks
 stepwise                         attacks in pieces, as AutoAttack runs them; AttackResult
-stepwise_pgd                     PGD as one of them
+stepwise_pgd, pma                PGD and PMA as such
 hyperplane, square_candidates    what FAB and Square are made of
 
 >>> import jax, jax.numpy as jnp
@@ -35,6 +36,7 @@ from rap_jax.attacks.cw import cw_l2
 from rap_jax.attacks.fab import fab, fab_targeted
 from rap_jax.attacks.norms import ThreatModel
 from rap_jax.attacks.pgd import fgsm, momentum_pgd, pgd, pgd_restarts
+from rap_jax.attacks.pma import pma
 from rap_jax.attacks.square import square
 from rap_jax.attacks.stepwise import AttackResult
 
@@ -51,5 +53,6 @@ __all__ = [
     "momentum_pgd",
     "pgd",
     "pgd_restarts",
+    "pma",
     "square",
 ]

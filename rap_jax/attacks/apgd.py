@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 
 from rap_jax.attacks.checks import LogitsFn, check_count, check_size
-from rap_jax.attacks.losses import cross_entropy, dlr, targeted_dlr
+from rap_jax.attacks.losses import cross_entropy, dlr, probability_margin, targeted_dlr
 from rap_jax.attacks.norms import ThreatModel, finite, has_nan
 from rap_jax.attacks.stepwise import (
     AttackResult,
@@ -113,8 +113,12 @@ def checkpoint_periods(num_steps: int) -> np.ndarray:
     return periods
 
 
-Loss = Literal["ce", "dlr"]
-_LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"ce": cross_entropy, "dlr": dlr}
+Loss = Literal["ce", "dlr", "probability_margin"]
+_LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "ce": cross_entropy,
+    "dlr": dlr,
+    "probability_margin": probability_margin,
+}
 
 
 class _Evaluation(NamedTuple):
@@ -131,7 +135,8 @@ class Apgd:
     """Settings of an APGD attack, a `StepwiseAttack`."""
 
     threat_model: ThreatModel
-    # `ce`, or `dlr`, which needs 3 classes; with targets it is the targeted DLR loss, and this is not read.
+    # `ce`, `probability_margin`, or `dlr`, which needs 3 classes; with targets it is the targeted DLR loss, and this is
+    # not read.
     loss: Loss = "ce"
     num_steps: int = 100  # gradient steps from each start
     # 0, or how many classes are aimed at, those ranked 2, 3, ... for the clean image; needs 4 classes.
@@ -277,7 +282,9 @@ def apgd(
     num_steps: int = 100,
     num_restarts: int = 1,
 ) -> AttackResult:
-    """APGD-CE (loss `ce`) or APGD-DLR (`dlr`, for 3 classes or more): the settings are those of `Apgd`.
+    """APGD-CE (loss `ce`), APGD-DLR (`dlr`, for 3 classes or more) or APGD on `losses.probability_margin`.
+
+    The settings are those of `Apgd`.
 
     Images, labels, key, result, errors and warnings are those of `run_attack`.
     """

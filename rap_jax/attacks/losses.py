@@ -105,6 +105,22 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return _largest_but(logits, labels) - _at(logits, labels)
 
 
+def probability_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`margin` of the probabilities instead of the logits, [N], in [-1, 1]: positive means misclassified.
+
+    Xie et al., 2024 (https://arxiv.org/abs/2411.15210), the loss of the probability margin attack. Against the right
+    class its gradient is that of all wrong ones, each by its probability; it vanishes where the network is sure.
+
+    Args:
+      logits: float [N, K], of 2 or more classes.
+      labels: whole numbers [N].
+
+    Raises:
+      ValueError: what `margin` refuses.
+    """
+    return margin(jax.nn.softmax(_checked_logits(logits, 2, "probability_margin")), labels)
+
+
 def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Difference of logits ratio, [N]: `margin` over the distance from the first to the third place.
 

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rap_jax.attacks.checks import LogitsFn
+from rap_jax.attacks.apgd import Apgd
+from rap_jax.attacks.checks import LogitsFn, check_count
 from rap_jax.attacks.losses import margin
 from rap_jax.attacks.norms import ThreatModel, has_nan
 from rap_jax.attacks.square_candidates import CANDIDATES, HALVINGS, draw, draw_first, window_sides
@@ -112,6 +113,42 @@ class Square:
         halvings = (iteration[:, None] > jnp.asarray(HALVINGS, jnp.int32)[None]).sum(1)
         sides = window_sides(self.threat_model.norm, height, width, self.initial_share)
         return jnp.asarray(sides, jnp.int32)[halvings]
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridSquare(Square):
+    """Square that begins at the image of the highest cross-entropy on the way of APGD, instead of at stripes.
+
+    A gradient that misleads still leads to where the margin is low, and the search goes on from there. Suya et al.,
+    "Hybrid Batch Attacks: Finding Black-box Adversarial Examples with Limited Queries", 2020,
+    https://arxiv.org/abs/1908.07000, begin the search at what breaks other networks; here it is the network itself.
+    """
+
+    gradient_steps: int = 100  # of APGD, before the first candidate
+    # Where in the schedule of the window sides the search begins: large windows would undo what APGD has found.
+    first_query: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, unit in (("gradient_steps", "steps"), ("first_query", "queries")):
+            object.__setattr__(self, name, check_count(name, getattr(self, name), 0, f"0 {unit}"))
+
+    def start(
+        self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
+    ) -> SquareState:
+        """APGD from a random start; see `StepwiseAttack`. An example that APGD breaks is broken."""
+        apgd = Apgd(self.threat_model, num_steps=self.gradient_steps)
+        ascent = apgd.advance(logits_fn, apgd.start(logits_fn, keys, images, labels, starts), self.gradient_steps)
+        first = where(ascent.broken, ascent.adversarial, ascent.best)
+        first_margin, wrong = ask(logits_fn, first, labels)
+        state = super().start(logits_fn, keys, images, labels, starts)
+        return state._replace(
+            iteration=jnp.full(len(images), self.first_query, jnp.int32),
+            adversarial=first,
+            margin=first_margin,
+            broken=wrong,
+            valid=ascent.valid & (first_margin > -jnp.inf),
+        )
 
 
 def ask(logits_fn: LogitsFn, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ from rap_jax.config.checks import require, require_choice, require_choices, requ
 
 Norm = Literal["linf", "l2"]
 EvaluatedSplit = Literal["test", "validation"]
-AutoAttackVersion = Literal["standard", "plus", "rand", "none"]
+AutoAttackVersion = Literal["standard", "plus", "rand", "strong", "quick", "none"]
 CertifyMethod = Literal["none", "interval", "crown_ibp", "crown"]
 PgdLoss = Literal["ce", "margin"]
 PGD_LOSSES: tuple[PgdLoss, ...] = get_args(PgdLoss)
@@ -107,8 +107,9 @@ class EvaluationConfig:
     pgd_step_size: float | None = setting(None, "Step size of PGD. Default: 2.5 epsilon / steps.", syntax="fraction")
     pgd_num_restarts: int = setting(5, "Random starts of PGD on each loss, worst case per example.")
     # `rand` leaves out PGD and the diagnostics, which need a deterministic network.
-    auto_attack: AutoAttackVersion = setting("standard", "Version of AutoAttack. rand is for networks that draw random "
-        "numbers, (images, key) -> logits; there is no PGD then.")  # fmt: skip
+    auto_attack: AutoAttackVersion = setting("standard", "Version of AutoAttack. strong goes on where standard ends, "
+        "for networks whose gradients mislead; quick is a cheap look. rand is for networks that draw random numbers, "
+        "(images, key) -> logits; there is no PGD then.")  # fmt: skip
     pgd_losses: tuple[PgdLoss, ...] = setting(PGD_LOSSES, "What PGD raises, one after the other: cross-entropy (ce), "
         "margin (C&W).")  # fmt: skip
     # The methods of `rap_jax.evaluation.certificates`; each looks at what the ones before it have left open.

@@ -260,8 +260,42 @@ def check_square(robust_after: dict[str, float], num_images: int) -> list[Findin
         "Square beats the gradients",
         f"Square, which uses no gradients, broke {round(lost * num_images)} of the {round(before * num_images)} "
         f"images that the attacks before it, which do, had left ({lost:.2%} of all): the more there are, the more "
-        f"the gradients mislead. The true robust accuracy is likely lower; try version plus, more queries and "
+        f"the gradients mislead. The true robust accuracy is likely lower; try version strong, more queries and "
         f"restarts of Square, or an attack written for this network.",
+    )
+
+
+def check_quick(version: str, masked_share: float, num_images: int) -> list[Finding]:
+    """Images that the few queries of version quick break after its gradients had failed.
+
+    Args:
+      version: of AutoAttack; there is nothing to find in another one.
+      masked_share: of all images, see `AutoAttackResult`.
+      num_images: that were attacked.
+    """
+    return _finding_if(
+        version == "quick" and masked_share > _MISSED_SHARE,
+        "quick is too high",
+        f"Random search broke {round(masked_share * num_images)} images that the gradients had left "
+        f"({masked_share:.2%} of all), with a tenth of the queries of version standard. The gradients may mislead, and "
+        f"more queries will break more images: use version standard or strong.",
+    )
+
+
+def check_strong(standard: float | None, robust: float, num_images: int) -> list[Finding]:
+    """What the attacks of version strong find after those of standard.
+
+    Args:
+      standard: robust accuracy after the components of standard; None if they did not come first.
+      robust: after all.
+      num_images: that were attacked.
+    """
+    lost = 0.0 if standard is None else standard - robust
+    return _finding_if(
+        lost > _MISSED_SHARE,
+        "standard is too high",
+        f"The attacks of version strong broke {round(lost * num_images)} images that those of AutoAttack standard had "
+        f"left ({lost:.2%} of all). Give both numbers; the true robust accuracy may be lower still.",
     )
 
 
@@ -336,5 +370,5 @@ def check_worst_case(auto_attack: dict[str, Any] | None, robust: np.ndarray) -> 
         "AutoAttack was not the strongest",
         f"Other attacks broke {round(missed * len(robust))} more images than {auto_attack['name']} "
         f"({missed:.2%} of all), which hardly happens unless gradients are masked. Go by the worst case of all, "
-        f"try version plus, and write an attack for this network.",
+        f"try version strong, and write an attack for this network.",
     )

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from rap_jax.attacks.losses import cross_entropy, dlr, kl_divergence, margin, smooth_labels, targeted_dlr
+from rap_jax.attacks.losses import (
+    cross_entropy,
+    dlr,
+    kl_divergence,
+    margin,
+    probability_margin,
+    smooth_labels,
+    targeted_dlr,
+)
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -77,6 +85,19 @@ def test_margin_and_dlr_by_definition() -> None:
     np.testing.assert_allclose(targeted_dlr(logits, labels, jnp.asarray(TARGETS)), towards, rtol=1e-5)
 
 
+def test_probability_margin_by_definition() -> None:
+    """The largest probability of a wrong class less that of the right one; the gradient as section 3 of the paper."""
+    found = probability_margin(jnp.asarray(LOGITS), jnp.asarray(LABELS))
+    probabilities = np.exp(LOG_SOFTMAX)
+    expected = [numpy_margin(p, y) for p, y in zip(probabilities, LABELS, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    gradient = jax.grad(lambda z: probability_margin(z, jnp.asarray(LABELS)).sum())(jnp.asarray(LOGITS))
+    for p, y, value, row in zip(probabilities, LABELS, expected, gradient, strict=True):
+        largest = max((i for i in range(4) if i != y), key=lambda i: p[i])
+        one_hot = np.eye(4)
+        np.testing.assert_allclose(row, p[largest] * one_hot[largest] - p[y] * one_hot[y] - value * p, atol=1e-6)
+
+
 def test_dlr_does_not_change_under_shift_and_scale() -> None:
     logits, labels, targets = jnp.asarray(LOGITS), jnp.asarray(LABELS), jnp.asarray(TARGETS)
     for moved in (logits + 5, 3 * logits):
@@ -88,7 +109,7 @@ def test_dlr_does_not_change_under_shift_and_scale() -> None:
 def test_gradients_agree_with_finite_differences() -> None:
     labels, targets = jnp.asarray(LABELS), jnp.asarray(TARGETS)
     with jax.enable_x64(True):
-        for loss in (margin, dlr, lambda z, y: targeted_dlr(z, y, targets)):
+        for loss in (margin, dlr, probability_margin, lambda z, y: targeted_dlr(z, y, targets)):
             z = jnp.asarray(LOGITS, jnp.float64)
             check_grads(lambda z, loss=loss: loss(z, labels).sum(), (z,), order=1, modes=["rev"])
 
@@ -100,7 +121,7 @@ def test_too_few_classes() -> None:
         targeted_dlr(jnp.zeros((1, 3)), jnp.zeros(1, int), jnp.ones(1, int))
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr, "probability_margin": probability_margin}
 WRONG_LABELS = {
     "[N, 1]": LABELS[:, None],
     "[1]": LABELS[:1],

@@ -12,9 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy_square import numpy_first, numpy_next, numpy_pattern
 
 from rap_jax.attacks import ThreatModel
+from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.checks import LogitsFn
+from rap_jax.attacks.losses import margin
 from rap_jax.attacks.norms import NORMS
-from rap_jax.attacks.square import Square, SquareState, accept, square
+from rap_jax.attacks.square import HybridSquare, Square, SquareState, accept, square
 from rap_jax.attacks.square_candidates import (
     CANDIDATES,
     Draws,
@@ -314,6 +316,33 @@ def test_breaks_an_easy_network_and_ends(norm: str) -> None:
     assert (a_network()(found.adversarial).argmax(-1) != labels).all()
 
 
+@by_norm
+def test_a_hybrid_goes_on_from_apgd(norm: str) -> None:
+    """From its best image, or from that which it has broken, with the windows of a later query; never worse than it."""
+    threat_model, (images, labels) = ThreatModel(norm, RADIUS[norm] / 4), labelled(12)
+    keys, zeros = keys_for(images), jnp.zeros(len(images), jnp.int32)
+    attack = HybridSquare(threat_model, num_steps=30, gradient_steps=5, first_query=60)
+    apgd = Apgd(threat_model, num_steps=5)
+    ascent = jax.jit(lambda: apgd.advance(a_network(), apgd.start(a_network(), keys, images, labels, zeros), 5))()
+    state = jax.jit(lambda: attack.start(a_network(), keys, images, labels, zeros))()
+    assert ascent.broken.any() and not ascent.broken.all()
+    np.testing.assert_array_equal(state.broken, ascent.broken)
+    expected = jnp.where(ascent.broken[:, None, None, None], ascent.adversarial, ascent.best)
+    np.testing.assert_allclose(state.adversarial, expected, atol=1e-6)
+    np.testing.assert_allclose(state.margin, margin(a_network()(state.adversarial), labels), atol=1e-5)
+    assert (state.iteration == 60).all() and (
+        attack.sides(state.iteration, 11, 13) == window_sides(norm, 11, 13, 0.8)[2]
+    ).all()
+    # Of a start that is worse than what APGD has found, the search makes something better.
+    worse = attack.start(lambda x: a_network()(2 * jax.lax.stop_gradient(x) - x), keys, images, labels, zeros)
+    end = jax.jit(lambda state: attack.advance(a_network(), state, 30))(worse)
+    assert (end.margin >= worse.margin).all() and (end.margin > worse.margin).any()
+    assert threat_model.contains(end.adversarial, images).all()
+    np.testing.assert_array_equal(end.broken, a_network()(end.adversarial).argmax(-1) != labels)
+    alone = attack.start(a_network(), keys[2:4], images[2:4], labels[2:4], zeros[2:4])
+    np.testing.assert_allclose(alone.adversarial, state.adversarial[2:4], atol=1e-5)
+
+
 def test_a_constant_network_is_not_broken() -> None:
     """All classes tie, and `argmax` names the first."""
     images, labels = jnp.asarray(some_images()), jnp.asarray([0, 0, 0, 0, 1, 2])
@@ -369,6 +398,12 @@ def test_no_gradient_flows_through() -> None:
 def test_refuses_settings(bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Square(**{"threat_model": LINF} | bad)
+
+
+@pytest.mark.parametrize("name", ["gradient_steps", "first_query"])
+def test_a_hybrid_refuses_settings(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is -1; expected at least 0"):
+        HybridSquare(LINF, **{name: -1})
 
 
 def test_refuses_images_without_channels() -> None:

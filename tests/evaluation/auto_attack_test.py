@@ -15,7 +15,7 @@ from smooth_net import CLASSES, examples, logits_fn
 from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.fab import Fab
-from rap_jax.attacks.square import Square
+from rap_jax.attacks.square import HybridSquare, Square
 from rap_jax.attacks.stepwise import run_attack
 from rap_jax.attacks.stepwise_pgd import Pgd
 from rap_jax.evaluation.auto_attack import AutoAttackResult, auto_attack
@@ -182,6 +182,9 @@ def test_versions() -> None:
     assert names("standard", 10) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert names("plus", 10) == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
     assert names("rand", 10) == ["apgd-ce", "apgd-dlr"]
+    assert names("strong", 10) == [*names("standard", 10), "square-hybrid"]
+    assert names("strong", 3) == [*names("standard", 3), "square-hybrid"]
+    assert names("quick", 10) == ["pma", "square-hybrid"] == names("quick", 2)
     assert names("standard", 3) == ["apgd-ce", "fab-t", "square"]
     assert names("plus", 2) == ["apgd-ce", "fab", "square", "fab-t"]
     starts = {
@@ -194,8 +197,42 @@ def test_versions() -> None:
         for p in components_of("standard", threat_model=ThreatModel("linf", 0.1), num_classes=10)
     }
     assert steps == {"apgd-ce": 100, "apgd-t": 100, "fab-t": 100, "square": 5000}
-    with pytest.raises(ValueError, match="version is 'custom'; expected one of standard, plus, rand"):
+    with pytest.raises(ValueError, match="version is 'custom'; expected one of standard, plus, rand, strong, quick"):
         components_of("custom", threat_model=ThreatModel("linf", 0.1), num_classes=10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 4, 10])
+def test_strong_begins_with_standard(num_classes: int) -> None:
+    """With the same attacks under the same names, which decide the random numbers: so it is never above it."""
+    standard, strong = (
+        components_of(version, threat_model=THREAT_MODEL, num_classes=num_classes)  # type: ignore[arg-type]
+        for version in ("standard", "strong")
+    )
+    assert strong[: len(standard)] == standard
+    assert [stream_of(component.name) for component in standard] == [stream_of(c.name) for c in strong[: len(standard)]]
+
+
+def test_what_strong_says_of_standard() -> None:
+    """On a network whose gradient points the other way."""
+    masked = lambda x: logits_fn(2 * jax.lax.stop_gradient(x) - x)
+    standard = (Component("apgd-ce", Apgd(THREAT_MODEL, num_steps=5)), Component("square", Square(THREAT_MODEL, 10)))
+    hybrid = Component("square-hybrid", HybridSquare(THREAT_MODEL, 60, gradient_steps=2, first_query=0))
+    settings: dict[str, Any] = {**GIVEN, "diagnostics": False, "devices": jax.devices()[:1]}
+    run = lambda version, components: auto_attack(
+        masked, IMAGES, LABELS, **settings, version=version, components=components
+    )
+    before, strong = run("standard", standard), run("strong", (*standard, hybrid))
+    assert strong.standard_accuracy == before.robust_accuracy == before.standard_accuracy > strong.robust_accuracy
+    first = strong.broken_by != "square-hybrid"
+    np.testing.assert_array_equal(strong.broken_by[first], before.broken_by[first])
+    np.testing.assert_array_equal(strong.adversarial[first], before.adversarial[first])
+    assert [finding.name for finding in strong.findings] == ["Square beats the gradients", "standard is too high"]
+    assert strong.masked_share == np.isin(strong.broken_by, ["square", "square-hybrid"]).mean()
+    assert strong.masked_share > before.masked_share == (before.broken_by == "square").mean() > 0
+    assert strong.to_json()["standard_accuracy"] == strong.standard_accuracy
+    assert [part["random_search"] for part in strong.to_json()["parts"]] == [False, True, True]
+    alone = run("quick", standard[1:])
+    assert alone.masked_share == 0 and alone.standard_accuracy is None  # no gradient came before
 
 
 def test_random_numbers_follow_from_the_name_of_a_component() -> None:

@@ -17,7 +17,7 @@ from rap_jax.attacks import ThreatModel
 from rap_jax.attacks.apgd import Apgd
 from rap_jax.evaluation.auto_attack import auto_attack
 from rap_jax.evaluation.auto_attack.versions import Component
-from rap_jax.evaluation.diagnostics import Diagnosis, check_left_out, check_square, diagnose
+from rap_jax.evaluation.diagnostics import Diagnosis, check_left_out, check_quick, check_square, check_strong, diagnose
 from rap_jax.evaluation.sweep import epsilon_sweep
 
 IMAGES, LABELS = examples(60, wrong=2)
@@ -118,6 +118,18 @@ def test_square() -> None:
     assert "broke 10 of the 400 images that the attacks before it, which do, had left (1.00%" in found[0].text
     assert check_square({"apgd-ce": 0.5, "apgd-t": 0.4, "square": 0.399}, 1000) == []
     assert check_square({"square": 0.1}, 10) == []
+
+
+def test_quick_says_that_it_is_too_high() -> None:
+    found = check_quick("quick", 0.015, 1000)
+    assert "broke 15 images that the gradients had left (1.50% of all)" in found[0].text
+    assert check_quick("quick", 0.002, 1000) == check_quick("standard", 0.5, 1000) == []
+
+
+def test_strong_against_standard() -> None:
+    found = check_strong(0.5, 0.49, 1000)
+    assert "broke 10 images that those of AutoAttack standard had left (1.00% of all)" in found[0].text
+    assert check_strong(0.5, 0.499, 1000) == check_strong(None, 0.1, 1000) == []
 
 
 @pytest.mark.parametrize("wrap", [lambda network: network, jax.jit])

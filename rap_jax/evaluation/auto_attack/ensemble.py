@@ -29,6 +29,7 @@ from rap_jax._runtime.progress import Progress
 from rap_jax.attacks.checks import LogitsFn, in_float32
 from rap_jax.attacks.losses import check_labels
 from rap_jax.attacks.norms import ThreatModel, check_threat_model
+from rap_jax.attacks.square import Square
 from rap_jax.config.attack import check_radius
 from rap_jax.config.checks import require, require_choice
 from rap_jax.evaluation.auto_attack.inputs import (
@@ -54,7 +55,14 @@ from rap_jax.evaluation.auto_attack.versions import (
     components_of,
     stream_of,
 )
-from rap_jax.evaluation.diagnostics import check_alone, check_left_out, check_square, diagnose
+from rap_jax.evaluation.diagnostics import (
+    check_alone,
+    check_left_out,
+    check_quick,
+    check_square,
+    check_strong,
+    diagnose,
+)
 
 _SECONDS_BETWEEN_SAVES = 30.0
 
@@ -83,7 +91,9 @@ def auto_attack(
       labels: int [N], 0 to K - 1.
       threat_model: norm and radius.
       key: typed PRNG key.
-      version: `standard`, `plus` or `rand`.
+      version: `standard`, `plus` or `rand`, which are AutoAttack; `strong`, which begins with the components of
+        `standard` and goes on; or `quick`, which is cheap, and too high where gradients mislead: a finding says so
+        where random search breaks what the gradients did not.
       components: other attacks than those of the version, in this order, each with a name of its own, and with this
         threat model. With `rand` they have `num_samples` of 1 or more.
       batch_size: examples that a program attacks at a time, over all devices; 0 chooses. It changes nothing but
@@ -129,10 +139,9 @@ def auto_attack(
         findings += diagnose(logits_fn, images, labels, threat_model=threat_model, key=key).findings
     begin = Saved(Record.begin(images, ~clean.correct, clean.margin), 1, {})
     record, results = run.go_on(load(path, images, identity) if path is not None and path.exists() else begin)
-    findings += check_square({component.name: component.robust_accuracy for component in results}, len(images))
-    for finding in findings:
-        logging.warning("%s: %s", finding.name, finding.text)
-    return AutoAttackResult(
+    robust_after = {component.name: component.robust_accuracy for component in results}
+    findings += check_square(robust_after, len(images))
+    result = AutoAttackResult(
         version=version,
         threat_model=threat_model,
         components=results,
@@ -141,8 +150,12 @@ def auto_attack(
         size=record.size,
         margin=record.margin,
         clean_margin=record.clean_margin,
-        findings=tuple(findings),
     )
+    findings += check_quick(version, result.masked_share, len(images))
+    findings += check_strong(result.standard_accuracy, result.robust_accuracy, len(images))
+    for finding in findings:
+        logging.warning("%s: %s", finding.name, finding.text)
+    return dataclasses.replace(result, findings=tuple(findings))
 
 
 class _Network(NamedTuple):
@@ -262,7 +275,8 @@ class _Ensemble:
             broken = int((record.broken_by == number).sum())
             left, attacked = left - broken, left
             share = left / len(self.images)
-            results.append(ComponentResult(component.name, attacked, broken, share, seconds.get(component.name, 0.0)))
+            spent, random_search = seconds.get(component.name, 0.0), isinstance(component.attack, Square)
+            results.append(ComponentResult(component.name, attacked, broken, share, spent, random_search))
         return tuple(results)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from rap_jax.attacks import ThreatModel
 from rap_jax.evaluation.accuracy import wilson_interval
 from rap_jax.evaluation.auto_attack.record import CLEAN, ROBUST
+from rap_jax.evaluation.auto_attack.versions import ORDER
 from rap_jax.evaluation.diagnostics import Finding
 
 
@@ -19,6 +20,7 @@ class ComponentResult(NamedTuple):
     broken: int  # how many of them it broke
     robust_accuracy: float  # share of all examples that are left after it
     seconds: float  # its time, compilation included
+    random_search: bool = False  # whether it is Square, from stripes or from where APGD has ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,29 @@ class AutoAttackResult:
         """Share of examples that nothing broke: the worst case over all components, for each example."""
         return float(self.robust.mean())
 
+    @property
+    def standard_accuracy(self) -> float | None:
+        """Robust accuracy under the components of `standard`, of which those of `strong` begin; else None."""
+        names = [component.name for component in self.components]
+        standard = [name for name in ORDER["standard"] if name in names]
+        if self.version not in ("standard", "strong") or "square" not in names or names[: len(standard)] != standard:
+            return None
+        return self.components[len(standard) - 1].robust_accuracy
+
+    @property
+    def masked_share(self) -> float:
+        """Share of examples that random search broke after the attacks by gradients before it had failed.
+
+        How far the gradients of the network mislead; near 0 where they do not.
+        """
+        gradients = [not component.random_search for component in self.components]
+        found = [
+            component.broken
+            for number, component in enumerate(self.components)
+            if component.random_search and any(gradients[:number])
+        ]
+        return sum(found) / len(self.broken_by)
+
     def to_json(self) -> dict[str, Any]:
         """Counts, accuracies with their 95% Wilson intervals, settings and findings."""
         total = len(self.broken_by)
@@ -69,6 +94,8 @@ class AutoAttackResult:
             "clean_interval": list(wilson_interval(int((self.broken_by != "clean").sum()), total)),
             "robust_accuracy": self.robust_accuracy,
             "robust_interval": list(wilson_interval(int(self.robust.sum()), total)),
+            "standard_accuracy": self.standard_accuracy,
+            "masked_share": self.masked_share,
             "parts": [component._asdict() for component in self.components],
             "findings": [finding._asdict() for finding in self.findings],
         }
