@@ -21,18 +21,7 @@ import numpy as np
 from jax.extend import core
 
 from rap_jax._runtime.arrays import is_number
-from rap_jax._runtime.functions import closed, inner_jaxprs
-
-# Primitives that compute the one jaxpr in them once; what they are called in its parameters.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-}
+from rap_jax._runtime.functions import CALLS, bind, closed, evaluate, inner_jaxprs
 
 
 def leaky_backward(function: Callable[..., Any], slope: float) -> Callable[..., Any]:
@@ -66,7 +55,8 @@ def leaky_backward(function: Callable[..., Any], slope: float) -> Callable[..., 
         jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
         if not _has_relu(jaxpr.jaxpr):
             raise ValueError("The function has no ReLU, a maximum with 0; expected one, or slope=0.")
-        outputs = _evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(arguments), relu)
+        rule = functools.partial(_evaluate_one, relu=relu)
+        outputs = evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(arguments), rule)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return changed
@@ -83,34 +73,21 @@ def _leaky_relu_jvp(slope: float, primals: tuple[jax.Array], tangents: tuple[jax
     return jnp.maximum(x, 0), jnp.where(x > 0, tangent, slope * tangent)
 
 
-def _evaluate(
-    jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], relu: Callable[[jax.Array], jax.Array]
-) -> list[Any]:
-    """The outputs of a jaxpr with another ReLU."""
-    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
-    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        values |= dict(zip(eqn.outvars, _evaluate_one(eqn, inputs, relu), strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
 def _evaluate_one(eqn: Any, inputs: list[Any], relu: Callable[[jax.Array], jax.Array]) -> Sequence[Any]:
     name, inner = eqn.primitive.name, inner_jaxprs(eqn)
     if (place := _relu_operand(eqn)) is not None:
         return [relu(inputs[place])]
     if any(_has_relu(jaxpr) for jaxpr in inner):
-        own_derivative = name == "custom_jvp_call" and not _is_relu_of_jax(inner[0])
-        if name not in _CALLS or own_derivative:
+        is_relu = name == "custom_jvp_call" and _is_relu_of_jax(inner[0])
+        own_derivative = name in ("custom_jvp_call", "custom_vjp_call") and not is_relu
+        if name not in CALLS or own_derivative:
             raise ValueError(
                 f"The function has a ReLU inside of a {name}, whose backward pass cannot be changed; expected ReLUs "
                 f"outside of loops, branches and functions with a derivative of their own, or slope=0."
             )
-        called = closed(eqn.params[_CALLS[name]])
-        return _evaluate(called.jaxpr, called.consts, inputs, relu)
-    with eqn.ctx.manager:  # the settings of JAX under which it was traced
-        found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return found if eqn.primitive.multiple_results else [found]
+        called = closed(eqn.params[CALLS[name]])
+        return evaluate(called.jaxpr, called.consts, inputs, functools.partial(_evaluate_one, relu=relu))
+    return bind(eqn, inputs)
 
 
 def _relu_operand(eqn: Any) -> int | None:

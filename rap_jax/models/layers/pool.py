@@ -36,7 +36,8 @@ exact on paper (a region of equal non-zero pixels) differently in the two implem
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -231,6 +232,29 @@ def _is_first_max(scores: jax.Array) -> jax.Array:
     top = jnp.maximum(first, second) >= jnp.maximum(third, fourth)
     left, below_left = first >= second, third >= fourth
     return jnp.stack([top & left, top & ~left, ~top & below_left, ~top & ~below_left], axis=3)
+
+
+def pool_windows(
+    images: jax.Array,
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    kind: Literal["max", "sum"],
+) -> jax.Array:
+    """`lax.reduce_window` without dilation, along the axes one after the other; the gradient of equals as in it.
+
+    Args:
+        images: any array of floats.
+        window, strides, padding: for each of its axes; padding has no part in a maximum and is 0 in a sum.
+        kind: what is taken of a window.
+    """
+    fill, join = (-jnp.inf, _maximum) if kind == "max" else (0.0, jnp.add)
+    pooled = lax.pad(images, jnp.asarray(fill, images.dtype), [(before, after, 0) for before, after in padding])
+    for axis in reversed(range(images.ndim)):
+        end = (pooled.shape[axis] - window[axis]) // strides[axis] * strides[axis] + 1
+        shifted = [lax.slice_in_dim(pooled, i, i + end, strides[axis], axis) for i in range(window[axis])]
+        pooled = functools.reduce(join, shifted)
+    return pooled
 
 
 @jax.jit  # so that it stays one call in a jaxpr, by whose program an export to ONNX knows it

@@ -1,0 +1,153 @@
+"""Any JAX network with its convolutions and pooling in the forms that a CPU computes fast, whoever wrote it.
+
+    faster = fast_on_cpu(logits_fn)         # images [N, ...] -> logits [N, K]; equal values and gradients
+    pgd(faster, images, labels, threat_model=threat_model, ...)
+
+Convolutions are found in the jaxpr of the function, so it does not matter whether they come from Flax, Equinox, Haiku or
+`jax.lax`. Each is computed anew:
+
+  kernels from 2x2   `cpu_conv` of `rap_jax.models.layers.convolution`, on images as NHWC. The gradient with respect to the
+                     images, which XLA:CPU computes slowly inside a loop, is a convolution there: 2 to 40 times as fast in an
+                     attack (`benchmarks/user_networks.py`).
+  kernels of 1x1     a matrix product over the channels, up to 3 times as fast as either form of a convolution.
+  pooling            maxima and sums of strided slices, one axis after the other: the gradient of `reduce_window` takes
+                     5 to 60 times as long.
+
+What has no such form stays as it is: convolutions with groups, dilation, unequal strides or an oblong kernel, over other
+than two axes, or in another dtype than float32; windows larger than `_LARGEST_WINDOW`; everything inside of a function
+with a derivative of its own (`jax.custom_jvp`, `jax.custom_vjp`), whose rule is kept, and inside of a file of `jax.export`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rap_jax._runtime.functions import bind, closed, evaluate, inner_jaxprs, named_meshes
+from rap_jax.models.layers.convolution import cpu_conv
+from rap_jax.models.layers.pool import pool_windows
+
+# Primitives whose inner jaxprs are rewritten.
+_HOLDERS = frozenset("jit pjit closed_call core_call remat2 checkpoint scan while cond".split())
+# Pixels of a window each way; more slices than that are not known to be quicker.
+_LARGEST_WINDOW = 4
+_Form = Callable[..., jax.Array]
+
+
+def fast_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, whose convolutions and pooling take their form for the CPU.
+
+    Args:
+      function: arrays -> arrays, trees of them alike; such as images [N, ...] -> logits [N, K].
+
+    Returns:
+      The function. Values and gradients equal those of `function` up to rounding. If it has nothing to change, or places
+      what it computes on a mesh of its own, it is called as it is. Reverse mode only, if it has a convolution of 2x2 or
+      more: `jax.jvp`, `jax.jacfwd` and `jax.linearize` raise JAX's `TypeError` for functions with a `custom_vjp`.
+
+    Raises:
+      ValueError: it cannot be called.
+    """
+    if not callable(function):
+        raise ValueError(f"function is {function!r:.60}; expected a function of arrays, such as images -> logits.")
+
+    def fast(*arguments: Any) -> Any:
+        jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        if not _has_form(jaxpr.jaxpr) or any(not mesh.empty for mesh in named_meshes(jaxpr)):
+            return function(*arguments)
+        outputs = evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(arguments), _compute)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return fast
+
+
+def _has_form(jaxpr: Any) -> bool:
+    """Whether an equation has a form for the CPU, at any depth that is rewritten."""
+    return any(_form_of(eqn) is not None or _is_holder(eqn) for eqn in jaxpr.eqns)
+
+
+def _is_holder(eqn: Any) -> bool:
+    """Whether an equation has inner ones with a form for the CPU."""
+    return eqn.primitive.name in _HOLDERS and any(map(_has_form, inner_jaxprs(eqn)))
+
+
+def _compute(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
+    """The outputs of an equation."""
+    form = _form_of(eqn)
+    if form is not None:
+        return [form(*inputs)]
+    if not _is_holder(eqn):
+        return bind(eqn, inputs)
+    is_jaxpr = lambda value: hasattr(value, "eqns")
+    rewritten = lambda value: _rewritten(value) if is_jaxpr(value) else value
+    return bind(eqn, inputs, **jax.tree.map(rewritten, eqn.params, is_leaf=is_jaxpr))
+
+
+def _rewritten(jaxpr: Any) -> Any:
+    """The jaxpr, closed or not as it was, with the forms for the CPU."""
+    whole = closed(jaxpr)
+    like = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in whole.in_avals]
+    found = jax.make_jaxpr(lambda *inputs: evaluate(whole.jaxpr, whole.consts, inputs, _compute))(*like)
+    return found if hasattr(jaxpr, "consts") else found.jaxpr
+
+
+def _form_of(eqn: Any) -> _Form | None:
+    """What computes the equation on a CPU; None where XLA's own operation is kept."""
+    arrays = [atom.aval for atom in (*eqn.invars, *eqn.outvars)]
+    name = eqn.primitive.name
+    if name not in _FORMS or not all(array.dtype == jnp.float32 and _is_known(array.shape) for array in arrays):
+        return None
+    return _FORMS[name](eqn)
+
+
+def _is_known(shape: tuple[Any, ...]) -> bool:
+    """Whether all sizes are numbers above 0; those of an export may be symbols."""
+    return all(isinstance(size, int) and size > 0 for size in shape)
+
+
+def _conv_form(eqn: Any) -> _Form | None:
+    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    strides, size = params["window_strides"], [eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:]]
+    steps = (*params["lhs_dilation"], *params["rhs_dilation"])
+    groups = (params["feature_group_count"], params["batch_group_count"])
+    square = len(size) == 2 and size[0] == size[1] and strides[0] == strides[1]
+    if not square or {*steps, *groups} != {1} or params.get("out_sharding") is not None:
+        return None
+    to_nhwc = lambda spec: (spec[0], spec[2], spec[3], spec[1])
+    from_nhwc = np.argsort(to_nhwc(numbers.out_spec))
+    to_hwio = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
+
+    def form(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        images, kernel = lax.transpose(images, to_nhwc(numbers.lhs_spec)), lax.transpose(kernel, to_hwio)
+        conv = _conv_1x1 if size[0] == 1 else cpu_conv
+        even = max(0, min(zeros for sides in params["padding"] for zeros in sides)) if size[0] > 1 else 0
+        outer = [(before - even, after - even, 0) for before, after in params["padding"]]
+        padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), *outer, (0, 0, 0)))
+        return lax.transpose(conv(padded, kernel, strides[0], even), from_nhwc)
+
+    return form
+
+
+def _conv_1x1(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """[N, H, W, C] and [1, 1, C, F] -> [N, H', W', F], for a padding of 0."""
+    read = lax.slice(images, (0, 0, 0, 0), images.shape, (1, stride, stride, 1))
+    return lax.dot_general(read, kernel[0, 0], (((3,), (0,)), ((), ())))
+
+
+def _pool_form(eqn: Any) -> _Form | None:
+    params = eqn.params
+    window, steps = params["window_dimensions"], (*params["base_dilation"], *params["window_dilation"])
+    if max(window) > _LARGEST_WINDOW or set(steps) != {1}:
+        return None
+    kind: Literal["max", "sum"] = "max" if eqn.primitive.name == "reduce_window_max" else "sum"
+    return lambda images: pool_windows(images, window, params["window_strides"], params["padding"], kind)
+
+
+_FORMS: dict[str, Callable[[Any], _Form | None]] = {
+    "conv_general_dilated": _conv_form,
+    "reduce_window_max": _pool_form,
+    "reduce_window_sum": _pool_form,
+}
