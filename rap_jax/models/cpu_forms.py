@@ -3,19 +3,18 @@
     faster = fast_on_cpu(logits_fn)         # images [N, ...] -> logits [N, K]; equal values and gradients
     pgd(faster, images, labels, threat_model=threat_model, ...)
 
-Convolutions are found in the jaxpr of the function, so it does not matter whether they come from Flax, Equinox, Haiku or
-`jax.lax`. Each is computed anew:
+They are found in the jaxpr of the function, so it does not matter whether Flax, Equinox, Haiku or `jax.lax` made them.
+Each is computed anew (`benchmarks/user_networks.py` measures the gain):
 
-  kernels from 2x2   `cpu_conv` of `rap_jax.models.layers.convolution`, on images as NHWC. The gradient with respect to the
-                     images, which XLA:CPU computes slowly inside a loop, is a convolution there: 2 to 40 times as fast in an
-                     attack (`benchmarks/user_networks.py`).
+  kernels from 2x2   `cpu_conv` of `rap_jax.models.layers.convolution`, on images as NHWC. It has a quick gradient with
+                     respect to the images, which inside a loop is slow on XLA:CPU: 2 to 40 times in an attack.
   kernels of 1x1     a matrix product over the channels, up to 3 times as fast as either form of a convolution.
-  pooling            maxima and sums of strided slices, one axis after the other: the gradient of `reduce_window` takes
-                     5 to 60 times as long.
+  pooling            maxima and sums of strided slices, one axis after the other; with `reduce_window` a gradient takes
+                     4 to 60 times as long.
 
-What has no such form stays as it is: convolutions with groups, dilation, unequal strides or an oblong kernel, over other
-than two axes, or in another dtype than float32; windows larger than `_LARGEST_WINDOW`; everything inside of a function
-with a derivative of its own (`jax.custom_jvp`, `jax.custom_vjp`), whose rule is kept, and inside of a file of `jax.export`.
+Other operations stay as they are: convolutions with groups, dilation, unequal strides or an oblong kernel, along one or
+three axes, or in another dtype than float32; pooling of windows above 4x4; everything inside of a function with a
+derivative of its own (`jax.custom_jvp`, `jax.custom_vjp`), whose rule is kept, and inside of a file of `jax.export`.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from rap_jax.models.layers.pool import pool_windows
 
 # Primitives whose inner jaxprs are rewritten.
 _HOLDERS = frozenset("jit pjit closed_call core_call remat2 checkpoint scan while cond".split())
-# Pixels of a window each way; more slices than that are not known to be quicker.
+# Each way. The mean over 8x8 pixels, which are the whole image, took 3 times as long by slices.
 _LARGEST_WINDOW = 4
 _Form = Callable[..., jax.Array]
 
@@ -44,9 +43,9 @@ def fast_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
       function: arrays -> arrays, trees of them alike; such as images [N, ...] -> logits [N, K].
 
     Returns:
-      The function. Values and gradients equal those of `function` up to rounding. If it has nothing to change, or places
-      what it computes on a mesh of its own, it is called as it is. Reverse mode only, if it has a convolution of 2x2 or
-      more: `jax.jvp`, `jax.jacfwd` and `jax.linearize` raise JAX's `TypeError` for functions with a `custom_vjp`.
+      The function. Values and gradients equal those of `function` up to rounding. If it has nothing to change, or names
+      a mesh of its own, it is called as it is. With a kernel from 2x2 on it has reverse mode only: `jax.jvp`,
+      `jax.jacfwd` and `jax.linearize` raise the `TypeError` of JAX for functions with a `custom_vjp`.
 
     Raises:
       ValueError: it cannot be called.
