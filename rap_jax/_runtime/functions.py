@@ -244,6 +244,22 @@ def own_mesh(jaxpr: Any) -> Mesh | None:
     return max(meshes, key=lambda mesh: mesh.size, default=None)
 
 
+def relu_operand(eqn: Any) -> int | None:
+    """Which operand of a maximum is compared with 0; None for any other equation."""
+    if eqn.primitive.name != "max":
+        return None
+    is_zero = [isinstance(atom, core.Literal) and not np.any(atom.val) for atom in eqn.invars]
+    return is_zero.index(False) if is_zero.count(True) == 1 else None
+
+
+def is_relu_of_jax(eqn: Any) -> bool:
+    """Whether it is `jax.nn.relu`: a `custom_jvp` of a call named relu, which is a maximum with 0 and nothing else."""
+    only = lambda jaxprs: jaxprs[0].eqns[0] if len(jaxprs) == 1 and len(jaxprs[0].eqns) == 1 else None
+    call = only(inner_jaxprs(eqn)) if eqn.primitive.name == "custom_jvp_call" else None
+    inner = only(inner_jaxprs(call)) if call is not None and call.params.get("name") == "relu" else None
+    return inner is not None and relu_operand(inner) is not None
+
+
 def named_meshes(jaxpr: Any) -> Iterator[Mesh]:
     """Every mesh that an equation names, at any depth."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:

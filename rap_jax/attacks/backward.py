@@ -17,11 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend import core
 
 from rap_jax._runtime.arrays import is_number
-from rap_jax._runtime.functions import CALLS, bind, closed, evaluate, inner_jaxprs
+from rap_jax._runtime.functions import CALLS, bind, closed, evaluate, inner_jaxprs, is_relu_of_jax, relu_operand
 
 
 def leaky_backward(function: Callable[..., Any], slope: float) -> Callable[..., Any]:
@@ -75,11 +74,10 @@ def _leaky_relu_jvp(slope: float, primals: tuple[jax.Array], tangents: tuple[jax
 
 def _evaluate_one(eqn: Any, inputs: list[Any], relu: Callable[[jax.Array], jax.Array]) -> Sequence[Any]:
     name, inner = eqn.primitive.name, inner_jaxprs(eqn)
-    if (place := _relu_operand(eqn)) is not None:
+    if (place := relu_operand(eqn)) is not None:
         return [relu(inputs[place])]
     if any(_has_relu(jaxpr) for jaxpr in inner):
-        is_relu = name == "custom_jvp_call" and _is_relu_of_jax(inner[0])
-        own_derivative = name in ("custom_jvp_call", "custom_vjp_call") and not is_relu
+        own_derivative = name in ("custom_jvp_call", "custom_vjp_call") and not is_relu_of_jax(eqn)
         if name not in CALLS or own_derivative:
             raise ValueError(
                 f"The function has a ReLU inside of a {name}, whose backward pass cannot be changed; expected ReLUs "
@@ -90,22 +88,5 @@ def _evaluate_one(eqn: Any, inputs: list[Any], relu: Callable[[jax.Array], jax.A
     return bind(eqn, inputs)
 
 
-def _relu_operand(eqn: Any) -> int | None:
-    """Which operand of a maximum is compared with 0; None for any other equation."""
-    if eqn.primitive.name != "max":
-        return None
-    is_zero = [isinstance(atom, core.Literal) and not np.any(atom.val) for atom in eqn.invars]
-    return is_zero.index(False) if is_zero.count(True) == 1 else None
-
-
-def _is_relu_of_jax(jaxpr: core.Jaxpr) -> bool:
-    """Whether it is that of `jax.nn.relu`: a call named relu, which is a maximum with 0 and nothing else."""
-    if len(jaxpr.eqns) != 1 or jaxpr.eqns[0].params.get("name") != "relu":
-        return False
-    return all(
-        len(inner.eqns) == 1 and _relu_operand(inner.eqns[0]) is not None for inner in inner_jaxprs(jaxpr.eqns[0])
-    )
-
-
 def _has_relu(jaxpr: core.Jaxpr) -> bool:
-    return any(_relu_operand(eqn) is not None or any(map(_has_relu, inner_jaxprs(eqn))) for eqn in jaxpr.eqns)
+    return any(relu_operand(eqn) is not None or any(map(_has_relu, inner_jaxprs(eqn))) for eqn in jaxpr.eqns)

@@ -9,6 +9,8 @@ Each is computed anew (`benchmarks/user_networks.py` measures the gain):
   kernels from 2x2   `cpu_conv` of `rap_jax.models.layers.convolution`, on images as NHWC. It has a quick gradient with
                      respect to the images, which inside a loop is slow on XLA:CPU: 2 to 40 times in an attack.
   kernels of 1x1     a matrix product over the channels, up to 3 times as fast as either form of a convolution.
+  with max pooling   of 2x2, few channels and "same" padding: `conv_pool` of `rap_jax.models.layers.pool`, one matrix
+                     product, also if there are a bias, BatchNorm in evaluation mode or ReLU in between.
   pooling            maxima and sums of strided slices, one axis after the other; with `reduce_window` a gradient takes
                      4 to 60 times as long.
 
@@ -17,6 +19,9 @@ three axes, or in another dtype than float32; pooling of windows above 4x4; ever
 derivative of its own (`jax.custom_jvp`, `jax.custom_vjp`), whose rule is kept, and inside of a file of `jax.export`.
 """
 
+import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -25,14 +30,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rap_jax._runtime.functions import bind, closed, evaluate, inner_jaxprs, named_meshes
+from rap_jax._runtime.functions import bind, closed, evaluate, inner_jaxprs, is_relu_of_jax, named_meshes
 from rap_jax.models.layers.convolution import cpu_conv
-from rap_jax.models.layers.pool import pool_windows
+from rap_jax.models.layers.pool import conv_pool, has_conv_pool, pool_windows
 
 # Primitives whose inner jaxprs are rewritten.
 _HOLDERS = frozenset("jit pjit closed_call core_call remat2 checkpoint scan while cond".split())
 # Each way. The mean over 8x8 pixels, which are the whole image, took 3 times as long by slices.
 _LARGEST_WINDOW = 4
+# Steps that pooling takes in, with numbers that are the same for all pixels.
+_BY_ENTRY = frozenset("add sub mul div max min neg tanh logistic".split())
 _Form = Callable[..., jax.Array]
 
 
@@ -57,7 +64,7 @@ def fast_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
         jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
         if not _has_form(jaxpr.jaxpr) or any(not mesh.empty for mesh in named_meshes(jaxpr)):
             return function(*arguments)
-        outputs = evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(arguments), _compute)
+        outputs = map(_value, evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(arguments), _compute))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return fast
@@ -74,7 +81,11 @@ def _is_holder(eqn: Any) -> bool:
 
 
 def _compute(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
-    """The outputs of an equation."""
+    """The outputs of an equation; an input or output may be `_Scores`."""
+    waiting = [value for value in inputs if isinstance(value, _Scores)]
+    if len(waiting) == 1 and (found := _go_on(eqn, inputs, waiting[0])) is not None:
+        return [found]
+    inputs = [_value(value) for value in inputs]
     form = _form_of(eqn)
     if form is not None:
         return [form(*inputs)]
@@ -89,7 +100,8 @@ def _rewritten(jaxpr: Any) -> Any:
     """The jaxpr, closed or not as it was, with the forms for the CPU."""
     whole = closed(jaxpr)
     like = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in whole.in_avals]
-    found = jax.make_jaxpr(lambda *inputs: evaluate(whole.jaxpr, whole.consts, inputs, _compute))(*like)
+    evaluated = lambda *inputs: [_value(output) for output in evaluate(whole.jaxpr, whole.consts, inputs, _compute)]
+    found = jax.make_jaxpr(evaluated)(*like)
     return found if hasattr(jaxpr, "consts") else found.jaxpr
 
 
@@ -119,15 +131,63 @@ def _conv_form(eqn: Any) -> _Form | None:
     from_nhwc = np.argsort(to_nhwc(numbers.out_spec))
     to_hwio = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
 
-    def form(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    def form(images: jax.Array, kernel: jax.Array) -> Any:
         images, kernel = lax.transpose(images, to_nhwc(numbers.lhs_spec)), lax.transpose(kernel, to_hwio)
         conv = _conv_1x1 if size[0] == 1 else cpu_conv
         even = max(0, min(zeros for sides in params["padding"] for zeros in sides)) if size[0] > 1 else 0
         outer = [(before - even, after - even, 0) for before, after in params["padding"]]
         padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), *outer, (0, 0, 0)))
-        return lax.transpose(conv(padded, kernel, strides[0], even), from_nhwc)
+        compute = lambda: lax.transpose(conv(padded, kernel, strides[0], even), from_nhwc)
+        same = size[0] > 1 and strides[0] == 1 and {*itertools.chain(*params["padding"])} == {size[0] // 2}
+        channels_last = numbers.out_spec == (0, 3, 1, 2)
+        may_wait = same and channels_last and has_conv_pool(images, kernel)
+        return _Scores(images, kernel, (), compute) if may_wait else compute()
 
     return form
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Scores:
+    """The outputs of a convolution and steps that change each by itself, not computed yet: pooling may take them in."""
+
+    images: jax.Array  # [N, H, W, C]
+    kernel: jax.Array  # [k, k, C, F]
+    steps: tuple[Callable[[jax.Array], jax.Array], ...]  # [N, h, w, F] -> [N, h, w, F], for any h and w
+    compute: Callable[[], jax.Array]  # [N, H, W, F], after the steps
+
+    @functools.cached_property
+    def value(self) -> jax.Array:
+        """They, by themselves."""
+        return self.compute()
+
+    def pooled(self) -> jax.Array:
+        """Their maxima over 2x2."""
+
+        def between(outputs: jax.Array) -> jax.Array:
+            rows = outputs.reshape(*outputs.shape[:2], -1, outputs.shape[-1])
+            return functools.reduce(lambda found, step: step(found), self.steps, rows).reshape(outputs.shape)
+
+        return conv_pool(self.images, self.kernel, between)
+
+
+def _value(value: Any) -> Any:
+    return value.value if isinstance(value, _Scores) else value
+
+
+def _go_on(eqn: Any, inputs: Sequence[Any], scores: _Scores) -> Any:
+    """One more step of the scores, or their maxima; None if the equation is neither."""
+    name, square = eqn.primitive.name, (1, 2, 2, 1)
+    if name == "reduce_window_max" and eqn.params["window_dimensions"] == eqn.params["window_strides"] == square:
+        padding = {*itertools.chain(*eqn.params["padding"])}
+        return scores.pooled() if padding == {0} and _form_of(eqn) else None
+    per_feature = lambda value: isinstance(value, _Scores) or np.ndim(value) == 0 or np.shape(value)[:-1] == (1, 1, 1)
+    if is_relu_of_jax(eqn):
+        step = jax.nn.relu
+    elif name in _BY_ENTRY and all(map(per_feature, inputs)):
+        step = lambda outputs: bind(eqn, [outputs if value is scores else value for value in inputs])[0]
+    else:
+        return None
+    return _Scores(scores.images, scores.kernel, (*scores.steps, step), lambda: step(scores.value))
 
 
 def _conv_1x1(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:

@@ -137,6 +137,37 @@ def test_a_network_is_the_same_whoever_wrote_it(network: Callable[[jax.Array], F
     np.testing.assert_allclose(jax.vmap(faster)(many)[1], faster(images)[::-1], rtol=1e-5, atol=1e-5)
 
 
+class Pooled(linen.Module):
+    """Convolutions with pooling behind them; in between BatchNorm with scales of both signs, or another step."""
+
+    between: str
+
+    @linen.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        scores = linen.Conv(5, (3, 3))(images)
+        signs = lambda key, shape, dtype=jnp.float32: jax.random.normal(key, shape, dtype)
+        norm = linen.BatchNorm(use_running_average=True, scale_init=signs, bias_init=signs)
+        steps: dict[str, Function] = {
+            "relu": linen.relu,
+            "norm": lambda x: linen.relu(norm(x)),
+            "tanh": lambda x: jnp.tanh(1 - x),
+            "sum with its like": lambda x: x + linen.relu(x),
+            "by pixel": lambda x: x * jnp.arange(x.shape[2], dtype=jnp.float32).reshape(1, 1, -1, 1),
+            "used twice": lambda x: x + x.mean((1, 2), keepdims=True),
+        }
+        return linen.max_pool(steps[self.between](scores), (2, 2), (2, 2))
+
+
+@pytest.mark.parametrize("size", [8, 7])
+@pytest.mark.parametrize("between", ["relu", "norm", "tanh", "sum with its like", "by pixel", "used twice"])
+def test_pooling_takes_in_the_convolution_before_it(between: str, size: int) -> None:
+    images, network = draw(0, 2, size, size, 3), Pooled(between)
+    variables = jax.jit(network.init)(jax.random.key(1), images)
+    faster = check_same(functools.partial(network.apply, variables), images)
+    taken_in = size == 8 and between in ("relu", "norm", "tanh")
+    assert ("custom_vjp_call" in names(faster, images)) != taken_in
+
+
 KERNEL = np.asarray(draw(5, 3, 3, 2, 2))
 
 

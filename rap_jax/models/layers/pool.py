@@ -143,13 +143,26 @@ def _norm_relu_pool(
     images: jax.Array, kernel: jax.Array, norm: Callable[[jax.Array], jax.Array], implementation: Implementation
 ) -> jax.Array:
     """Pooling of relu(norm(convolution)), as `conv_relu_pool`; `norm` maps [..., F] -> [..., F], by all axes."""
-    even = images.shape[1] % 2 == 0 and images.shape[2] % 2 == 0
-    if not use_cpu_form(implementation) or not even or _is_large(kernel):
+    if not use_cpu_form(implementation) or not has_conv_pool(images, kernel):
         outputs = conv2d(images, kernel, padding=kernel.shape[0] // 2, implementation=implementation)
         return nn.relu(max_pool(norm(outputs)))
+    return nn.relu(conv_pool(images, kernel, norm))
+
+
+def has_conv_pool(images: jax.Array, kernel: jax.Array) -> bool:
+    """Whether `conv_pool` takes images [N, H, W, C] and a kernel [k, k, C, F], and is the quicker form for them."""
+    even = images.shape[1] % 2 == 0 and images.shape[2] % 2 == 0
+    return even and kernel.shape[0] % 2 == 1 and not _is_large(kernel)
+
+
+def conv_pool(images: jax.Array, kernel: jax.Array, between: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """2x2 max pooling of between(convolution), stride 1, "same" padding, where `has_conv_pool`; for the CPU.
+
+    `between` maps [..., F] -> [..., F], entry by entry, or by all axes but the last.
+    """
     scores = _window_scores(images, kernel)
-    normed = norm(scores.reshape(*scores.shape[:4], -1, kernel.shape[3])).reshape(scores.shape)
-    return _from_windows(nn.relu(_first_max(normed)), kernel)
+    changed = between(scores.reshape(*scores.shape[:4], -1, kernel.shape[3])).reshape(scores.shape)
+    return _from_windows(_first_max(changed), kernel)
 
 
 def _relu_with_bias(pooled: jax.Array, bias: jax.Array) -> jax.Array:
