@@ -181,6 +181,7 @@ def _go_on(eqn: Any, inputs: Sequence[Any], scores: _Scores) -> Any:
         padding = {*itertools.chain(*eqn.params["padding"])}
         return scores.pooled() if padding == {0} and _form_of(eqn) else None
     per_feature = lambda value: isinstance(value, _Scores) or np.ndim(value) == 0 or np.shape(value)[:-1] == (1, 1, 1)
+    step: Callable[[jax.Array], jax.Array]
     if is_relu_of_jax(eqn):
         step = jax.nn.relu
     elif name in _BY_ENTRY and all(map(per_feature, inputs)):
