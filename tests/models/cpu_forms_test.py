@@ -14,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import rap_jax as rap
 from rap_jax._runtime.functions import inner_jaxprs
+from rap_jax.config import ModelConfig
+from rap_jax.models import create_model
 from rap_jax.models.layers.convolution import cpu_conv
 
 SLOW = ("conv_general_dilated", "reduce_window_max", "reduce_window_sum")
@@ -236,6 +238,19 @@ UNTOUCHED: dict[str, Function] = {
 @pytest.mark.parametrize("name", UNTOUCHED)
 def test_what_has_no_form_stays(name: str) -> None:
     check_untouched(UNTOUCHED[name], draw(0, 2, 6, 6, 2))
+
+
+@pytest.mark.parametrize("name", ["lenet_mnist", "lenet_mnist_bn", "lenet_cifar", "resnet18"])
+def test_networks_of_this_package_have_their_forms_already(name: Any) -> None:
+    shape = (28, 28, 1) if "mnist" in name else (32, 32, 3)
+    model = create_model(ModelConfig(name, 1), input_shape=shape, num_classes=10, implementation="cpu")
+    weights = jax.eval_shape(model.init, jax.random.key(0))
+    gradient = lambda network: jax.grad(lambda weights, x: network(weights, x).sum(), 1)
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    found, expected = (
+        jax.make_jaxpr(gradient(f))(weights, images) for f in (rap.fast_on_cpu(model.logits), model.logits)
+    )
+    assert str(found) == str(expected)
 
 
 def test_a_function_that_places_itself_stays() -> None:
