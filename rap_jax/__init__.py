@@ -6,6 +6,7 @@
     add_admm_penalty, keep_masked       ADMM pruning and fixed zeros, as optax transformations
     Filter, Column, Irregular           sparsity sets; project_tree and masks_of apply them
     compact, fold_batch_norm            the same network in smaller arrays
+    fast_on_cpu                         the same network in forms that a CPU computes fast, for any JAX model
     create_model, load_network          the paper's networks, and those of finished runs
 
 Names are imported when they are first used: `import rap_jax as rap; rap.pgd(...)`.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rap_jax.evaluation.certificates import certify
     from rap_jax.evaluation.diagnostics import diagnose
     from rap_jax.models import create_model
+    from rap_jax.models.cpu_forms import fast_on_cpu
     from rap_jax.pruning.admm import add_admm_penalty
     from rap_jax.pruning.masks import keep_masked
     from rap_jax.pruning.projections import Column, Filter, Irregular
@@ -46,6 +48,7 @@ __all__ = [
     "cw_l2",
     "diagnose",
     "fab",
+    "fast_on_cpu",
     "fold_batch_norm",
     "keep_masked",
     "load_network",
@@ -64,6 +67,7 @@ _NAMES = {
     "rap_jax.evaluation.diagnostics": ("diagnose",),
     "rap_jax.pruning.masks": ("keep_masked",),
     "rap_jax.models": ("create_model",),
+    "rap_jax.models.cpu_forms": ("fast_on_cpu",),
     "rap_jax.pruning.projections": ("Column", "Filter", "Irregular"),
     "rap_jax.runs.network": ("load_network",),
     "rap_jax.pruning.specs": ("masks_of", "project_tree"),

@@ -4,6 +4,7 @@
     program = trace(logits_fn, images)                      program.no_gradient, own_mesh(program.jaxpr)
     fingerprint(logits_fn, images.shape[1:])                hex, the same in every process of one installation
     in_batches(logits_fn, batch_size)                       for networks that take one batch size only
+    evaluate(jaxpr, consts, arguments, rule)                its equations one by one, some of them in another way
 
 A compiled program would hold captured weights as constants: compiled in, once for each program, and bound to the
 devices on which they lie.
@@ -191,21 +192,79 @@ def inner_jaxprs(equation: Any) -> list[core.Jaxpr]:
     return [opened(leaf) for leaf in leaves if is_jaxpr(leaf)]
 
 
+# Primitives that compute the one jaxpr in them once; what they are called in its parameters.
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+
+
+def evaluate(
+    jaxpr: core.Jaxpr,
+    consts: Sequence[Any],
+    arguments: Sequence[Any],
+    rule: Callable[[Any, list[Any]], Sequence[Any]],
+    equations: Sequence[Any] | None = None,
+) -> list[Any]:
+    """The outputs of a jaxpr.
+
+    Args:
+      jaxpr, consts, arguments: as in a closed jaxpr.
+      rule: computes the outputs of an equation from its inputs; such as `bind`.
+      equations: those that are needed, in their order; None for all.
+    """
+    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
+    for eqn in jaxpr.eqns if equations is None else equations:
+        outputs = rule(eqn, [read(atom) for atom in eqn.invars])
+        values |= dict(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def bind(eqn: Any, inputs: Sequence[Any], **params: Any) -> Sequence[Any]:
+    """The outputs of an equation as it is, but for `params` that replace its own."""
+    with eqn.ctx.manager:  # the settings of JAX under which it was traced
+        found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params | params))
+    return found if eqn.primitive.multiple_results else [found]
+
+
 def own_mesh(jaxpr: Any) -> Mesh | None:
     """The mesh on which a function places what it computes, the largest of several; None if it places nothing.
 
     It does so by `with_sharding_constraint`, `shard_map`, `pmap`, `device_put` or shardings of a function under
     `jax.jit`, or since a mesh is set around all of it.
     """
-    meshes = [mesh for mesh in (jax.sharding.get_mesh(), *_meshes(jaxpr)) if not mesh.empty]
+    meshes = [mesh for mesh in (jax.sharding.get_mesh(), *named_meshes(jaxpr)) if not mesh.empty]
     return max(meshes, key=lambda mesh: mesh.size, default=None)
 
 
-def _meshes(jaxpr: Any) -> Iterator[Mesh]:
+def relu_operand(eqn: Any) -> int | None:
+    """Which operand of a maximum is compared with 0; None for any other equation."""
+    if eqn.primitive.name != "max":
+        return None
+    is_zero = [isinstance(atom, core.Literal) and not np.any(atom.val) for atom in eqn.invars]
+    return is_zero.index(False) if is_zero.count(True) == 1 else None
+
+
+def is_relu_of_jax(eqn: Any) -> bool:
+    """Whether it is `jax.nn.relu`: a `custom_jvp` of a call named relu, which is a maximum with 0 and nothing else."""
+    only = lambda jaxprs: jaxprs[0].eqns[0] if len(jaxprs) == 1 and len(jaxprs[0].eqns) == 1 else None
+    call = only(inner_jaxprs(eqn)) if eqn.primitive.name == "custom_jvp_call" else None
+    inner = only(inner_jaxprs(call)) if call is not None and call.params.get("name") == "relu" else None
+    return inner is not None and relu_operand(inner) is not None
+
+
+def named_meshes(jaxpr: Any) -> Iterator[Mesh]:
     """Every mesh that an equation names, at any depth."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         for inner in inner_jaxprs(equation):
-            yield from _meshes(inner)
+            yield from named_meshes(inner)
         for value in jax.tree.leaves(list(equation.params.values())):
             mesh = value.mesh if isinstance(value, NamedSharding) else value
             if isinstance(mesh, Mesh):

@@ -17,22 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend import core
 
 from rap_jax._runtime.arrays import is_number
-from rap_jax._runtime.functions import closed, inner_jaxprs
-
-# Primitives that compute the one jaxpr in them once; what they are called in its parameters.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-}
+from rap_jax._runtime.functions import CALLS, bind, closed, evaluate, inner_jaxprs, is_relu_of_jax, relu_operand
 
 
 def leaky_backward(function: Callable[..., Any], slope: float) -> Callable[..., Any]:
@@ -66,7 +54,8 @@ def leaky_backward(function: Callable[..., Any], slope: float) -> Callable[..., 
         jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
         if not _has_relu(jaxpr.jaxpr):
             raise ValueError("The function has no ReLU, a maximum with 0; expected one, or slope=0.")
-        outputs = _evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(arguments), relu)
+        rule = functools.partial(_evaluate_one, relu=relu)
+        outputs = evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(arguments), rule)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return changed
@@ -83,52 +72,21 @@ def _leaky_relu_jvp(slope: float, primals: tuple[jax.Array], tangents: tuple[jax
     return jnp.maximum(x, 0), jnp.where(x > 0, tangent, slope * tangent)
 
 
-def _evaluate(
-    jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], relu: Callable[[jax.Array], jax.Array]
-) -> list[Any]:
-    """The outputs of a jaxpr with another ReLU."""
-    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
-    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        values |= dict(zip(eqn.outvars, _evaluate_one(eqn, inputs, relu), strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
 def _evaluate_one(eqn: Any, inputs: list[Any], relu: Callable[[jax.Array], jax.Array]) -> Sequence[Any]:
     name, inner = eqn.primitive.name, inner_jaxprs(eqn)
-    if (place := _relu_operand(eqn)) is not None:
+    if (place := relu_operand(eqn)) is not None:
         return [relu(inputs[place])]
     if any(_has_relu(jaxpr) for jaxpr in inner):
-        own_derivative = name == "custom_jvp_call" and not _is_relu_of_jax(inner[0])
-        if name not in _CALLS or own_derivative:
+        own_derivative = name in ("custom_jvp_call", "custom_vjp_call") and not is_relu_of_jax(eqn)
+        if name not in CALLS or own_derivative:
             raise ValueError(
                 f"The function has a ReLU inside of a {name}, whose backward pass cannot be changed; expected ReLUs "
                 f"outside of loops, branches and functions with a derivative of their own, or slope=0."
             )
-        called = closed(eqn.params[_CALLS[name]])
-        return _evaluate(called.jaxpr, called.consts, inputs, relu)
-    with eqn.ctx.manager:  # the settings of JAX under which it was traced
-        found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return found if eqn.primitive.multiple_results else [found]
-
-
-def _relu_operand(eqn: Any) -> int | None:
-    """Which operand of a maximum is compared with 0; None for any other equation."""
-    if eqn.primitive.name != "max":
-        return None
-    is_zero = [isinstance(atom, core.Literal) and not np.any(atom.val) for atom in eqn.invars]
-    return is_zero.index(False) if is_zero.count(True) == 1 else None
-
-
-def _is_relu_of_jax(jaxpr: core.Jaxpr) -> bool:
-    """Whether it is that of `jax.nn.relu`: a call named relu, which is a maximum with 0 and nothing else."""
-    if len(jaxpr.eqns) != 1 or jaxpr.eqns[0].params.get("name") != "relu":
-        return False
-    return all(
-        len(inner.eqns) == 1 and _relu_operand(inner.eqns[0]) is not None for inner in inner_jaxprs(jaxpr.eqns[0])
-    )
+        called = closed(eqn.params[CALLS[name]])
+        return evaluate(called.jaxpr, called.consts, inputs, functools.partial(_evaluate_one, relu=relu))
+    return bind(eqn, inputs)
 
 
 def _has_relu(jaxpr: core.Jaxpr) -> bool:
-    return any(_relu_operand(eqn) is not None or any(map(_has_relu, inner_jaxprs(eqn))) for eqn in jaxpr.eqns)
+    return any(relu_operand(eqn) is not None or any(map(_has_relu, inner_jaxprs(eqn))) for eqn in jaxpr.eqns)

@@ -176,6 +176,7 @@ class AttackedNetwork(NamedTuple):
     # What results.json of the run holds that the network comes from, if it comes from one.
     run: dict[str, Any] | None = None
     plain_fn: LogitsFn | None = None  # the same function in the form with the tightest bounds; None for `logits_fn`
+    fast_on_cpu: bool = True  # whether attacks on a CPU go by `rap_jax.models.cpu_forms`
 
 
 def open_network(checkpoint: str, *, implementation: Implementation = "auto") -> AttackedNetwork:
@@ -183,11 +184,16 @@ def open_network(checkpoint: str, *, implementation: Implementation = "auto") ->
 
     Args:
       checkpoint: see the module.
-      implementation: how the convolutions of a run's network are computed.
+      implementation: how the convolutions are computed: of a run's network, and by attacks on any; with `xla` they are
+        left as they are.
 
     Raises:
       ValueError: there is no such thing, it is damaged, or it is no network; says what was expected.
     """
+    return _open(checkpoint, implementation)._replace(fast_on_cpu=implementation != "xla")
+
+
+def _open(checkpoint: str, implementation: Implementation) -> AttackedNetwork:
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         return _from_run(path, implementation)

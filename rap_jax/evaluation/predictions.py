@@ -100,6 +100,7 @@ class Predictor:
             threat_model=threat_model,
             randomized=randomized,
             places_itself=own is not None,
+            fast_on_cpu=network.fast_on_cpu,
         )
 
     def predict(self, images: np.ndarray) -> Correctness:

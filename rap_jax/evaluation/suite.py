@@ -28,12 +28,13 @@ from rap_jax.data import padded_batches
 from rap_jax.evaluation.accuracy import wilson_interval
 from rap_jax.evaluation.auto_attack import AutoAttackResult, Version, auto_attack
 from rap_jax.evaluation.auto_attack.inputs import takes_gradients
-from rap_jax.evaluation.auto_attack.programs import AttackPrograms
+from rap_jax.evaluation.auto_attack.programs import AttackPrograms, is_on_cpu
 from rap_jax.evaluation.auto_attack.versions import Component, components_of
 from rap_jax.evaluation.correctness import Correctness, Examples
 from rap_jax.evaluation.diagnostics import MOST_IMAGES, Finding, diagnose
 from rap_jax.evaluation.network import AttackedNetwork
 from rap_jax.evaluation.predictions import Predictor, Sample
+from rap_jax.models.cpu_forms import fast_on_cpu
 from rap_jax.runs.folder import RunFolder
 
 
@@ -269,7 +270,7 @@ def diagnostics(setup: Setup) -> dict[str, Any]:
     if found is not None:
         return found
     began, look = time.monotonic(), setup.on_look("in the diagnostics")
-    sample = setup.sample
+    network, sample = setup.network, setup.sample
     num_images = min(MOST_IMAGES, len(sample.labels))
     with Progress(f"diagnostics on {num_images} images", 100, unit="percent") as progress:
 
@@ -278,7 +279,7 @@ def diagnostics(setup: Setup) -> dict[str, Any]:
             look()
 
         diagnosis = diagnose(
-            setup.network.logits_fn,
+            fast_on_cpu(network.logits_fn) if network.fast_on_cpu and is_on_cpu(setup.mesh) else network.logits_fn,
             sample.images,
             sample.labels,
             threat_model=setup.threat_model,
@@ -340,6 +341,7 @@ def _ensemble(
         state_path=setup.path(f"{name}.npz"),
         devices=list(setup.mesh.devices.flat),
         diagnostics=False,
+        fast_on_cpu=setup.network.fast_on_cpu,
         on_look=setup.on_look("in PGD" if name == "pgd" else "in AutoAttack"),
     )
 

@@ -8,6 +8,7 @@ lenet           the paper's LeNets for MNIST (also with BatchNorm) and CIFAR-10,
 vgg             VGG-16 with BatchNorm
 resnet          ResNet-18
 wide_resnet     WRN-28-k
+cpu_forms       fast_on_cpu: any JAX function in the layers' forms for the CPU
 layers/         convolution, BatchNorm, pooling, dense layers, initialisers; each in a form for CPUs and by XLA
 
 model = create_model(ModelConfig("lenet_mnist", width=4), input_shape=(28, 28, 1), num_classes=10)

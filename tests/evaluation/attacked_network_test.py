@@ -24,5 +24,6 @@ def test_a_pruned_network_is_attacked_without_its_removed_filters(tmp_path: Path
 def test_a_dense_network_is_attacked_as_it_is(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     network = open_network(str(run))
+    assert network.fast_on_cpu and not open_network(str(run), implementation="xla").fast_on_cpu
     assert network.about["num_params_attacked"] == num_params(load_network(run).weights.params)
     np.testing.assert_allclose(jax.jit(network.logits_fn)(IMAGES), whole_logits_fn(run)(IMAGES), atol=1e-5)

@@ -23,6 +23,7 @@ from rap_jax.attacks.square import Square
 from rap_jax.evaluation.auto_attack import auto_attack
 from rap_jax.evaluation.auto_attack.versions import Component
 from rap_jax.evaluation.diagnostics import diagnose
+from rap_jax.models import cpu_forms
 
 pytestmark = pytest.mark.e2e
 
@@ -97,6 +98,34 @@ def test_the_mesh_is_found_at_any_depth() -> None:
     in_loop = lambda x: jax.lax.scan(lambda x, _: (constrain(x, ROWS), None), x, None, length=2)[0]
     assert mesh(lambda x: logits_fn(in_loop(x))) == MESH
     assert mesh(logits_fn) is None and mesh(jax.jit(logits_fn)) is None
+
+
+KERNEL = jnp.asarray(np.random.default_rng(2).normal(size=(3, 3, IMAGES.shape[-1], 4)), jnp.float32)
+OUTPUTS = jnp.asarray(np.random.default_rng(3).normal(size=(IMAGES[0, ..., 0].size, CLASSES)), jnp.float32)
+
+
+def convolutional(images: jax.Array) -> jax.Array:
+    scores = jax.lax.conv_general_dilated(images, KERNEL, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return nn.max_pool(nn.relu(scores), (2, 2), (2, 2)).reshape(len(images), -1) @ OUTPUTS
+
+
+def test_the_form_for_a_cpu_changes_rounding_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forms: list[Network] = []
+    make = cpu_forms.fast_on_cpu
+    monkeypatch.setattr(cpu_forms, "fast_on_cpu", lambda network: forms.append(network) or make(network))
+    labels = np.asarray(convolutional(jnp.asarray(IMAGES)).argmax(1))
+
+    def attack(**settings: Any) -> list[str]:
+        given = {"threat_model": THREAT_MODEL, "key": KEY, "components": APGD, "devices": jax.devices()[:2]}
+        found = auto_attack(convolutional, IMAGES, labels, state_path=tmp_path / "state.npz", **given, **settings)
+        return list(found.broken_by)
+
+    found = attack()
+    assert forms and {"apgd-ce", ""} == set(found)
+    forms.clear()
+    assert attack(fast_on_cpu=False) == found  # the state is recognised
+    (tmp_path / "state.npz").unlink()
+    assert attack(fast_on_cpu=False) == found and not forms
 
 
 def elsewhere(images: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ from rap_jax.evaluation.auto_attack.inputs import (
     for_this_platform,
     refuse_logits,
 )
-from rap_jax.evaluation.auto_attack.programs import Programs
+from rap_jax.evaluation.auto_attack.programs import Programs, is_on_cpu
 from rap_jax.evaluation.auto_attack.record import Record, Saved, load, save
 from rap_jax.evaluation.auto_attack.result import AutoAttackResult, ComponentResult, component_names
 from rap_jax.evaluation.auto_attack.slots import Found, Slots, even_slots, num_slots_of
@@ -63,6 +63,7 @@ from rap_jax.evaluation.diagnostics import (
     check_strong,
     diagnose,
 )
+from rap_jax.models import cpu_forms
 
 _SECONDS_BETWEEN_SAVES = 30.0
 
@@ -80,6 +81,7 @@ def auto_attack(
     state_path: str | Path | None = None,
     devices: list[jax.Device] | None = None,
     diagnostics: bool = True,
+    fast_on_cpu: bool = True,
     on_look: Callable[[], None] = lambda: None,
 ) -> AutoAttackResult:
     """Attacks images with all components of a version of AutoAttack.
@@ -104,6 +106,8 @@ def auto_attack(
         that is set) runs on the devices of its mesh instead, and its captured arrays stay where they are.
       diagnostics: look for signs that the result cannot be trusted, see `rap_jax.evaluation.diagnostics`; each is also
         logged as a warning. Whether a randomised network mixes its batch is always looked at, and nothing else of it.
+      fast_on_cpu: attack the network in the form of `rap_jax.models.cpu_forms.fast_on_cpu` if the devices are those of
+        a CPU and it does not place itself. Changes rounding alone; images are judged by the network as it is given.
       on_look: called many times a minute, between two programs; it may raise to stop, the progress is saved then.
 
     Raises:
@@ -118,7 +122,7 @@ def auto_attack(
     require_choice("version", version, VERSIONS)
     given = None if components is None else check_components(components, threat_model=threat_model, version=version)
     draw = (key,) if version == "rand" else ()
-    network = _open_network(logits_fn, images, batch_size, make_mesh(check_devices(devices)), draw)
+    network = _open_network(logits_fn, images, batch_size, make_mesh(check_devices(devices)), draw, fast_on_cpu)
     logits_fn, num_classes = network.logits_fn, network.num_classes
     labels = np.asarray(check_labels(labels, num_classes=num_classes), np.int32)
     chosen = given or components_of(version, threat_model=threat_model, num_classes=num_classes)
@@ -136,7 +140,7 @@ def auto_attack(
     if version == "rand":
         findings += check_alone(logits_fn, images)
     elif diagnostics:
-        findings += diagnose(logits_fn, images, labels, threat_model=threat_model, key=key).findings
+        findings += diagnose(network.attacked, images, labels, threat_model=threat_model, key=key).findings
     begin = Saved(Record.begin(images, ~clean.correct, clean.margin), 1, {})
     record, results = run.go_on(load(path, images, identity) if path is not None and path.exists() else begin)
     robust_after = {component.name: component.robust_accuracy for component in results}
@@ -172,6 +176,12 @@ class _Network(NamedTuple):
     mesh: jax.sharding.Mesh
     places_itself: bool
     num_slots: int  # images at a time, over all devices
+    fast_on_cpu: bool  # whether an attack goes by `cpu_forms`
+
+    @property
+    def attacked(self) -> LogitsFn:
+        """The function in the form that an attack goes by."""
+        return cpu_forms.fast_on_cpu(self.logits_fn) if self.fast_on_cpu else self.logits_fn
 
     def programs(self, threat_model: ThreatModel) -> Programs:
         """Its programs for a threat model."""
@@ -181,11 +191,17 @@ class _Network(NamedTuple):
             threat_model=threat_model,
             randomized=bool(self.draw),
             places_itself=self.places_itself,
+            fast_on_cpu=self.fast_on_cpu,
         )
 
 
 def _open_network(
-    logits_fn: LogitsFn, images: np.ndarray, batch_size: int, mesh: jax.sharding.Mesh, draw: tuple[jax.Array, ...]
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    draw: tuple[jax.Array, ...],
+    fast_on_cpu: bool,
 ) -> _Network:
     """Traces the function of a user; a `ValueError` for what cannot be attacked."""
     check_network(logits_fn)
@@ -198,7 +214,8 @@ def _open_network(
     own = own_mesh(traced.jaxpr)
     if own is not None:
         mesh, num_slots = own, num_slots_of(batch_size, len(images), own)
-    return _Network(logits_fn, draw, num_classes, batch, traced.no_gradient, mesh, own is not None, num_slots)
+    fast = fast_on_cpu and own is None and is_on_cpu(mesh)
+    return _Network(logits_fn, draw, num_classes, batch, traced.no_gradient, mesh, own is not None, num_slots, fast)
 
 
 @dataclasses.dataclass(frozen=True)

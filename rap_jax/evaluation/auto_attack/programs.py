@@ -22,6 +22,7 @@ from rap_jax.attacks.norms import ThreatModel
 from rap_jax.attacks.stepwise import StepwiseAttack, keys_of, where, with_own_keys
 from rap_jax.data import padded_batches
 from rap_jax.evaluation.correctness import Correctness, Examples, in_microbatches, on_each_device, predict_correct
+from rap_jax.models import cpu_forms
 
 _FEWEST_CHECKS = 10
 _MOST_STEPS = 100
@@ -39,7 +40,8 @@ class Programs:
     """Programs on a mesh, each compiled once per batch size.
 
     `logits_fn` is (captured, images) -> logits, with a key at the end if it is `randomized`. A network that
-    `places_itself` says which of the devices does what; else each does its share of the batch.
+    `places_itself` says which of the devices does what; else each does its share of the batch. With `fast_on_cpu`
+    attacks on a CPU go by `cpu_forms`; what an image is predicted as is always said by the function as it was given.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class Programs:
         threat_model: ThreatModel,
         randomized: bool,
         places_itself: bool = False,
+        fast_on_cpu: bool = True,
     ):
         self._logits_fn, self._mesh, self._randomized = logits_fn, mesh, randomized
         self._threat_model, self._places_itself = threat_model, places_itself
+        self._fast_on_cpu = fast_on_cpu and not places_itself and is_on_cpu(mesh)
         # What is split over these devices already stays so.
         stays = lambda array: places_itself and array.sharding.device_set == set(mesh.devices.flat)
         self.captured = [array if stays(array) else jax.device_put(array, replicated(mesh)) for array in captured]
@@ -71,7 +75,7 @@ class Programs:
     @property
     def runs_ahead(self) -> bool:
         """Whether a device goes on while the host does something else: a CPU has no time for both."""
-        return self._mesh.devices.flat[0].platform != "cpu"
+        return not is_on_cpu(self._mesh)
 
     def predict(
         self,
@@ -119,6 +123,11 @@ class Programs:
         """The network with its arrays, without a draw: an attack on a randomised one makes its own."""
         return lambda images, *draw: self._logits_fn(captured, images, *draw)
 
+    def attacked(self, captured: Captured) -> LogitsFn:
+        """`unbound`, in the form that an attack goes by."""
+        logits_fn = self.unbound(captured)
+        return cpu_forms.fast_on_cpu(logits_fn) if self._fast_on_cpu else logits_fn
+
     def _predict_batch(self, captured: Captured, key: jax.Array, batch: Any) -> Correctness:
         adversarial, images, labels, numbers = batch
         return self.correctness(captured, key, numbers, adversarial, images, labels)
@@ -161,15 +170,20 @@ class AttackPrograms:
 
     def _start_examples(self, captured: Captured, key: jax.Array, examples: Examples) -> Any:
         keys = jax.vmap(jax.random.fold_in)(keys_of(key, examples.numbers), examples.starts)
-        logits_fn = self._programs.unbound(captured)
+        logits_fn = self._programs.attacked(captured)
         return self._attack.start(logits_fn, keys, examples.images, examples.labels, examples.starts)
 
     def _advance_state(self, captured: Captured, key: jax.Array, batch: Any) -> tuple[Any, Attacked]:
         state, numbers = batch
-        state = self._attack.advance(self._programs.unbound(captured), state, self.steps)
+        state = self._attack.advance(self._programs.attacked(captured), state, self.steps)
         found = self._programs.correctness(captured, key, numbers, state.adversarial, state.images, state.labels)
         valid = jnp.broadcast_to(state.valid, found.correct.shape)
         return state, Attacked(found, ~found.correct & state.broken, valid)
+
+
+def is_on_cpu(mesh: Mesh) -> bool:
+    """Whether its devices are those of a CPU."""
+    return bool(mesh.devices.flat[0].platform == "cpu")
 
 
 def steps_between_checks(num_steps: int) -> int:

@@ -8,12 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def bind(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any]:
-    """The outputs of the equation."""
-    with eqn.ctx.manager:  # the settings of JAX under which it was traced
-        found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return found if eqn.primitive.multiple_results else [found]
+from rap_jax._runtime.functions import bind
 
 
 def with_operands(eqn: Any, inputs: Sequence[Any], places: Sequence[int]) -> Callable[..., Sequence[jax.Array]]:

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from rap_jax._runtime.functions import closed
+from rap_jax._runtime.functions import CALLS, bind, closed, evaluate
 from rap_jax.evaluation.certificates.equations import (
     axes_to_last,
-    bind,
     check_floats,
     is_floating,
     radius_of,
@@ -91,10 +90,6 @@ _SUMS = frozenset(("add", "sub", "add_any", "neg"))
 # Linear in one operand where the others are constants.
 _PRODUCTS = frozenset(("mul", "div", "dot_general", "conv_general_dilated"))
 _MAXIMA = frozenset(("max", "min", "abs", "clamp", "reduce_max", "reduce_min", "reduce_window_max"))
-# Primitives that compute the one jaxpr in them once; what they are called in its parameters.
-_CALLS = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "closed_call": "call_jaxpr",
-          "core_call": "call_jaxpr", "jit": "jaxpr", "pjit": "jaxpr", "remat2": "jaxpr",
-          "checkpoint": "jaxpr"}  # fmt: skip
 _IS_GREATER = {"gt": True, "ge": True, "lt": False, "le": False}
 
 
@@ -130,12 +125,7 @@ class _Reader:
 
     def read(self, jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
         """The values of the outputs, constants or references."""
-        values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
-        value_of = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
-        for eqn in _needed(jaxpr):
-            found = self._read_one(eqn, [value_of(atom) for atom in eqn.invars])
-            values |= dict(zip(eqn.outvars, found, strict=True))
-        return [value_of(atom) for atom in jaxpr.outvars]
+        return evaluate(jaxpr, consts, arguments, self._read_one, _needed(jaxpr))
 
     def _read_one(self, eqn: Any, inputs: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
@@ -144,8 +134,8 @@ class _Reader:
                 return bind(eqn, inputs)
             with jax.ensure_compile_time_eval():  # so that constants can be compared
                 return bind(eqn, inputs)
-        if name in _CALLS:
-            called = closed(eqn.params[_CALLS[name]])
+        if name in CALLS:
+            called = closed(eqn.params[CALLS[name]])
             return self.read(called.jaxpr, called.consts, inputs)
         if name in _IDENTITIES:
             return inputs

@@ -22,6 +22,8 @@ from rap_jax.attacks.square import Square, SquareState, accept
 from rap_jax.attacks.square_candidates import CANDIDATES, draw, draw_first
 from rap_jax.config import AttackConfig
 from rap_jax.evaluation.accuracy import wilson_interval
+from rap_jax.models import use_cpu_form
+from rap_jax.models.cpu_forms import fast_on_cpu
 
 Logits = Callable[[np.ndarray], Any]
 NOTE = (
@@ -56,7 +58,7 @@ def measure(
     threat_model = ThreatModel(attack.norm, attack.epsilon)
     attack_float = functools.partial(
         pgd,
-        float_logits,
+        fast_on_cpu(float_logits) if use_cpu_form("auto") else float_logits,
         threat_model=threat_model,
         step_size=attack.step_size,
         num_steps=attack.num_steps,

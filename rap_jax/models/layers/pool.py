@@ -36,7 +36,8 @@ exact on paper (a region of equal non-zero pixels) differently in the two implem
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -142,13 +143,26 @@ def _norm_relu_pool(
     images: jax.Array, kernel: jax.Array, norm: Callable[[jax.Array], jax.Array], implementation: Implementation
 ) -> jax.Array:
     """Pooling of relu(norm(convolution)), as `conv_relu_pool`; `norm` maps [..., F] -> [..., F], by all axes."""
-    even = images.shape[1] % 2 == 0 and images.shape[2] % 2 == 0
-    if not use_cpu_form(implementation) or not even or _is_large(kernel):
+    if not use_cpu_form(implementation) or not has_conv_pool(images, kernel):
         outputs = conv2d(images, kernel, padding=kernel.shape[0] // 2, implementation=implementation)
         return nn.relu(max_pool(norm(outputs)))
+    return nn.relu(conv_pool(images, kernel, norm))
+
+
+def has_conv_pool(images: jax.Array, kernel: jax.Array) -> bool:
+    """Whether `conv_pool` takes images [N, H, W, C] and a kernel [k, k, C, F], and is the quicker form for them."""
+    even = images.shape[1] % 2 == 0 and images.shape[2] % 2 == 0
+    return even and kernel.shape[0] % 2 == 1 and not _is_large(kernel)
+
+
+def conv_pool(images: jax.Array, kernel: jax.Array, between: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """2x2 max pooling of between(convolution), stride 1, "same" padding, where `has_conv_pool`; for the CPU.
+
+    `between` maps [..., F] -> [..., F], entry by entry, or by all axes but the last.
+    """
     scores = _window_scores(images, kernel)
-    normed = norm(scores.reshape(*scores.shape[:4], -1, kernel.shape[3])).reshape(scores.shape)
-    return _from_windows(nn.relu(_first_max(normed)), kernel)
+    changed = between(scores.reshape(*scores.shape[:4], -1, kernel.shape[3])).reshape(scores.shape)
+    return _from_windows(_first_max(changed), kernel)
 
 
 def _relu_with_bias(pooled: jax.Array, bias: jax.Array) -> jax.Array:
@@ -231,6 +245,29 @@ def _is_first_max(scores: jax.Array) -> jax.Array:
     top = jnp.maximum(first, second) >= jnp.maximum(third, fourth)
     left, below_left = first >= second, third >= fourth
     return jnp.stack([top & left, top & ~left, ~top & below_left, ~top & ~below_left], axis=3)
+
+
+def pool_windows(
+    images: jax.Array,
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    kind: Literal["max", "sum"],
+) -> jax.Array:
+    """`lax.reduce_window` without dilation, along the axes one after the other; the gradient of equals as in it.
+
+    Args:
+        images: any array of floats.
+        window, strides, padding: for each of its axes; padding has no part in a maximum and is 0 in a sum.
+        kind: what is taken of a window.
+    """
+    fill, join = (-jnp.inf, _maximum) if kind == "max" else (0.0, jnp.add)
+    pooled = lax.pad(images, jnp.asarray(fill, images.dtype), [(before, after, 0) for before, after in padding])
+    for axis in reversed(range(images.ndim)):
+        end = (pooled.shape[axis] - window[axis]) // strides[axis] * strides[axis] + 1
+        shifted = [lax.slice_in_dim(pooled, i, i + end, strides[axis], axis) for i in range(window[axis])]
+        pooled = functools.reduce(join, shifted)
+    return pooled
 
 
 @jax.jit  # so that it stays one call in a jaxpr, by whose program an export to ONNX knows it
