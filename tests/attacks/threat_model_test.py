@@ -30,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fab": {"num_steps": 3},
     "fab_targeted": {"num_targets": 2, "num_steps": 3},
     "square": {"num_steps": 5},
+    "pma": {"num_steps": 3},
     "cw_l2": {"num_steps": 10, "num_search_steps": 2, "initial_c": 1.0},
 }
 by_norm = pytest.mark.parametrize("norm", NORMS)
