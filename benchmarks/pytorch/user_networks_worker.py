@@ -45,7 +45,7 @@ def run_pgd(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsi
 def main(case: str, path: str) -> None:
     """Answers the requests of `benchmarks.user_networks`."""
     torch.set_num_threads(num_cores())
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     state = {name.removeprefix("state/"): value for name, value in arrays.items() if name.startswith("state/")}
     network, epsilon = network_of(case, state), float(arrays["epsilon"])
