@@ -49,7 +49,7 @@ CASES = ("trades", *(f"resnet18_{channels}" for channels in CHANNELS))
 def write_case(case: str, path: Path, arguments: argparse.Namespace) -> None:
     """Weights, images and labels of a case, as both sides read them."""
     if case == "trades":
-        with np.load(arguments.trades) as file:
+        with np.load(arguments.trades, allow_pickle=False) as file:
             state = {name: file[name] for name in file.files}
         test = load_dataset(DataConfig("mnist", raw_data_dir=arguments.raw_data_dir), seed=0).test
         images, labels = np.asarray(to_unit(test.images[:PGD_IMAGES])), test.labels[:PGD_IMAGES]

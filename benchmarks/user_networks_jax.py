@@ -101,7 +101,7 @@ def variables_of(network: nn.Module, state: Mapping[str, np.ndarray]) -> Any:
 
 def network_of(case: str, path: str) -> Callable[[jax.Array], jax.Array]:
     """Images [N, H, W, C] -> logits [N, 10], with XLA's convolutions."""
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         state = {name.removeprefix("state/"): file[name] for name in file.files if name.startswith("state/")}
     if case == "trades":
         sys.path.append(str(_TRADES))
@@ -117,7 +117,7 @@ def main(case: str, path: str, cache: str) -> None:
     """Answers the requests of `benchmarks.user_networks`. Devices are those of the commands."""
     start_cpu_devices(0, batch_size=64)
     enable_compilation_cache(cache)
-    arrays, logits_fn = np.load(path), network_of(case, path)
+    arrays, logits_fn = np.load(path, allow_pickle=False), network_of(case, path)
     images, labels, epsilon = arrays["images"], arrays["labels"], float(arrays["epsilon"])
     threat_model, key = ThreatModel("linf", epsilon), jax.random.key(0)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

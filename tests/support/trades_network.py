@@ -22,7 +22,7 @@ def trades_network(path: str | Path) -> Callable[[jax.Array], jax.Array]:
     Returns:
       Images [N, 28, 28, 1] in [0, 1] -> logits [N, 10].
     """
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         arrays = {name.split(".", 1)[1]: jnp.asarray(file[name]) for name in file.files}
     kernels = [arrays[f"conv{number}.weight"].transpose(2, 3, 1, 0) for number in range(1, 5)]
 
