@@ -3,10 +3,8 @@
 python -m benchmarks.user_networks_jax CASE ARRAYS.npz CACHE
 """
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 import rap_jax as rap
+from benchmarks.trades_network import trades_network
 from benchmarks.worker import Answer, clocked, serve
 from launch.command import enable_compilation_cache
 from rap_jax._runtime.devices import start_cpu_devices
@@ -23,7 +22,6 @@ from rap_jax.evaluation.correctness import on_each_device
 
 CHANNELS = (16, 64)
 NUM_STEPS = 5
-_TRADES = Path(__file__).parents[1] / "tests" / "support"
 
 
 class ConvNorm(nn.Module):
@@ -104,10 +102,9 @@ def network_of(case: str, path: str) -> Callable[[jax.Array], jax.Array]:
     with np.load(path, allow_pickle=False) as file:
         state = {name.removeprefix("state/"): file[name] for name in file.files if name.startswith("state/")}
     if case == "trades":
-        sys.path.append(str(_TRADES))
         weights = f"{path}.state.npz"
         np.savez(weights, **state)
-        return importlib.import_module("trades_network").trades_network(weights)
+        return trades_network(weights)
     network = ResNet18(int(case.rpartition("_")[2]))
     variables = jax.device_put(variables_of(network, state))
     return lambda images: network.apply(variables, images)  # type: ignore[return-value]
