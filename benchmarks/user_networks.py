@@ -8,6 +8,8 @@ compiled before. Needs the extra `bench`, and for TRADES its weights by their na
 """
 
 import argparse
+import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,9 +42,12 @@ COLUMNS = (
     Column("pytorch", "PyTorch", ".2f"),
     Column("over_xla", "XLA / fast", ".2f"),
     Column("over_pytorch", "PyTorch / fast", ".2f"),
+    Column("processor_over_pytorch", "the same in processor time", ".2f"),
     Column("robust", "robust: rap_jax, official"),
     Column("other_cores", "cores used by others", ".1f"),
 )
+# Threads that wait do not spin: beside other programs that would be most of their time.
+_PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 CASES = ("trades", *(f"resnet18_{channels}" for channels in CHANNELS))
 
 
@@ -68,7 +73,7 @@ def measure(case: str, arguments: argparse.Namespace) -> Rows:
         path = Path(folder) / "arrays.npz"
         write_case(case, path, arguments)
         ours = Worker("benchmarks.user_networks_jax", case, str(path), str(Path(folder) / "compiled"))
-        theirs = Worker("benchmarks.pytorch.user_networks_worker", case, str(path))
+        theirs = Worker("benchmarks.pytorch.user_networks_worker", case, str(path), environment=_PASSIVE)
         workers = {"xla": (ours, {"fast": False}), "fast_on_cpu": (ours, {"fast": True}), "pytorch": (theirs, {})}
         rows = {f"{case}/pgd": _row("pgd", workers, PGD_IMAGES, arguments)}
         if arguments.num_images:
@@ -82,12 +87,14 @@ def measure(case: str, arguments: argparse.Namespace) -> Rows:
 def _row(
     work: str, workers: dict[str, tuple[Worker, dict[str, Any]]], count: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    robust: dict[str, str] = {}
+    robust, processor = dict[str, str](), dict[str, list[float]]()
 
     def turn(name: str) -> Answer:
         worker, settings = workers[name]
         answer = worker.ask(work, count=count, **settings)
         robust[name] = answer.get("robust", "")
+        processor.setdefault(name, []).append(answer["processor_seconds"])
+        print(name, work, answer, file=sys.stderr, flush=True)
         return answer
 
     for name in workers if work == "pgd" else [name for name in workers if name != "pytorch"]:
@@ -97,6 +104,9 @@ def _row(
     times = in_turn(ways, rounds=rounds, max_tries=1)
     row: dict[str, Any] = {name: side.median for name, side in times.items()}
     row |= {f"{name}_seconds": side.seconds for name, side in times.items()}
+    used = {name: statistics.median(seconds[-rounds:]) for name, seconds in processor.items()}
+    row |= {f"{name}_processor": seconds for name, seconds in used.items()}
+    row["processor_over_pytorch"] = used["pytorch"] / used["fast_on_cpu"]
     row["over_xla"] = row["xla"] / row["fast_on_cpu"] if "xla" in row else None
     row["over_pytorch"] = row["pytorch"] / row["fast_on_cpu"]
     row["robust"] = ", ".join(filter(None, (robust["fast_on_cpu"], robust["pytorch"])))
