@@ -27,8 +27,8 @@ from rap_jax.data import load_dataset, to_unit
 
 PGD_IMAGES = 64
 ABOUT = """\
-Networks of others, in turn in processes of their own; median of the rounds, seconds. The machine was shared with other
-programs, whose cores stand in the last column: the ratios in processor time are the ones to trust.
+Networks of others, in turn in processes of their own; median of the rounds, seconds. The last column says
+how busy the machine was with other programs: where it was, trust the ratios in processor time.
 
 - pgd: 5 steps of PGD on 64 images.
 - auto_attack: AutoAttack standard as called by default against the official code (pyautoattack); compiled before.
