@@ -9,7 +9,7 @@ case over all attacks, for each example.
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -27,14 +27,12 @@ from rap_jax.config import AttackConfig, EvaluationConfig
 from rap_jax.data import padded_batches
 from rap_jax.evaluation.accuracy import wilson_interval
 from rap_jax.evaluation.auto_attack import AutoAttackResult, Version, auto_attack
-from rap_jax.evaluation.auto_attack.inputs import takes_gradients
-from rap_jax.evaluation.auto_attack.programs import AttackPrograms, is_on_cpu
-from rap_jax.evaluation.auto_attack.versions import Component, components_of
+from rap_jax.evaluation.auto_attack.programs import AttackPrograms, form_for_attacks
+from rap_jax.evaluation.auto_attack.versions import Component
 from rap_jax.evaluation.correctness import Correctness, Examples
 from rap_jax.evaluation.diagnostics import MOST_IMAGES, Finding, diagnose
 from rap_jax.evaluation.network import AttackedNetwork
 from rap_jax.evaluation.predictions import Predictor, Sample
-from rap_jax.models.cpu_forms import fast_on_cpu
 from rap_jax.runs.folder import RunFolder
 
 
@@ -186,16 +184,21 @@ def accuracy_of(correct: np.ndarray, kind: str = "robust") -> dict[str, Any]:
     }
 
 
-def masking_of(worst: WorstCase, gradient_free: Collection[str]) -> dict[str, Any] | None:
-    """How many images attacks without gradients broke that all others had left; None if there were none."""
-    if not gradient_free:
+def masking_of(worst: WorstCase, attack: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How many images random search broke that all other attacks had left; None if there was no search.
+
+    Args:
+      attack: what results.json says of AutoAttack; None if it was not run.
+    """
+    searches = [part["name"] for part in attack["parts"] if part["random_search"]] if attack else []
+    if not searches:
         return None
-    broken = int(np.isin(worst.broken_by, list(gradient_free)).sum())
+    broken = int(np.isin(worst.broken_by, searches).sum())
     total = len(worst.broken_by)
     return {
-        "attacks": list(gradient_free),
+        "attacks": searches,
         "broken": broken,
-        "left_by_gradients": broken + int(worst.robust.sum()),
+        "left_by_others": broken + int(worst.robust.sum()),
         "share": broken / total,
         "num_examples": total,
     }
@@ -279,7 +282,7 @@ def diagnostics(setup: Setup) -> dict[str, Any]:
             look()
 
         diagnosis = diagnose(
-            fast_on_cpu(network.logits_fn) if network.fast_on_cpu and is_on_cpu(setup.mesh) else network.logits_fn,
+            form_for_attacks(network.logits_fn, setup.mesh, network.fast_on_cpu),
             sample.images,
             sample.labels,
             threat_model=setup.threat_model,
@@ -310,18 +313,10 @@ def _pgd(setup: Setup, pgd: AttackConfig) -> AttackReport:
 def _auto_attack(setup: Setup, version: Version) -> AttackReport:
     found = _ensemble(setup, "auto_attack", version, setup.components)
     name = f"AutoAttack {version}" if setup.components is None else "given attacks"
-    of_version: Callable[[Version], tuple[Component, ...]] = lambda version: components_of(
-        version, threat_model=setup.threat_model, num_classes=setup.sample.num_classes
-    )
-    chosen, standard = tuple(setup.components or of_version(version)), of_version("standard")
-    shape = setup.sample.images.shape[1:], setup.sample.num_classes
-    about: dict[str, Any] = {
-        "version": version,
-        "gradient_free": [one.name for one in chosen if not takes_gradients(one.attack, *shape)],
-    }
+    about: dict[str, Any] = {"version": version}
     # Versions that begin with the attacks of `standard` give its accuracy on the way.
-    if len(chosen) > len(standard) and chosen[: len(standard)] == standard:
-        first = found.components[: len(standard)]
+    if 0 < found.num_standard < len(found.components):
+        first = found.components[: found.num_standard]
         about["standard"] = {"parts": [one.name for one in first], "seconds": sum(one.seconds for one in first)}
     return _as_attack(name, found, about)
 

@@ -55,7 +55,8 @@ def fast_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
       The function. Values and gradients equal those of `function` up to rounding. If it has nothing to change, or names
       a mesh of its own, it is called as it is. With `cpu_conv` in it, it has reverse mode only: `jax.jvp`,
-      `jax.jacfwd` and `jax.linearize` raise the `TypeError` of JAX for functions with a `custom_vjp`.
+      `jax.jacfwd` and `jax.linearize` raise the `TypeError` of JAX for functions with a `custom_vjp`. It is traced at
+      every call, so it belongs inside of `jax.jit`, as in an attack.
 
     Raises:
       ValueError: it cannot be called.

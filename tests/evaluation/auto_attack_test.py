@@ -18,7 +18,7 @@ from rap_jax.attacks.fab import Fab
 from rap_jax.attacks.square import HybridSquare, Square
 from rap_jax.attacks.stepwise import run_attack
 from rap_jax.attacks.stepwise_pgd import Pgd
-from rap_jax.evaluation.auto_attack import AutoAttackResult, auto_attack
+from rap_jax.evaluation.auto_attack import AutoAttackResult, auto_attack, versions
 from rap_jax.evaluation.auto_attack.programs import Programs, steps_between_checks
 from rap_jax.evaluation.auto_attack.slots import Slots, even_slots
 from rap_jax.evaluation.auto_attack.versions import NAMES, Component, components_of, stream_of
@@ -212,7 +212,7 @@ def test_strong_begins_with_standard(num_classes: int) -> None:
     assert [stream_of(component.name) for component in standard] == [stream_of(c.name) for c in strong[: len(standard)]]
 
 
-def test_what_strong_says_of_standard() -> None:
+def test_what_strong_says_of_standard(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a network whose gradient points the other way."""
     masked = lambda x: logits_fn(2 * jax.lax.stop_gradient(x) - x)
     standard = (Component("apgd-ce", Apgd(THREAT_MODEL, num_steps=5)), Component("square", Square(THREAT_MODEL, 10)))
@@ -221,6 +221,9 @@ def test_what_strong_says_of_standard() -> None:
     run = lambda version, components: auto_attack(
         masked, IMAGES, LABELS, **settings, version=version, components=components
     )
+    other = run("standard", standard)
+    assert other.standard_accuracy is None  # same names, other settings: its number is not that of AutoAttack
+    monkeypatch.setattr(versions, "components_of", lambda version, **_: standard)
     before, strong = run("standard", standard), run("strong", (*standard, hybrid))
     assert strong.standard_accuracy == before.robust_accuracy == before.standard_accuracy > strong.robust_accuracy
     first = strong.broken_by != "square-hybrid"

@@ -15,9 +15,8 @@ from tiny_run import COMPONENTS, CONFIG, make_run, mislabelled, tiny_function
 from rap_jax.attacks import ThreatModel
 from rap_jax.config import EvaluationConfig
 from rap_jax.evaluation import certified, robustness, suite
-from rap_jax.evaluation.auto_attack import auto_attack
-from rap_jax.evaluation.auto_attack.inputs import takes_gradients
-from rap_jax.evaluation.auto_attack.versions import Component, components_of
+from rap_jax.evaluation.auto_attack import auto_attack, versions
+from rap_jax.evaluation.auto_attack.versions import Component
 from rap_jax.evaluation.certificates import certify
 from rap_jax.evaluation.certified import Proofs, check_certifiable
 from rap_jax.evaluation.network import AttackedNetwork, open_network
@@ -130,19 +129,13 @@ def test_a_network_of_a_run_is_bounded_in_its_plain_form(tmp_path: Path) -> None
     assert "conv_general_dilated" in str(shown) and str(shown) != str(jax.make_jaxpr(network.logits_fn)(images))
 
 
-def test_which_attacks_take_gradients() -> None:
-    threat_model = ThreatModel("linf", 0.1)
-    for version in ("plus", "rand"):
-        for name, attack, _ in components_of(version, threat_model=threat_model, num_classes=10):  # type: ignore[arg-type]
-            assert takes_gradients(attack, (8, 8, 1), 10) == (name != "square"), name
-
-
-def test_images_that_only_attacks_without_gradients_broke_are_counted() -> None:
+def test_images_that_only_random_search_broke_are_counted() -> None:
     by = np.array(["clean", "pgd-ce", "square", "apgd-ce", "square", "", "", ""])
     worst = WorstCase(by, SAMPLE.images[:8], None)  # type: ignore[arg-type]
-    assert masking_of(worst, ()) is None
-    assert masking_of(worst, ["square", "other"]) == {
-        "attacks": ["square", "other"], "broken": 2, "left_by_gradients": 5, "share": 0.25, "num_examples": 8,
+    parts = [{"name": name, "random_search": name != "apgd-ce"} for name in ("apgd-ce", "square", "other")]
+    assert masking_of(worst, None) is masking_of(worst, {"parts": parts[:1]}) is None
+    assert masking_of(worst, {"parts": parts}) == {
+        "attacks": ["square", "other"], "broken": 2, "left_by_others": 5, "share": 0.25, "num_examples": 8,
     }  # fmt: skip
 
 
@@ -151,13 +144,13 @@ def test_a_version_that_begins_with_standard_gives_its_accuracy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = (*COMPONENTS, Component("square-2", dataclasses.replace(COMPONENTS[1].attack, num_steps=40)))  # type: ignore[type-var]
-    monkeypatch.setattr(suite, "components_of", lambda version, **_: COMPONENTS if version == "standard" else more)
+    monkeypatch.setattr(versions, "components_of", lambda version, **_: COMPONENTS)
     short = lambda *given, **settings: auto_attack(*given, **settings | {"components": settings["components"] or more})
     monkeypatch.setattr(suite, "auto_attack", short)
     smooth = NETWORK._replace(logits_fn=tiny_function(), name="smooth")
     results = evaluate(tmp_path, smooth, auto_attack="plus", certify="none")
     found, parts = results["auto_attack"]["standard"], results["auto_attack"]["parts"]
-    assert found["parts"] == ["apgd-ce", "square"] and results["auto_attack"]["gradient_free"] == ["square", "square-2"]
+    assert found["parts"] == ["apgd-ce", "square"]
     assert found["robust_accuracy"] == parts[1]["robust_accuracy"] >= results["auto_attack"]["robust_accuracy"]
     assert found["seconds"] == pytest.approx(parts[0]["seconds"] + parts[1]["seconds"])
     lines = [line.split("|")[1].strip() for line in (tmp_path / "report.md").read_text().splitlines() if "|" in line]

@@ -43,7 +43,7 @@ from rap_jax.evaluation.auto_attack.inputs import (
     for_this_platform,
     refuse_logits,
 )
-from rap_jax.evaluation.auto_attack.programs import Programs, is_on_cpu
+from rap_jax.evaluation.auto_attack.programs import Programs, form_for_attacks
 from rap_jax.evaluation.auto_attack.record import Record, Saved, load, save
 from rap_jax.evaluation.auto_attack.result import AutoAttackResult, ComponentResult, component_names
 from rap_jax.evaluation.auto_attack.slots import Found, Slots, even_slots, num_slots_of
@@ -53,9 +53,11 @@ from rap_jax.evaluation.auto_attack.versions import (
     Version,
     check_components,
     components_of,
+    num_standard,
     stream_of,
 )
 from rap_jax.evaluation.diagnostics import (
+    Finding,
     check_alone,
     check_left_out,
     check_quick,
@@ -63,7 +65,6 @@ from rap_jax.evaluation.diagnostics import (
     check_strong,
     diagnose,
 )
-from rap_jax.models import cpu_forms
 
 _SECONDS_BETWEEN_SAVES = 30.0
 
@@ -143,8 +144,6 @@ def auto_attack(
         findings += diagnose(network.attacked, images, labels, threat_model=threat_model, key=key).findings
     begin = Saved(Record.begin(images, ~clean.correct, clean.margin), 1, {})
     record, results = run.go_on(load(path, images, identity) if path is not None and path.exists() else begin)
-    robust_after = {component.name: component.robust_accuracy for component in results}
-    findings += check_square(robust_after, len(images))
     result = AutoAttackResult(
         version=version,
         threat_model=threat_model,
@@ -154,12 +153,24 @@ def auto_attack(
         size=record.size,
         margin=record.margin,
         clean_margin=record.clean_margin,
+        num_standard=num_standard(chosen, threat_model=threat_model, num_classes=num_classes),
     )
-    findings += check_quick(version, result.masked_share, len(images))
-    findings += check_strong(result.standard_accuracy, result.robust_accuracy, len(images))
-    for finding in findings:
+    return _with_findings(result, findings)
+
+
+def _with_findings(result: AutoAttackResult, findings: list[Finding]) -> AutoAttackResult:
+    """The result with these findings and those that follow from it; each is logged as a warning."""
+    num_images = len(result.broken_by)
+    robust_after = {component.name: component.robust_accuracy for component in result.components}
+    found = [
+        *findings,
+        *check_square(robust_after, num_images),
+        *check_quick(result.version, result.masked_share, num_images),
+        *check_strong(result.standard_accuracy, result.robust_accuracy, num_images),
+    ]
+    for finding in found:
         logging.warning("%s: %s", finding.name, finding.text)
-    return dataclasses.replace(result, findings=tuple(findings))
+    return dataclasses.replace(result, findings=tuple(found))
 
 
 class _Network(NamedTuple):
@@ -176,12 +187,12 @@ class _Network(NamedTuple):
     mesh: jax.sharding.Mesh
     places_itself: bool
     num_slots: int  # images at a time, over all devices
-    fast_on_cpu: bool  # whether an attack goes by `cpu_forms`
+    fast_on_cpu: bool  # whether an attack on a CPU goes by `cpu_forms`
 
     @property
     def attacked(self) -> LogitsFn:
         """The function in the form that an attack goes by."""
-        return cpu_forms.fast_on_cpu(self.logits_fn) if self.fast_on_cpu else self.logits_fn
+        return form_for_attacks(self.logits_fn, self.mesh, self.fast_on_cpu)
 
     def programs(self, threat_model: ThreatModel) -> Programs:
         """Its programs for a threat model."""
@@ -214,7 +225,7 @@ def _open_network(
     own = own_mesh(traced.jaxpr)
     if own is not None:
         mesh, num_slots = own, num_slots_of(batch_size, len(images), own)
-    fast = fast_on_cpu and own is None and is_on_cpu(mesh)
+    fast = fast_on_cpu and own is None
     return _Network(logits_fn, draw, num_classes, batch, traced.no_gradient, mesh, own is not None, num_slots, fast)
 
 

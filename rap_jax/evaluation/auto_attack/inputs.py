@@ -147,21 +147,6 @@ def check_gradients(
         )
 
 
-def takes_gradients(attack: StepwiseAttack, image_shape: tuple[int, ...], num_classes: int) -> bool:
-    """Whether an attack takes gradients of its network: it cannot be traced with one that refuses them."""
-
-    @jax.custom_jvp
-    def network(images: jax.Array) -> jax.Array:
-        return jnp.zeros((len(images), num_classes)) + images.sum()
-
-    @network.defjvp
-    def refuse(primals: Any, tangents: Any) -> Any:
-        raise ValueError("This network has no gradient.")
-
-    batch = jax.ShapeDtypeStruct((2, *image_shape), np.float32)
-    return not _can_be_traced(attack, lambda images, *draw: network(images), batch)
-
-
 def _can_be_traced(attack: StepwiseAttack, logits_fn: LogitsFn, batch: jax.ShapeDtypeStruct) -> bool:
     numbers = jnp.zeros(batch.shape[0], jnp.int32)
     keys = jax.random.split(jax.random.key(0), len(numbers))

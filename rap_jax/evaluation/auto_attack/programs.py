@@ -57,7 +57,7 @@ class Programs:
     ):
         self._logits_fn, self._mesh, self._randomized = logits_fn, mesh, randomized
         self._threat_model, self._places_itself = threat_model, places_itself
-        self._fast_on_cpu = fast_on_cpu and not places_itself and is_on_cpu(mesh)
+        self._fast_on_cpu = fast_on_cpu and not places_itself
         # What is split over these devices already stays so.
         stays = lambda array: places_itself and array.sharding.device_set == set(mesh.devices.flat)
         self.captured = [array if stays(array) else jax.device_put(array, replicated(mesh)) for array in captured]
@@ -75,7 +75,7 @@ class Programs:
     @property
     def runs_ahead(self) -> bool:
         """Whether a device goes on while the host does something else: a CPU has no time for both."""
-        return not is_on_cpu(self._mesh)
+        return not _is_on_cpu(self._mesh)
 
     def predict(
         self,
@@ -125,8 +125,7 @@ class Programs:
 
     def attacked(self, captured: Captured) -> LogitsFn:
         """`unbound`, in the form that an attack goes by."""
-        logits_fn = self.unbound(captured)
-        return cpu_forms.fast_on_cpu(logits_fn) if self._fast_on_cpu else logits_fn
+        return form_for_attacks(self.unbound(captured), self._mesh, self._fast_on_cpu)
 
     def _predict_batch(self, captured: Captured, key: jax.Array, batch: Any) -> Correctness:
         adversarial, images, labels, numbers = batch
@@ -181,8 +180,12 @@ class AttackPrograms:
         return state, Attacked(found, ~found.correct & state.broken, valid)
 
 
-def is_on_cpu(mesh: Mesh) -> bool:
-    """Whether its devices are those of a CPU."""
+def form_for_attacks(logits_fn: LogitsFn, mesh: Mesh, fast_on_cpu: bool) -> LogitsFn:
+    """The network as attacks on the devices of a mesh see it: on a CPU by `cpu_forms`, if it is wanted."""
+    return cpu_forms.fast_on_cpu(logits_fn) if fast_on_cpu and _is_on_cpu(mesh) else logits_fn
+
+
+def _is_on_cpu(mesh: Mesh) -> bool:
     return bool(mesh.devices.flat[0].platform == "cpu")
 
 

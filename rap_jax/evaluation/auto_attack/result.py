@@ -8,7 +8,6 @@ import numpy as np
 from rap_jax.attacks import ThreatModel
 from rap_jax.evaluation.accuracy import wilson_interval
 from rap_jax.evaluation.auto_attack.record import CLEAN, ROBUST
-from rap_jax.evaluation.auto_attack.versions import ORDER
 from rap_jax.evaluation.diagnostics import Finding
 
 
@@ -37,6 +36,7 @@ class AutoAttackResult:
     size: np.ndarray  # norm of the perturbation
     margin: np.ndarray  # of the best wrong logit over the right one at `adversarial`: above 0 where misclassified
     clean_margin: np.ndarray  # the same at the clean image
+    num_standard: int = 0  # of the components, the first ones: all of version `standard`; 0 if they are not
     findings: tuple[Finding, ...] = ()  # what should make one doubt the numbers
 
     @property
@@ -61,12 +61,8 @@ class AutoAttackResult:
 
     @property
     def standard_accuracy(self) -> float | None:
-        """Robust accuracy under the components of `standard`, of which those of `strong` begin; else None."""
-        names = [component.name for component in self.components]
-        standard = [name for name in ORDER["standard"] if name in names]
-        if self.version not in ("standard", "strong") or "square" not in names or names[: len(standard)] != standard:
-            return None
-        return self.components[len(standard) - 1].robust_accuracy
+        """Robust accuracy under version `standard`, with which `strong` begins; None if it was not run."""
+        return self.components[self.num_standard - 1].robust_accuracy if self.num_standard else None
 
     @property
     def masked_share(self) -> float:

@@ -162,3 +162,9 @@ def components_of(version: Version, *, threat_model: ThreatModel, num_classes: i
     }
     found = (made[name]() for name in ORDER[version])
     return tuple(component for component in found if component.least_classes <= num_classes)
+
+
+def num_standard(components: Sequence[Component], *, threat_model: ThreatModel, num_classes: int) -> int:
+    """How many components, the first ones, are all of version `standard`, with its settings; 0 if they are not."""
+    standard = components_of("standard", threat_model=threat_model, num_classes=num_classes)
+    return len(standard) if tuple(components[: len(standard)]) == standard else 0
