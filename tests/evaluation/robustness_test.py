@@ -154,6 +154,10 @@ def test_pgd_is_worst_case_over_restarts_and_losses(done: Done, network: Attacke
     assert done.results["pgd"]["robust_accuracy"] == (~broken).mean()
 
 
+def test_given_attacks_are_not_called_standard(done: Done) -> None:
+    assert done.results["auto_attack"]["name"] == "given attacks" and "standard" not in done.results["auto_attack"]
+
+
 def test_pgd_on_one_loss(done: Done, network: AttackedNetwork, tmp_path: Path) -> None:
     found = evaluate(tmp_path / "margin", network, auto_attack="none", components=None, pgd_losses=("margin",)).results
     assert [part["name"] for part in done.results["pgd"]["parts"]] == ["pgd-ce", "pgd-margin"]
