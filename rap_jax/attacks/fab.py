@@ -18,6 +18,7 @@ Differs from the authors' code (fra31/auto-attack):
 (3) It is given w.x - b, which is the difference of the logits, and not b, so the rounding of w.x has no part in it.
 (4) Gradients of differences of logits are taken instead of differences of gradients.
 (5) Each example has its own key. Restart 0 of every target draws nothing, here as there, and goes the same way.
+
 What stays: a check of each point costs a forward pass, and its gradient another. What is misclassified is drawn back in
 between, so one pass for both would go another way.
 """

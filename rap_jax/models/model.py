@@ -151,7 +151,7 @@ def from_linen(
 
 
 def num_params(params: Params) -> int:
-    """How many numbers `params` holds; arrays and `jax.ShapeDtypeStruct`s both count."""
+    """How many numbers `params` holds; arrays, and each `jax.ShapeDtypeStruct` too."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

@@ -1,6 +1,5 @@
-"""foolbox's JAX attacks on a network of this package, by the README's code, and their agreement with ours."""
+"""foolbox's JAX attacks on a network of this package, by the code of the docs, and their agreement with ours."""
 
-import re
 from typing import Any, NamedTuple
 
 import foolbox
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from repository import ROOT
+from pages import DOCS, block_with
 
 from rap_jax.attacks import ThreatModel, cw_l2, fgsm, pgd
 from rap_jax.attacks.losses import cross_entropy
@@ -18,8 +17,8 @@ from rap_jax.models import Model, create_model
 
 pytestmark = pytest.mark.e2e
 
-README = (ROOT / "README.md").read_text()
-EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10  # those of the README's code
+PAGE = DOCS / "tutorials/auto_attack.md"
+EPSILON, STEP_SIZE, NUM_STEPS = 8 / 255, 2 / 255, 10  # those of the docs' code
 
 
 class Trained(NamedTuple):
@@ -66,11 +65,10 @@ def train() -> Trained:
 
 @pytest.fixture(name="names", scope="module")
 def run_readme(trained: Trained) -> dict[str, Any]:
-    """What the README's foolbox code leaves behind."""
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import foolbox" in block)
+    """What the docs' foolbox code leaves behind."""
     weights = {"model": trained.model, "params": trained.params, "batch_stats": {}}
     names = weights | {"images": trained.images, "labels": trained.labels}
-    exec(code, names)
+    exec(block_with(PAGE, "import foolbox"), names)
     return names
 
 

@@ -1,4 +1,4 @@
-"""What BUILD.md says of adding an attack, a network and a data set, and then a whole run."""
+"""What docs/contributing.md says of adding an attack, a network and a data set, and then a whole run."""
 
 import dataclasses
 import hashlib
@@ -25,14 +25,14 @@ from rap_jax.models import create
 from rap_jax.runs.network import load_network
 from rap_jax.training import pipeline
 
-BUILD = (ROOT / "BUILD.md").read_text()
+PAGE = (ROOT / "docs/contributing.md").read_text()
 CONFIG = tiny.tiny_config()
 SHORT = dataclasses.replace(CONFIG.pretrain, num_epochs=1)
 
 
 def file_and_line(heading: str) -> tuple[str, str, str]:
-    """Name and content of the file that a section of BUILD.md shows, and the line that goes into the table."""
-    section = BUILD.split(f"## {heading}\n")[1].split("\n## ")[0]
+    """Name and content of the file that a section shows, and the line that goes into the table."""
+    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
     name = re.findall(r"`rap_jax/(?:attacks|models|data)/(\w+)\.py`:\n", section)[0]
     code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
     return name, code, re.findall(r'`("\w+": [^`]*),`', section)[0]
@@ -96,7 +96,7 @@ def test_a_new_network_on_a_new_data_set(modules: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("threat_model", [ThreatModel("linf", 0.3), ThreatModel("l2", 1.0)])
 def test_a_new_attack(modules: Path, threat_model: ThreatModel) -> None:
-    section = BUILD.split("## To add an attack\n")[1].split("\n## ")[0]
+    section = PAGE.split("## To add an attack\n")[1].split("\n## ")[0]
     (modules / "random_search.py").write_text(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0])
     attack = __import__("random_search").RandomSearch(threat_model, num_steps=20, num_restarts=2)
     images = np.random.default_rng(0).uniform(0, 1, (12, 4, 4, 1)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The README's code that reads exported files runs as it stands there, where this package cannot be imported."""
+"""The code of the docs that reads exported files runs as it stands there, where this package cannot be imported."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from exported_run import make_pruned_run, whole_logits_fn
-from readme_test import block_with
+from pages import DOCS, block_with
 
 from rap_jax.export import open_exported_network, write_file
 
@@ -28,6 +28,7 @@ images = np.load("images.npy")
 {code}
 np.savez("found.npz", **{{name: globals()[name] for name in {results}}})
 """
+PAGE = DOCS / "tutorials/compact_and_export.md"
 OURS = {"rap_jax", "flax", "launch", "orbax", "optax", "tests"}
 
 
@@ -62,14 +63,14 @@ def expected(folder: Path, name: str) -> np.ndarray:
 
 
 def test_stablehlo_with_jax_alone(folder: Path) -> None:
-    found = alone(folder, block_with("export.deserialize"), ["logits", "gradient"], {"onnx", "onnxruntime"})
+    found = alone(folder, block_with(PAGE, "export.deserialize"), ["logits", "gradient"], {"onnx", "onnxruntime"})
     for name in ("logits", "gradient"):
         np.testing.assert_allclose(found[name], expected(folder, name), atol=1e-4)
     assert np.abs(found["gradient"]).max() > 1e-3
 
 
 def test_onnx_with_onnxruntime_alone(folder: Path) -> None:
-    found = alone(folder, block_with("import onnxruntime"), ["logits", "metadata"], {"jax", "onnx"})
+    found = alone(folder, block_with(PAGE, "import onnxruntime"), ["logits", "metadata"], {"jax", "onnx"})
     np.testing.assert_allclose(found["logits"], expected(folder, "logits"), atol=1e-4)
     assert json.loads(str(found["metadata"]))["format"] == "onnx"
 
@@ -79,7 +80,7 @@ def test_npz_with_numpy_alone(folder: Path, tmp_path: Path) -> None:
     write_file(exported, "npz", tmp_path / "network.npz")
     np.save(tmp_path / "images.npy", np.zeros(1))
     found = alone(
-        tmp_path, block_with('file["metadata"]'), ["bias", "kernel", "metadata"], {"jax", "onnx", "onnxruntime"}
+        tmp_path, block_with(PAGE, 'file["metadata"]'), ["bias", "kernel", "metadata"], {"jax", "onnx", "onnxruntime"}
     )
     for name in ("kernel", "bias"):
         np.testing.assert_array_equal(found[name], exported.weights.params["fc1"][name])
@@ -92,7 +93,7 @@ def test_safetensors_in_pytorch(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.chdir(folder)
     network = torch_network("lenet_mnist", 1, (8, 8, 1))
-    exec(block_with("load_state_dict"), {"network": network})
+    exec(block_with(PAGE, "load_state_dict"), {"network": network})
     with torch.no_grad():
         found = network(torch.from_numpy(np.load("images.npy").transpose(0, 3, 1, 2).copy()))
     np.testing.assert_allclose(found, expected(folder, "logits"), atol=1e-4)
