@@ -126,10 +126,10 @@ def count_sparsity(params: chex.ArrayTree, *, specs: Specs | None = None) -> dic
     Returns:
       Counts: `{"layers": {"conv1/kernel": counts, ...}, "overall": counts}`, where the counts are `size`, `zeros`,
       `sparsity` and `leftovers`, and of a layer `filters`, `filters_kept`, `columns` and `columns_kept` too. `size`
-      counts weights; a filter (last axis) or a column (all other axes) is kept if any of its weights is not zero. Biases and
-      BatchNorm do not count, but `leftovers` are those of them that are not zero though their filter is: constants that
-      a removed filter would go on sending, 0 after a cut. Filters and columns are None where the outputs lie on several
-      axes, or no spec tells a stack of layers. A share of no weights at all is 0.
+      counts weights; a filter (last axis) or a column (all other axes) is kept if any of its weights is not zero.
+      Biases and BatchNorm do not count, but `leftovers` are those of them that are not zero though their filter is:
+      constants that a removed filter would go on sending, 0 after a cut. Filters and columns are None where the outputs
+      lie on several axes, or no spec tells a stack of layers. A share of no weights at all is 0.
 
     Raises:
       ValueError: a weight is NaN or infinite, or may be a stack of layers; weights have inputs and outputs, but none of
