@@ -82,3 +82,7 @@ def test_the_pruning() -> None:
     after = jax.tree.map(jnp.add, params, updates)
     assert (np.asarray(after["fc1"]["kernel"]) == 0).all(0).sum() == 3
     assert (np.asarray(after["conv1"]["bias"]) == 0).sum() == 2
+    exec(block_with("layer_budgets(specs"), names)
+    kept = {name: 1 - spec.sparsity for name, spec in names["smaller"].items()}
+    assert 9 * 4 * kept.get("conv1/kernel", 1) + 6 * 4 * kept.get("fc1/kernel", 1) <= 30
+    assert names["shared"].keys() <= names["specs"].keys()
