@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,10 +17,9 @@ from rap_jax.config import ComputeConfig, PruneConfig, StageConfig
 from rap_jax.models import create_model
 from rap_jax.models.model import Weights
 from rap_jax.pruning.masks import count_sparsity
-from rap_jax.pruning.projections import Irregular
 from rap_jax.pruning.specs import Specs
 from rap_jax.runs.network import load_network
-from rap_jax.training import pipeline, together
+from rap_jax.training import pipeline
 from rap_jax.training.forecast import forecast
 from rap_jax.training.optimizer import specs_from_config, specs_of_weights
 from rap_jax.training.pipeline import OneRun
@@ -103,28 +101,6 @@ def test_without_admm_it_follows_from_the_weights_of_the_cut(tmp_path: Path) -> 
     weights = found.outcomes["pretrain"].weights
     expected = cut(specs_of_weights(LAMP, MODEL, weights), MODEL, weights).params
     assert zeros_of(load_network(tmp_path / "run").weights.params) == zeros_of(expected)
-
-
-def test_seeds_with_other_budgets_train_admm_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = list[list[int]]()
-
-    def train_group(tasks: Any, mesh: Any) -> list[ValueError]:
-        groups.append([task.start for task in tasks])
-        return [ValueError(task.context.specs) for task in tasks]
-
-    monkeypatch.setattr(together, "_train_group", train_group)
-    monkeypatch.setattr(jax.tree, "map", lambda function, tree: ())  # the shapes are equal
-    specs = [{"fc1/kernel": Irregular(share)} for share in (0.5, 0.9, 0.5)]
-    for stage, expected in (("admm", [[0, 2], [1]]), ("retrain", [[0, 1, 2]])):
-        tasks: list[Any] = [
-            SimpleNamespace(
-                plan=SimpleNamespace(stage=stage), context=SimpleNamespace(specs=each), start=seed, masks=None
-            )
-            for seed, each in enumerate(specs)
-        ]
-        outcomes = together.train_tasks(tasks, make_mesh())
-        assert groups == expected and [error.args[0] for error in outcomes] == specs
-        groups.clear()
 
 
 @pytest.mark.nightly
