@@ -5,6 +5,7 @@
     certify                             images that are proved to be robust
     add_admm_penalty, keep_masked       ADMM pruning and fixed zeros, as optax transformations
     Filter, Column, Irregular           sparsity sets; project_tree and masks_of apply them
+    layer_budgets                       a sparsity for each layer, at a total: ERK, LAMP, normalised scores
     compact, fold_batch_norm            the same network in smaller arrays
     fast_on_cpu                         the same network in forms that a CPU computes fast, for any JAX model
     create_model, load_network          the paper's networks, and those of finished runs
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rap_jax.models import create_model
     from rap_jax.models.cpu_forms import fast_on_cpu
     from rap_jax.pruning.admm import add_admm_penalty
+    from rap_jax.pruning.budgets import layer_budgets
     from rap_jax.pruning.masks import keep_masked
     from rap_jax.pruning.projections import Column, Filter, Irregular
     from rap_jax.pruning.specs import masks_of, project_tree
@@ -51,6 +53,7 @@ __all__ = [
     "fast_on_cpu",
     "fold_batch_norm",
     "keep_masked",
+    "layer_budgets",
     "load_network",
     "masks_of",
     "pgd",
@@ -60,6 +63,7 @@ __all__ = [
 # Module -> the names that come from it.
 _NAMES = {
     "rap_jax.pruning.admm": ("add_admm_penalty",),
+    "rap_jax.pruning.budgets": ("layer_budgets",),
     "rap_jax.attacks": ("ThreatModel", "apgd", "cw_l2", "fab", "pgd", "square"),
     "rap_jax.evaluation.auto_attack": ("auto_attack",),
     "rap_jax.evaluation.certificates": ("certify",),

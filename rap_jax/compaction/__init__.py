@@ -3,7 +3,7 @@
 plan            which channels stay: compaction_plan
 resize          the trees of the smaller network, and the original shapes again: shrink, expand
 compact         compact: a physically smaller network with the same logits
-cut             the weights projected on their sparsity sets
+cut             the weights projected on their sparsity sets, and how many of them are left
 merge           merge_duplicates: filters that are multiples of each other made one
 fold            fold_batch_norm: BatchNorm made part of the convolution before it
 multiply_adds   multiply-adds, counted from the jaxpr

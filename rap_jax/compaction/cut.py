@@ -2,6 +2,7 @@
 
     masks = masks_of_cut(specs, model, weights.params)
     weights = cut(specs, model, weights)
+    count = count_left(specs, model, weights)     for layer budgets
 
 The bias, scale and shift of a removed filter are removed with it. A BatchNorm behind a sum belongs to no single filter.
 Where all filters of a channel are removed it is unwritten: it would still send the constant relu(shift), which no bias
@@ -9,15 +10,23 @@ can replace because of the zeros around an image. Masked with the filters it sen
 constant, and compaction can remove the channel.
 """
 
+from collections.abc import Mapping
+from typing import Literal
+
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from rap_jax.compaction.multiply_adds import multiply_adds_per_weight
+from rap_jax.compaction.plan import check_wiring, numpy_by_name
 from rap_jax.models import Model
 from rap_jax.models.model import Weights
 from rap_jax.models.wiring import Wiring
-from rap_jax.pruning.layers import leaves_by_name, tree_by_name
+from rap_jax.pruning.budgets import Count, best_first, count_weights
+from rap_jax.pruning.layers import is_kernel, leaves_by_name, tree_by_name
 from rap_jax.pruning.masks import apply_masks
+from rap_jax.pruning.projections import BatchNormFilter, Filter
 from rap_jax.pruning.specs import Specs, masks_of
 
 
@@ -49,3 +58,51 @@ def masks_of_cut(specs: Specs, model: Model, params: chex.ArrayTree) -> chex.Arr
 def cut(specs: Specs, model: Model, weights: Weights) -> Weights:
     """The weights, projected on their sparsity sets; raises as `masks_of_cut` does."""
     return weights._replace(params=apply_masks(masks_of_cut(specs, model, weights.params), weights.params))
+
+
+def count_left(
+    specs: Specs, model: Model, weights: Weights, *, of: Literal["parameters", "multiply_adds"] = "parameters"
+) -> Count:
+    """Counts what a cut and a compaction leave, by the structures that each layer keeps, for `layer_budgets`.
+
+    Of filters it counts the weights of all kernels that are not zero: a removed filter takes the weights that read it
+    along, where no other layer writes to its channel. Of other structures it counts the weights in them. Biases and
+    BatchNorm do not count.
+
+    Args:
+      specs: the layers that are pruned; all by filters, or none of them.
+      weights: before the cut.
+      of: multiply-adds are those of one image.
+    """
+    uses = {name: 1 for name in leaves_by_name(weights.params) if is_kernel(name)}
+    if of == "multiply_adds":
+        plain = model if model.remake is None else model.replace(implementation="xla")
+        logits = lambda params, images: plain.logits(Weights(params, weights.batch_stats), images)
+        uses = multiply_adds_per_weight(logits, weights.params, (1, *model.input_shape))
+    if all(isinstance(spec, Filter | BatchNormFilter) for spec in specs.values()):
+        return _count_filters(specs, model.wiring, weights.params, uses)
+    return count_weights(specs, weights.params, uses)
+
+
+def _count_filters(specs: Specs, wiring: Wiring, params: chex.ArrayTree, uses: Mapping[str, int]) -> Count:
+    leaves, producers = numpy_by_name(params), wiring.readers
+    check_wiring(wiring, leaves)
+    kernels = {name.removesuffix("/kernel"): leaf for name, leaf in leaves.items() if is_kernel(name)}
+    order = {name.rpartition("/")[0]: best_first(spec, leaves[name])[0] for name, spec in specs.items()}
+    uses_of = dict[str, np.ndarray]()  # of what lies between an input channel and an output, [channels, outputs]
+    for layer, kernel in kernels.items():
+        width = kernels[producers[layer]].shape[-1] if layer in producers else kernel.shape[-2]
+        uses_of[layer] = (kernel != 0).reshape(-1, width, kernel.shape[-1]).sum(0) * uses[f"{layer}/kernel"]
+
+    def count(kept: Mapping[str, int]) -> int:
+        written = {layer: numbers.any(0) for layer, numbers in uses_of.items()}
+        for name, number in kept.items():
+            layer = name.rpartition("/")[0]
+            written[layer] = written[layer] & (np.argsort(order[layer]) < number)
+        read = {layer: np.ones(len(numbers), bool) for layer, numbers in uses_of.items()}
+        for layer, group in producers.items():
+            writers = [one for one, other in wiring.groups.items() if other == group and one not in wiring.norms]
+            read[layer] = np.any([written[one] for one in writers], axis=0)
+        return sum(int(numbers[np.ix_(read[layer], written[layer])].sum()) for layer, numbers in uses_of.items())
+
+    return count

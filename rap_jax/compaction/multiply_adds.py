@@ -3,6 +3,7 @@
     found = count_multiply_adds(logits, weights, (1, 28, 28, 1))
     found.all         of all convolutions and matrix products
     found.effective   of those, the ones with a weight that is not zero
+    multiply_adds_per_weight(logits, params, (1, 28, 28, 1))     {"conv1/kernel": 784, ...}
 
 Each weight of a convolution is used once for every place of the output, those where it meets the padding too; bias,
 BatchNorm, ReLU and pooling are left out. A model made with implementation="xla" is counted as it is written; a form for
@@ -17,6 +18,7 @@ import numpy as np
 from jax.extend import core
 
 from rap_jax._runtime.functions import closed, inner_jaxprs
+from rap_jax.pruning.layers import is_kernel, leaves_by_name, tree_by_name
 
 _PRODUCTS = ("conv_general_dilated", "dot_general")
 # Equations that are computed once, by the jaxpr in them.
@@ -52,11 +54,27 @@ def count_multiply_adds(
     Raises:
       ValueError: products inside a loop or a branch, which may run any number of times.
     """
+    return _counter(function, weights, images_shape)(weights)
+
+
+def multiply_adds_per_weight(
+    function: Callable[[Any, jax.Array], Any], params: Any, images_shape: Sequence[int]
+) -> dict[str, int]:
+    """Name of a kernel -> multiply-adds that each of its weights takes part in; arguments as `count_multiply_adds`."""
+    count, ones = _counter(function, params, images_shape), leaves_by_name(jax.tree.map(np.ones_like, params))
+    zeros = {name: np.zeros_like(leaf) for name, leaf in ones.items() if is_kernel(name)}
+    alone = lambda name: tree_by_name(params, {**ones, **zeros, name: ones[name]})
+    return {name: count(alone(name)).effective // zeros[name].size for name in zeros}
+
+
+def _counter(
+    function: Callable[[Any, jax.Array], Any], weights: Any, images_shape: Sequence[int]
+) -> Callable[[Any], MultiplyAdds]:
+    """Counts for weights of these shapes; the function is traced once."""
     leaves, tree = jax.tree.flatten(weights)
     images = jax.ShapeDtypeStruct(tuple(images_shape), np.float32)
     closed = jax.make_jaxpr(lambda leaves, images: function(jax.tree.unflatten(tree, leaves), images))(leaves, images)
-    _, found = _count(closed.jaxpr, closed.consts, [*leaves, None])
-    return found
+    return lambda weights: _count(closed.jaxpr, closed.consts, [*jax.tree.leaves(weights), None])[1]
 
 
 def _count(jaxpr: core.Jaxpr, consts: Sequence[_Value], inputs: Sequence[_Value]) -> tuple[list[_Value], MultiplyAdds]:

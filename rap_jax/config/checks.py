@@ -68,6 +68,7 @@ ADDED_SETTINGS: Mapping[str, Any] = MappingProxyType(
         "num_cycles": 1,
         "selection": "pgd",
         "merge_duplicates": False,
+        "budget_of": "parameters",
         "ema_decay": 0.0,
         "awp_gamma": 0.0,
         "distillation": "none",

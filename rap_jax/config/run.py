@@ -86,9 +86,13 @@ class PruneConfig:
     sparsity: tuple[tuple[str, float], ...] = setting((("*", 0.5),), "Share to remove: one ratio for all layers, or "
         "pattern:ratio pairs; the first pattern that matches a layer counts. none for no pruning.",
         syntax="sparsity")  # fmt: skip
-    # `global` lets the layers compete.
-    budget: Literal["layer", "global"] = setting("layer", "Whether the ratio counts in each layer, or over all of them "
-        "together.")  # fmt: skip
+    # `global` lets the layers compete; of the others see `rap_jax.pruning.budgets`.
+    budget: Literal["layer", "global", "erk", "lamp", "global_normalised"] = setting("layer", "layer: the ratio counts "
+        "in each layer. global: over all of them together, by the squares of their weights. erk (Erdos-Renyi-Kernel), "
+        "lamp (layer-adaptive magnitudes) and global_normalised (scores over the l2 norm of their layer's) keep in all "
+        "what layer would keep, and share it by layer, once, at the start of ADMM or at the cut.")  # fmt: skip
+    budget_of: Literal["parameters", "multiply_adds"] = setting("parameters", "What erk, lamp and global_normalised "
+        "keep in all; of filters what is left after compaction.")  # fmt: skip
     # See `rap_jax.compaction.merge`.
     merge_duplicates: bool = setting(False, "Merge filters that are multiples of each other into one, before ADMM and "
         "before the cut; as many others stay that would have been cut. For --structure=filter; layers with BatchNorm "
@@ -114,9 +118,12 @@ class PruneConfig:
         for pattern, ratio in self.sparsity:
             require(bool(pattern), "sparsity", self.sparsity, "a layer pattern before each ratio, such as conv1:0.5")
             require(0 <= ratio < 1, f"sparsity of {pattern}", ratio, "a share of zeros in [0, 1)")
-        if self.budget == "global":
-            ratios = {ratio for _, ratio in self.sparsity if ratio > 0}
-            require(len(ratios) == 1, "sparsity", self.sparsity, "one ratio above 0 for all layers under budget global")
+        if self.budget != "layer":
+            ratios, hint = {ratio for _, ratio in self.sparsity if ratio > 0}, "one ratio above 0 for all layers"
+            require(len(ratios) == 1, "sparsity", self.sparsity, f"{hint} under budget {self.budget}")
+        counts = self.budget not in ("layer", "global") or self.budget_of == "parameters"
+        hint = f"parameters with budget {self.budget}, whose ratio is one of weights or filters"
+        require(counts, "budget_of", self.budget_of, hint)
         whole = self.structure == "filter" or not self.merge_duplicates
         hint = f"False with structure {self.structure}: only whole filters are merged"
         require(whole, "merge_duplicates", self.merge_duplicates, hint)

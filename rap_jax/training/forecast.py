@@ -60,6 +60,8 @@ def forecast(
 ) -> Forecast:
     """Of a run with random weights; nothing is trained.
 
+    Under a budget that follows from the weights the ADMM stage may have less state: layers that stay whole have none.
+
     Args:
       with_estimate: reads time and collectives out of the compiled steps as well.
 

@@ -16,6 +16,7 @@ The order of the chain, and why:
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import chex
 import jax
@@ -24,9 +25,13 @@ import optax
 from jax.sharding import Mesh
 
 from rap_jax._runtime.mesh import gather, shard
+from rap_jax.compaction.cut import count_left
 from rap_jax.config import STAGES, OptimizerConfig, PruneConfig, RunConfig, Stage, require
+from rap_jax.models import Model
+from rap_jax.models.model import Weights
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.admm import add_admm_penalty
+from rap_jax.pruning.budgets import layer_budgets
 from rap_jax.pruning.masks import keep_masked
 from rap_jax.pruning.projections import Spec
 from rap_jax.pruning.specs import Specs
@@ -176,10 +181,30 @@ def make_optimizer(
 
 
 def specs_from_config(config: PruneConfig, params: chex.ArrayTree, *, output_layer: str) -> dict[str, Spec]:
-    """The sparsity set of every layer that the config prunes; raises as `specs_from_patterns` does."""
+    """The sparsity set of every layer that the config prunes; raises as `specs_from_patterns` does.
+
+    Under a budget that follows from the weights each has the ratio of the config: see `specs_of_weights`.
+    """
+    budget: Literal["layer", "global"] = "global" if config.budget == "global" else "layer"
     return specs_lib.specs_from_patterns(
-        config.sparsity, params, structure=config.structure, output_layer=output_layer, budget=config.budget
+        config.sparsity, params, structure=config.structure, output_layer=output_layer, budget=budget
     )
+
+
+def specs_of_weights(config: PruneConfig, model: Model, weights: Weights) -> dict[str, Spec]:
+    """`specs_from_config`, with the sparsities that the config's budget gives to these weights.
+
+    Raises:
+      ValueError: see `specs_from_config` and `layer_budgets`; no layer would lose anything.
+    """
+    specs = specs_from_config(config, weights.params, output_layer=model.output_layer)
+    if config.budget == "layer" or config.budget == "global":
+        return specs
+    weights = jax.device_get(weights)
+    count = count_left(specs, model, weights, of=config.budget_of)
+    found = layer_budgets(specs, weights.params, rule=config.budget, count=count)
+    require(bool(found), "sparsity", config.sparsity, "a ratio by which at least one structure is removed")
+    return found
 
 
 def make_penalty(

@@ -46,7 +46,7 @@ from rap_jax.pruning.specs import Specs
 from rap_jax.runs.folder import open_run_folder
 from rap_jax.runs.network import save_network
 from rap_jax.training.input import TrainInput, make_input
-from rap_jax.training.optimizer import StagePlan, plan_stages, specs_from_config
+from rap_jax.training.optimizer import StagePlan, plan_stages, specs_from_config, specs_of_weights
 from rap_jax.training.provenance import describe, identity, settings_of
 from rap_jax.training.report import write_report
 from rap_jax.training.stage import run_alone, run_compact_stage, run_stage
@@ -220,8 +220,12 @@ def _cost(context: StageContext, final: Weights) -> dict[str, Any]:
 def _run_stages(
     plans: Sequence[StagePlan], context: StageContext, evaluator: SplitEvaluator, start: Weights
 ) -> Training[tuple[Weights, dict[str, Any]]]:
-    """The final weights and the record of each stage; weights that come from another run are a stage of their own."""
+    """The final weights and the record of each stage; weights that come from another run are a stage of their own.
+
+    The budget of the layers follows from the weights before ADMM, or before the cut if there is no ADMM.
+    """
     weights, stages = start, dict[str, Any]()
+    context = _with_budget(context, start)
     if context.config.start.run_dir is not None:
         stages["start"] = _record(context, evaluator, "start", StageResult(start, 0, 0.0))
     for plan in plans:
@@ -233,15 +237,24 @@ def _run_stages(
         first = cut(context.specs, context.model, weights) if is_retrain else weights
         result = yield from run(plan, context, first, masks)
         weights = result.weights
+        context = _with_budget(context, weights) if plan.stage == "pretrain" else context
         stages[plan.stage] = _record(context, evaluator, plan.stage, result)
     return weights if "retrain" in stages else _merged_and_cut(context, weights), stages
+
+
+def _with_budget(context: StageContext, weights: Weights) -> StageContext:
+    """With the sparsity of each layer for these weights; the same weights give the same ones in a resumed run."""
+    specs = specs_of_weights(context.config.prune, context.model, _merged(context, weights))
+    return dataclasses.replace(context, specs=specs)
 
 
 def _merged(context: StageContext, weights: Weights) -> Weights:
     """The weights, with duplicate filters of the layers that are pruned merged if the config says so."""
     if not context.config.prune.merge_duplicates:
         return weights
-    layers = {name.rpartition("/")[0] for name in context.specs}
+    # Also those that a budget leaves whole.
+    pruned = specs_from_config(context.config.prune, weights.params, output_layer=context.model.output_layer)
+    layers = {name.rpartition("/")[0] for name in pruned}
     params = merge_duplicates(context.model.wiring, weights.params, layers)
     return weights._replace(params=jax.device_put(params, first_device_sharding(context.mesh)))
 

@@ -74,9 +74,14 @@ def _continuation(run: Training[Any], outcome: Outcome) -> Callable[[], StageTas
 
 
 def train_tasks(tasks: Sequence[StageTask], mesh: Mesh) -> list[Outcome]:
-    """Trains what is left of one stage of several runs: groups of equal shapes, one after the other."""
+    """Trains what is left of one stage of several runs: groups of equal shapes, one after the other.
+
+    The sparsity sets are part of the program of ADMM, and may follow from the weights of a seed.
+    """
     outcomes = dict[int, Outcome]()
-    shapes = [str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (task.start, task.masks))) for task in tasks]
+    shape_of = lambda task: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (task.start, task.masks))
+    specs_of = lambda task: task.context.specs if task.plan.stage == "admm" else None
+    shapes = [str((shape_of(task), specs_of(task))) for task in tasks]
     for shape in dict.fromkeys(shapes):
         places = [place for place, other in enumerate(shapes) if other == shape]
         outcomes |= zip(places, _train_group([tasks[place] for place in places], mesh), strict=True)

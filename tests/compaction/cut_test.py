@@ -10,15 +10,28 @@ import numpy as np
 import optax
 import pytest
 from normed import NORMED, NORMED_LAYERS
+from numpy_networks import random_weights
+from tiers import large_later
 
-from rap_jax.compaction.cut import cut
+from rap_jax.compaction.compact import compact
+from rap_jax.compaction.cost import NetworkForm, multiply_adds_of
+from rap_jax.compaction.cut import count_left, cut
 from rap_jax.config import ModelConfig
-from rap_jax.models import create_model
+from rap_jax.models import Model, create_model
 from rap_jax.models.model import Weights
-from rap_jax.pruning.layers import path_name
+from rap_jax.pruning.budgets import best_first, layer_budgets
+from rap_jax.pruning.layers import kernels, leaves_by_name, path_name
 from rap_jax.pruning.masks import apply_masks, both
-from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Irregular, masks_together
-from rap_jax.pruning.specs import Specs, masks_of, masks_of_zeros, only_selected, project_tree
+from rap_jax.pruning.projections import BatchNormFilter, Column, Filter, Irregular, masks_together, num_kept
+from rap_jax.pruning.specs import (
+    Specs,
+    Structure,
+    masks_of,
+    masks_of_zeros,
+    only_selected,
+    project_tree,
+    specs_from_patterns,
+)
 
 
 def compiled_masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
@@ -133,3 +146,61 @@ def test_the_cut_takes_a_norm_behind_a_sum_with_the_last_filter_of_its_channel()
         for leaf in functools.reduce(lambda tree, name: tree[name], norm.split("/"), found).values():
             np.testing.assert_array_equal(np.asarray(leaf) == 0, np.arange(16) == 3)
     assert np.all(found["norm"]["scale"] == 1)
+
+
+def left(specs: Specs, model: Any, weights: Weights, of: str) -> int:
+    """Weights or multiply-adds that are not zero once the network is cut and compacted."""
+    small = compact(model, *cut(specs, model, weights))
+    if of == "parameters":
+        return sum(int(np.count_nonzero(kernel)) for _, kernel in kernels(small.params))
+    return multiply_adds_of(NetworkForm(small.model, small.weights)).effective
+
+
+def network(name: Any) -> tuple[Model, Weights]:
+    shape: Any = (28, 28, 1) if name.startswith("lenet") else (32, 32, 3)
+    model = create_model(ModelConfig(name, 2), input_shape=shape, num_classes=10, implementation="xla")
+    params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
+    return model, Weights(random_weights(params, 0), random_weights(batch_stats, 1))
+
+
+def with_all(found: Specs, specs: Specs, weights: Weights) -> dict[str, int]:
+    """Structures that each layer keeps."""
+    sizes = {name: len(best_first(spec, leaves_by_name(weights.params)[name])[0]) for name, spec in specs.items()}
+    return {name: num_kept(found[name], size) if name in found else size for name, size in sizes.items()}
+
+
+COUNTED = [
+    ("lenet_mnist", "filter"),
+    ("lenet_mnist_bn", "bn_filter"),
+    ("resnet18", "filter"),
+    ("wide_resnet28", "bn_filter"),
+]
+
+
+@pytest.mark.parametrize(("name", "structure"), large_later(COUNTED))
+def test_a_budget_counts_what_compaction_leaves(name: Any, structure: Structure) -> None:
+    model, weights = network(name)
+    specs = specs_from_patterns((("*", 0.5),), weights.params, structure=structure, output_layer=model.output_layer)
+    for rule, of in (("erk", "parameters"), ("lamp", "multiply_adds")):
+        count, total = count_left(specs, model, weights, of=of), left(specs, model, weights, of)
+        found = layer_budgets(specs, weights.params, rule=rule, count=count)
+        kept = with_all(found, specs, weights)
+        assert 0.7 * total < count(kept) <= total == count(with_all(specs, specs, weights))
+        assert count(kept) == left(found, model, weights, of)
+
+
+def test_a_budget_of_single_weights_counts_their_multiply_adds() -> None:
+    """784 places, 196, and 1 in the dense layers."""
+    model, weights = network("lenet_mnist")
+    specs = specs_from_patterns((("*", 0.5),), weights.params, structure="irregular", output_layer=model.output_layer)
+    count = count_left(specs, model, weights, of="multiply_adds")
+    assert count({"conv1/kernel": 2, "conv2/kernel": 3, "fc1/kernel": 4, "fc2/kernel": 5}) == 2 * 784 + 3 * 196 + 9
+    assert count_left(specs, model, weights)({"conv1/kernel": 2, "fc2/kernel": 5}) == 7
+
+
+def test_a_budget_does_not_count_what_is_gone_already() -> None:
+    model, weights = network("lenet_mnist")
+    specs = {"conv2/kernel": Filter(0.5), "fc1/kernel": Filter(0.5)}
+    weights = cut(specs, model, weights)
+    count, all_of_them = count_left(specs, model, weights), with_all({}, specs, weights)
+    assert count(with_all(specs, specs, weights)) == count(all_of_them) == left({}, model, weights, "parameters")

@@ -113,6 +113,17 @@ def test_a_number_outside_its_range_is_refused(config: type, name: str, value: f
         (PruneConfig, {"budget": "global", "sparsity": ()}, "one ratio above 0"),
         (
             PruneConfig,
+            {"budget": "lamp", "sparsity": (("conv1", 0.5), ("fc1", 0.7))},
+            "above 0 for all layers under budget",
+        ),
+        (
+            PruneConfig,
+            {"budget_of": "multiply_adds"},
+            "budget_of is 'multiply_adds'; expected parameters with budget layer",
+        ),
+        (PruneConfig, {"budget": "global", "budget_of": "multiply_adds"}, "expected parameters with budget global"),
+        (
+            PruneConfig,
             {"structure": "rows"},
             "structure is 'rows'; expected one of irregular, filter, column, bn_filter",
         ),

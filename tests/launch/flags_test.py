@@ -41,7 +41,7 @@ CHANGED: dict[str, Any] = {
     "select_attack": "strong", "train_epsilon": 1.5, "train_leaky_slope": 0.01,
     "select_num_steps": 8, "select_num_restarts": 3, "report_step_size": 0.7, "report_num_steps": 9,
     "report_num_restarts": 4, "structure": "column", "sparsity": "conv1:0.25,fc*:0.25", "rho": 3.0,
-    "budget": "global",
+    "budget": "lamp", "budget_of": "multiply_adds",
     "rho_rule": "uniform", "rho_growth": 1.9, "rescale_dual": False, "dual_keeps_graph": True,
     "small_retrain": False, "reset_learning_rate": True, "dual_interval": 0.25,
     "dual_interval_unit": "steps",

@@ -17,6 +17,7 @@ from rap_jax._runtime.interrupt import Interrupted
 from rap_jax._runtime.mesh import make_mesh
 from rap_jax.config import ComputeConfig, PruneConfig, RunConfig, StageConfig
 from rap_jax.models.model import Weights
+from rap_jax.pruning.projections import Irregular
 from rap_jax.training import pipeline, together
 from rap_jax.training import stage as stage_lib
 from rap_jax.training.loop import Step, train_steps
@@ -147,10 +148,10 @@ def test_a_folder_of_something_else_is_refused_before_any_other_is_begun(tmp_pat
     assert not (tmp_path / "seed0").exists() and [p.name for p in (tmp_path / "seed1").iterdir()] == ["notes.txt"]
 
 
-def task(stage: str, step: int, width: int = 1, num_steps: int = 9) -> StageTask:
+def task(stage: str, step: int, width: int = 1, num_steps: int = 9, sparsity: float = 0.5) -> StageTask:
     weights = Weights({"w": np.zeros((width,))}, {})
     plan: Any = SimpleNamespace(stage=stage, num_steps=num_steps)
-    context: Any = SimpleNamespace()
+    context: Any = SimpleNamespace(specs={"w": Irregular(sparsity)})
     state: Any = None
     return StageTask(plan, context, weights, None, Reached(step, state, 0.0), context)
 
@@ -207,6 +208,21 @@ def test_those_behind_catch_up_in_groups_of_equal_shapes(monkeypatch: pytest.Mon
     found = together.train_tasks(tasks, make_mesh(jax.devices()[:1]))
     assert [each.step for each in found if isinstance(each, Reached)] == [9] * 5
     assert calls == [(4, [0], {1}), (6, [4, 4, 4], {1}), (9, [6, 6, 6, 6], {1}), (9, [5], {2})]
+
+
+def test_other_sparsity_sets_are_another_program_in_admm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = list[list[float]]()
+
+    def train_group(tasks: Any, mesh: Any) -> list[Any]:
+        groups.append([each.context.specs["w"].sparsity for each in tasks])
+        return [each.reached for each in tasks]
+
+    monkeypatch.setattr(together, "_train_group", train_group)
+    for stage in ("admm", "retrain"):
+        tasks = [task(stage, step, sparsity=share) for step, share in enumerate((0.5, 0.9, 0.5))]
+        found = together.train_tasks(tasks, make_mesh(jax.devices()[:1]))
+        assert [each.step for each in found if isinstance(each, Reached)] == [0, 1, 2]
+    assert groups == [[0.5, 0.5], [0.9], [0.5, 0.9, 0.5]]
 
 
 def test_table_of_seeds() -> None:
