@@ -1,4 +1,4 @@
-"""ADMM pruning as optax transformations, and the sets that it projects on.
+"""Pruning as optax transformations: ADMM and its rivals, and the sparsity sets that they project on.
 
 projections    Irregular, Column, Filter, BatchNorm filters: mask and project
 layers         the leaves of a layer by name: a kernel, and the bias, scale and shift beside it
@@ -6,4 +6,9 @@ ownership      which leaves are removed with an output; ambiguous sparsity sets 
 specs          layer-name patterns -> one sparsity set per weight; projections of whole trees
 admm           add_admm_penalty, AdmmState, residuals
 masks          keep_masked, and zeros counted
+scores         masks by scores of one's own, and random ones
+latent         training through variables behind the weights, which the next two are
+learned_scores learn_scores: HYDRA, HARP
+factors        factorise: TwinRep
+regrowth       drop_and_regrow: FlyingBird
 """
