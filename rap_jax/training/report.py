@@ -45,7 +45,15 @@ _CUTS = {
     "pretrain": "without {} (the pretrained network, cut directly)",
     "start": "without {} (the network at the start, cut directly)",
 }
-_METHODS = {"admm": "ADMM", "magnitude": "pruning by magnitude", "random": "pruning at random"}
+_METHODS = {
+    "admm": "ADMM",
+    "hydra": "HYDRA",
+    "harp": "HARP",
+    "twinrep": "TwinRep",
+    "flyingbird": "FlyingBird",
+    "magnitude": "pruning by magnitude",
+    "random": "pruning at random",
+}
 
 
 class _Span(NamedTuple):
@@ -295,8 +303,7 @@ def _title(results: Results) -> str:
 
 def _method(results: Results) -> str:
     """What a reader calls the method that prunes in the stage `admm`; the first results name none."""
-    method = results.get("config", {}).get("prune", {}).get("method", "admm")
-    return _METHODS.get(method, method)
+    return _METHODS[results.get("config", {}).get("prune", {}).get("method", "admm")]
 
 
 def _sparsity(results: Results) -> dict[str, Any]:
