@@ -12,7 +12,7 @@ learned as well, with one number r per layer:
     k = k_min + (1 - k_min) sigmoid(r),    dk = the sum of the mask's gradients,
     loss + gamma max(0, kept / target - 1),    gamma grows by `growth` an epoch until the target is reached
 
-The kept weights of all layers are counted together; the last update makes their number exactly the target.
+The kept weights of all layers are counted together; from the update `exact_step` on their number is the target.
 
 Differs from the authors' code (https://github.com/inspire-group/hydra, https://github.com/intellisec/harp): (1)
 Counts are those of `projections.num_kept`; theirs are rounded down. (2) Under `Filter`, `Column` and
@@ -21,9 +21,10 @@ along, and the gradient of its mask is the sum over all of them: behind a BatchN
 removes input channels. (3) Without weights under a filter relu passes nothing on, so a removed filter gets no
 gradient: it comes back only where others fall below it. (4) HARP counts weights for all structures, in place of FLOPs
 for channels. (5) The shares of HARP start at the square root of the share to keep, as 0.1 for 0.01 in the paper;
-theirs are read from a file. (6) Theirs ends with the shares that it has found, 4 digits from the target or better.
-Here the last update multiplies them by one factor: structures enter by (rank + 1) / (k n), n the structures of their
-layer, until the target is full."""
+theirs are read from a file. (6) Theirs ends with the shares that it has found, 4 digits from the target or better,
+after some epochs. Here the shares are multiplied by one factor from `exact_step` on, so that the total is the target:
+structures enter by (rank + 1) / (k n), n the structures of their layer, until it is full. Without it the shares of a
+short training, or of a small learning rate, do not come down."""
 
 import dataclasses
 import math
@@ -51,16 +52,15 @@ _MOST = 0.99  # of a share at the start: sigmoid is never 1
 class LearnedRates:
     """How HARP learns what share of each layer to keep."""
 
-    num_steps: int  # updates in all; the last one makes the total exact
+    exact_step: int  # from this update on the total is exact
     steps_per_epoch: int
     growth: float = 0.01  # of gamma, per epoch (0.1 for ImageNet)
     least: float = 0.1  # k_min, as a share of the share to keep of all weights
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps_per_epoch <= self.num_steps:
+        if self.exact_step < 1 or self.steps_per_epoch < 1:
             raise ValueError(
-                f"steps_per_epoch is {self.steps_per_epoch!r} and num_steps {self.num_steps!r}; expected 1 or more, "
-                f"and no fewer steps than an epoch has."
+                f"exact_step is {self.exact_step!r} and steps_per_epoch {self.steps_per_epoch!r}; expected 1 or more."
             )
         if not (math.isfinite(self.growth) and self.growth > 0):
             raise ValueError(f"growth is {self.growth!r}; expected a number above 0, such as 0.01.")
@@ -113,7 +113,7 @@ def learn_scores(
             return state._replace(masks=masks_by_score(found, params, scores))
         shares = _shares(state, found, leaves, rates)
         masks = jax.lax.cond(
-            state.num_steps >= rates.num_steps,
+            state.num_steps >= rates.exact_step,
             lambda: _masks_of_total(found, params, scores, shares),
             lambda: _masks_of_shares(found, params, scores, shares),
         )

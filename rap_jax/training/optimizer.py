@@ -85,7 +85,7 @@ def plan_stage(config: RunConfig, stage: Stage, num_examples: int) -> StagePlan:
     shorter = f"less than the ADMM stage's {settings.num_epochs} epochs of {epoch} steps, so that there is a dual step"
     require(dual < num_steps, "dual_interval", config.prune.dual_interval, shorter)
     if stage == "admm" and config.prune.method == "flyingbird":
-        shorter = f"less than half of the {settings.num_epochs} epochs of the stage, so that there is an exchange"
+        shorter = f"at most half of the {settings.num_epochs} epochs of the stage, so that there is an exchange"
         exchange = _exchange_interval(config.prune, epoch)
         require(2 * exchange <= num_steps, "flyingbird_interval", config.prune.flyingbird_interval, shorter)
     ramp = _in_steps(settings.epsilon_ramp_epochs, epoch)
@@ -242,7 +242,7 @@ def make_pruner(
         interval = _exchange_interval(config, plan.steps_per_epoch)
         share = config.flyingbird_share
         return drop_and_regrow(inner, specs, interval=interval, num_steps=plan.num_steps, share=share, held=masks)
-    rates = LearnedRates(plan.num_steps, plan.steps_per_epoch, config.harp_growth)
+    rates = LearnedRates(max(1, plan.num_steps // 2), plan.steps_per_epoch, config.harp_growth)
     return learn_scores(inner, specs, rates=rates if config.method == "harp" else None, held=masks)
 
 

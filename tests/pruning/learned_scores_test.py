@@ -90,7 +90,7 @@ def rates_of(state: Any) -> dict[str, float]:
 
 
 def test_harp_equals_numpy() -> None:
-    learned = LearnedRates(num_steps=10, steps_per_epoch=2, growth=0.5, least=0.1)
+    learned = LearnedRates(exact_step=10, steps_per_epoch=2, growth=0.5, least=0.1)
     specs = {name: Irregular(0.75, "global") for name in ("a/kernel", "b/kernel")}
     gradients = [{"a": {"kernel": jnp.asarray(g)}, "b": {"kernel": jnp.asarray(g[:, 1:3])}} for g in GRADIENTS[:4]]
     found = steps(learn_scores(optax.sgd(RATE), specs, rates=learned), TWO, gradients)
@@ -117,18 +117,18 @@ def test_harp_equals_numpy() -> None:
 
 
 @pytest.mark.parametrize("kind,kept", [(Irregular, 9), (Filter, 12), (Column, 8)])
-def test_the_last_update_of_harp_keeps_exactly_the_target(kind: type, kept: int) -> None:
+def test_harp_keeps_exactly_the_target_from_the_asked_step_on(kind: type, kept: int) -> None:
     specs = {name: kind(0.75, "global") for name in ("a/kernel", "b/kernel")}
-    tx = learn_scores(optax.sgd(RATE), specs, rates=LearnedRates(num_steps=3, steps_per_epoch=1))
+    tx = learn_scores(optax.sgd(RATE), specs, rates=LearnedRates(exact_step=3, steps_per_epoch=1))
     gradient = jax.tree.map(jnp.zeros_like, TWO)
     found = [sum(int((leaf != 0).sum()) for leaf in jax.tree.leaves(p)) for p, _ in steps(tx, TWO, [gradient] * 4)]
     # 9 of 36 weights; whole structures have 6 weights, or 4 and 2, and one of each layer stays.
     assert found[2] > kept and found[3] == found[4] == kept
 
 
-def test_shares_of_the_last_update_are_those_learned_times_one_factor() -> None:
+def test_shares_under_the_target_are_those_learned_times_one_factor() -> None:
     specs = {name: Irregular(0.75, "global") for name in ("a/kernel", "b/kernel")}
-    learned = LearnedRates(num_steps=1, steps_per_epoch=1)
+    learned = LearnedRates(exact_step=1, steps_per_epoch=1)
     tx = learn_scores(optax.sgd(0.0), specs, rates=learned)
     state = tx.init(TWO)
     least = 0.1 * 0.25
@@ -141,7 +141,7 @@ def test_shares_of_the_last_update_are_those_learned_times_one_factor() -> None:
 
 def test_gamma_stops_growing_when_the_target_is_reached() -> None:
     specs = {name: Irregular(0.75, "global") for name in ("a/kernel", "b/kernel")}
-    learned = LearnedRates(num_steps=50, steps_per_epoch=1, growth=0.5)
+    learned = LearnedRates(exact_step=50, steps_per_epoch=1, growth=0.5)
     found = steps(learn_scores(optax.sgd(1.0), specs, rates=learned), TWO, [jax.tree.map(jnp.zeros_like, TWO)] * 12)
     gammas = [float(state.fixed["gamma"]) for _, state in found]
     reached = [bool(state.fixed["reached"]) for _, state in found]
@@ -151,8 +151,8 @@ def test_gamma_stops_growing_when_the_target_is_reached() -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    with pytest.raises(ValueError, match="steps_per_epoch is 4 and num_steps 3"):
-        LearnedRates(3, 4)
+    with pytest.raises(ValueError, match="exact_step is 0 and steps_per_epoch 4; expected 1 or more"):
+        LearnedRates(0, 4)
     with pytest.raises(ValueError, match="growth is 0; expected a number above 0"):
         LearnedRates(3, 1, growth=0)
     with pytest.raises(ValueError, match="least is 1; expected a share"):

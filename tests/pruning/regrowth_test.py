@@ -19,7 +19,7 @@ PARAMS = {
     "fc2": {"kernel": jax.random.normal(jax.random.key(1), (8, 5)), "bias": jnp.ones(5)},
 }
 SPECS = {"fc1/kernel": Irregular(0.75), "fc2/kernel": Irregular(0.5)}
-NUM_STEPS, INTERVAL = 12, 3
+NUM_STEPS, INTERVAL = 13, 3
 
 
 def test_an_exchange_drops_the_smallest_and_draws_among_the_free_places() -> None:
@@ -110,7 +110,7 @@ def test_no_weight_grows_where_the_gradient_is_zero() -> None:
         ({"specs": {"fc1/kernel": Filter(0.5)}}, "fc1/kernel: Filter.*expected Irregular or Column"),
         ({"specs": {"fc1/kernel": Column(0.5, stack_axes=1)}}, "stacks of layers; expected stack_axes=0"),
         ({"interval": 0}, "interval is 0; expected 1 or more"),
-        ({"interval": 12}, "interval is 12; expected 1 or more updates, and fewer than all 12"),
+        ({"interval": 13}, "interval is 13; expected 1 or more updates, and fewer than all 13"),
         ({"share": 0.0}, "share is 0.0; expected a share in"),
     ],
 )
