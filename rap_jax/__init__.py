@@ -4,6 +4,7 @@
     auto_attack, diagnose               robust accuracy, and signs that it cannot be trusted
     certify                             images that are proved to be robust
     add_admm_penalty, keep_masked       ADMM pruning and fixed zeros, as optax transformations
+    learn_scores, factorise             other methods of pruning, likewise; and drop_and_regrow
     Filter, Column, Irregular           sparsity sets; project_tree and masks_of apply them
     layer_budgets                       a sparsity for each layer, at a total: ERK, LAMP, normalised scores
     compact, fold_batch_norm            the same network in smaller arrays
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     from rap_jax.models.cpu_forms import fast_on_cpu
     from rap_jax.pruning.admm import add_admm_penalty
     from rap_jax.pruning.budgets import layer_budgets
+    from rap_jax.pruning.factors import factorise
+    from rap_jax.pruning.learned_scores import learn_scores
     from rap_jax.pruning.masks import keep_masked
     from rap_jax.pruning.projections import Column, Filter, Irregular
+    from rap_jax.pruning.regrowth import drop_and_regrow
     from rap_jax.pruning.specs import masks_of, project_tree
     from rap_jax.runs.network import load_network
 
@@ -49,11 +53,14 @@ __all__ = [
     "create_model",
     "cw_l2",
     "diagnose",
+    "drop_and_regrow",
     "fab",
+    "factorise",
     "fast_on_cpu",
     "fold_batch_norm",
     "keep_masked",
     "layer_budgets",
+    "learn_scores",
     "load_network",
     "masks_of",
     "pgd",
@@ -70,6 +77,9 @@ _NAMES = {
     "rap_jax.compaction": ("compact", "fold_batch_norm"),
     "rap_jax.evaluation.diagnostics": ("diagnose",),
     "rap_jax.pruning.masks": ("keep_masked",),
+    "rap_jax.pruning.factors": ("factorise",),
+    "rap_jax.pruning.learned_scores": ("learn_scores",),
+    "rap_jax.pruning.regrowth": ("drop_and_regrow",),
     "rap_jax.models": ("create_model",),
     "rap_jax.models.cpu_forms": ("fast_on_cpu",),
     "rap_jax.pruning.projections": ("Column", "Filter", "Irregular"),

@@ -27,6 +27,7 @@ from rap_jax.pruning.budgets import Count, best_first, count_weights
 from rap_jax.pruning.layers import is_kernel, leaves_by_name, tree_by_name
 from rap_jax.pruning.masks import apply_masks
 from rap_jax.pruning.projections import BatchNormFilter, Filter
+from rap_jax.pruning.scores import random_masks
 from rap_jax.pruning.specs import Specs, masks_of
 
 
@@ -46,18 +47,22 @@ def mask_unwritten_batch_norms(wiring: Wiring, params: chex.ArrayTree, masks: ch
     return tree_by_name(masks, keep | {name: keep[name] & alive for name, alive in held.items()})
 
 
-def masks_of_cut(specs: Specs, model: Model, params: chex.ArrayTree) -> chex.ArrayTree:
+def masks_of_cut(specs: Specs, model: Model, params: chex.ArrayTree, key: jax.Array | None = None) -> chex.ArrayTree:
     """False where the cut makes a weight zero, bool tree like `params`, which are those before the cut.
+
+    Args:
+      key: draws at random what is kept (`scores.random_masks`), in place of the projection.
 
     Raises:
       ValueError: see `specs.masks_of`.
     """
-    return mask_unwritten_batch_norms(model.wiring, params, masks_of(specs, params))
+    masks = masks_of(specs, params) if key is None else random_masks(specs, params, key)
+    return mask_unwritten_batch_norms(model.wiring, params, masks)
 
 
-def cut(specs: Specs, model: Model, weights: Weights) -> Weights:
-    """The weights, projected on their sparsity sets; raises as `masks_of_cut` does."""
-    return weights._replace(params=apply_masks(masks_of_cut(specs, model, weights.params), weights.params))
+def cut(specs: Specs, model: Model, weights: Weights, key: jax.Array | None = None) -> Weights:
+    """The weights, projected on their sparsity sets; arguments and errors as of `masks_of_cut`."""
+    return weights._replace(params=apply_masks(masks_of_cut(specs, model, weights.params, key), weights.params))
 
 
 def count_left(

@@ -32,6 +32,7 @@ from rap_jax.config.run import STRUCTURES as STRUCTURES
 from rap_jax.config.run import OptimizerConfig as OptimizerConfig
 from rap_jax.config.run import OutputConfig as OutputConfig
 from rap_jax.config.run import PruneConfig as PruneConfig
+from rap_jax.config.run import PruneMethod as PruneMethod
 from rap_jax.config.run import RunConfig as RunConfig
 from rap_jax.config.run import Stage as Stage
 from rap_jax.config.run import StageConfig as StageConfig

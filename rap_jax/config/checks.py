@@ -73,6 +73,11 @@ ADDED_SETTINGS: Mapping[str, Any] = MappingProxyType(
         "awp_gamma": 0.0,
         "distillation": "none",
         "certify": "none",
+        "method": "admm",
+        "harp_growth": 0.01,
+        "twinrep_cut": 0.1,
+        "flyingbird_interval": 0.5,
+        "flyingbird_share": 0.5,
     }
 )
 

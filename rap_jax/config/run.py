@@ -20,6 +20,7 @@ Stage = Literal["pretrain", "admm", "retrain"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Structure = Literal["irregular", "filter", "column", "bn_filter"]
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
+PruneMethod = Literal["admm", "hydra", "harp", "twinrep", "flyingbird", "magnitude", "random"]
 _MOST_EPOCHS = 10**6
 
 
@@ -93,6 +94,21 @@ class PruneConfig:
         "what layer would keep, and share it by layer, once, at the start of ADMM or at the cut.")  # fmt: skip
     budget_of: Literal["parameters", "multiply_adds"] = setting("parameters", "What erk, lamp and global_normalised "
         "keep in all; of filters what is left after compaction.")  # fmt: skip
+    # See docs/pruning.md.
+    method: PruneMethod = setting("admm", "What decides which weights go, in the stage between pretrain and retrain, "
+        "whose flags begin with admm_. admm: they are pulled to zero. hydra: learned scores (Sehwag et al., 2020). "
+        "harp: and a learned share of each layer (Zhao and Wressnegger, 2023). twinrep: weights as products of two "
+        "factors (Li et al., 2023). flyingbird: small weights are dropped and others grow (Chen et al., 2022). "
+        "magnitude, random: the largest, or any, are kept from the start of the stage.",
+        flag="prune_method")  # fmt: skip
+    harp_growth: float = setting(0.01, "Growth per epoch of the weight of HARP's term for keeping too much; the "
+        "authors take 0.01, and 0.1 for ImageNet.")  # fmt: skip
+    twinrep_cut: float = setting(0.1, "Share of the stage after which TwinRep cuts its products; the authors' 10 of "
+        "100 epochs.")  # fmt: skip
+    flyingbird_interval: float = setting(0.5, "Epochs between two exchanges of weights by FlyingBird; the authors "
+        "take 2.3 to 3 of 200.")  # fmt: skip
+    flyingbird_share: float = setting(0.5, "Share of a layer's weights that its first exchange drops; it falls to 0 by "
+        "half a cosine.")  # fmt: skip
     # See `rap_jax.compaction.merge`.
     merge_duplicates: bool = setting(False, "Merge filters that are multiples of each other into one, before ADMM and "
         "before the cut; as many others stay that would have been cut. For --structure=filter; layers with BatchNorm "
@@ -127,9 +143,31 @@ class PruneConfig:
         whole = self.structure == "filter" or not self.merge_duplicates
         hint = f"False with structure {self.structure}: only whole filters are merged"
         require(whole, "merge_duplicates", self.merge_duplicates, hint)
+        self._check_method()
         require_positive("rho", self.rho)
         require_at_least("rho_growth", self.rho_growth, 1, " per dual step")
         require_positive("dual_interval", self.dual_interval)
+
+    def _check_method(self) -> None:
+        method = self.method
+        hint = f"False with prune_method {method}, where no pruned filter is left to take the place of a merged one"
+        require(method == "admm" or not self.merge_duplicates, "merge_duplicates", self.merge_duplicates, hint)
+        hint = f"False with prune_method {method}, which takes no dual steps"
+        require(method == "admm" or not self.reset_learning_rate, "reset_learning_rate", self.reset_learning_rate, hint)
+        hint = "global with prune_method harp, which learns how one total is shared by the layers"
+        require(method != "harp" or self.budget == "global", "budget", self.budget, hint)
+        single = self.structure in ("irregular", "column")
+        hint = "irregular or column with prune_method flyingbird: a filter of zeros gets no gradient and cannot grow"
+        require(method != "flyingbird" or single, "structure", self.structure, hint)
+        require_positive("harp_growth", self.harp_growth)
+        require(0 < self.twinrep_cut < 1, "twinrep_cut", self.twinrep_cut, "a share of the stage in (0, 1)")
+        require_positive("flyingbird_interval", self.flyingbird_interval)
+        require(0 < self.flyingbird_share <= 1, "flyingbird_share", self.flyingbird_share, "a share in (0, 1]")
+
+    @property
+    def cuts_first(self) -> bool:
+        """Whether the stage of pruning begins with the cut and its masks, as the retrain does."""
+        return self.method in ("magnitude", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +295,10 @@ class RunConfig:
         require(self.steps_per_epoch >= 0, "steps_per_epoch", self.steps_per_epoch, "0 (one pass) or more steps")
         ready = self.start.run_dir is not None or any(self.stage(stage).num_epochs for stage in STAGES)
         require(ready, "num_epochs", 0, "1 or more in some stage: without --start_run there is nothing else to report")
+        method = self.prune.method
+        prunes = method in ("admm", "random") or not self.prune.sparsity or self.admm.num_epochs > 0
+        hint = f"1 or more (--admm_epochs) with prune_method {method}, which prunes in that stage"
+        require(prunes, "num_epochs of admm", self.admm.num_epochs, hint)
         pulls = not self.prune.sparsity and self.admm.num_epochs > 0
         hint = "0 (--admm_epochs=0) when sparsity is none, since there is nothing to pull to zero"
         require(not pulls, "num_epochs of admm", self.admm.num_epochs, hint)

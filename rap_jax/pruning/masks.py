@@ -7,6 +7,7 @@ finished update is masked, so neither can move a pruned weight; (2) the bias of 
 so do the scale and the shift of its BatchNorm.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -61,7 +62,7 @@ def keep_masked(masks: chex.ArrayTree) -> optax.GradientTransformationExtraArgs:
         del extra_args
         if params is None:
             raise ValueError("keep_masked needs the params: call tx.update(updates, state, params).")
-        return jax.tree.map(_masked, state.masks, updates, params), state
+        return masked_updates(state.masks, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -89,6 +90,11 @@ def _check_mask(name: str, mask: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"The mask of {name} is {found}; expected bool{list(shape)}, see specs.masks_of.")
 
 
+def masked_updates(masks: chex.ArrayTree, updates: optax.Updates, params: optax.Params) -> optax.Updates:
+    """The updates, minus the weight where a mask is False; all three are trees like the params."""
+    return jax.tree.map(_masked, masks, updates, params)
+
+
 def _masked(keep: jax.Array, update: jax.Array, weights: jax.Array) -> jax.Array:
     dtype = max(weights.dtype, update.dtype, key=lambda dtype: dtype.itemsize)
     return jnp.where(keep, update.astype(dtype), -weights.astype(dtype))
@@ -104,6 +110,20 @@ def apply_masks(masks: chex.ArrayTree, params: chex.ArrayTree) -> chex.ArrayTree
       ValueError: a weight has no mask, or one of another shape or dtype, or a mask no weight.
     """
     return jax.tree.map(zeroed, _masks_like(params, masks), params)
+
+
+def apply_state_masks(opt_state: chex.ArrayTree, params: chex.ArrayTree) -> chex.ArrayTree:
+    """The params with exact zeros where masks in the state of an optimizer are False.
+
+    Every method that prunes while it trains has its masks in the state from `init` on, as `state.masks`.
+
+    Raises:
+      ValueError: as `apply_masks`.
+    """
+    has_masks: Callable[[Any], bool] = lambda node: hasattr(node, "masks")
+    for node in jax.tree.leaves(opt_state, is_leaf=has_masks):
+        params = apply_masks(node.masks, params) if has_masks(node) else params
+    return params
 
 
 def both(masks: chex.ArrayTree, other: chex.ArrayTree) -> chex.ArrayTree:

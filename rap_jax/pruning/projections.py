@@ -95,7 +95,7 @@ def scores(spec: Spec, weights: jax.Array) -> jax.Array:
     return squares.sum(0 if isinstance(spec, Filter) else 1)
 
 
-def keep_largest(values: jax.Array, count: int) -> jax.Array:
+def keep_largest(values: jax.Array, count: int | jax.Array) -> jax.Array:
     """Marks the `count` largest of a flat array, [n] bool; among equals the lower index is kept, and NaN is largest."""
     values = _nan_is_largest(values)
     threshold = jnp.sort(values)[values.size - count]

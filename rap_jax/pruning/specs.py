@@ -183,10 +183,26 @@ def masks_of(specs: Specs, params: chex.ArrayTree) -> chex.ArrayTree:
     if sharing:
         together = projections.masks_together(specs[sharing[0]], [leaves[name] for name in sharing])
         masks.update(zip(sharing, together, strict=True))
-    for name in [name for name in masks if isinstance(specs[name], BatchNormFilter)]:
+    return complete_masks(specs, params, masks)
+
+
+def complete_masks(specs: Specs, params: chex.ArrayTree, masks: Mapping[str, jax.Array]) -> chex.ArrayTree:
+    """The masks of all weights that have a spec, as a tree like `params`: what belongs to a removed output goes too.
+
+    Args:
+      specs: the sparsity sets, of names in the tree.
+      params: an output counts as removed where all its kernel weights are masked, or zero here.
+      masks: bool, shape of its weights, by the names of the specs.
+
+    Raises:
+      ValueError: see `ownership.check_specs`.
+    """
+    specs, leaves = resolve_specs(specs, params)
+    found = dict(masks)
+    for name in [name for name in found if isinstance(specs[name], BatchNormFilter)]:
         for kernel in kernels_of(name, specs[name], leaves):  # ADMM does not see it, the cut does
-            masks[kernel] = _on_outputs(masks[name], leaves[kernel].shape)
-    return _full_tree(masks, params, specs_of_owners(specs, leaves))
+            found[kernel] = on_outputs(found[name], leaves[kernel].shape)
+    return _full_tree(found, params, specs_of_owners(specs, leaves))
 
 
 def masks_of_zeros(params: chex.ArrayTree, *, specs: Specs | None = None) -> chex.ArrayTree:
@@ -221,11 +237,11 @@ def _full_tree(masks: Mapping[str, jax.Array], params: chex.ArrayTree, specs: Sp
         alive = left.reshape(*left.shape[:stack_axes], -1, left.shape[-1]).any(stack_axes)
         for name in owned(owner, specs.get(owner), leaves):
             check_finite(name, leaves[name])
-            found[name] &= _on_outputs(alive, leaves[name].shape)
+            found[name] &= on_outputs(alive, leaves[name].shape)
     return tree_by_name(params, found)
 
 
-def _on_outputs(alive: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def on_outputs(alive: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """One bool per output, [*stack, outputs], on weights of that shape."""
     stack_axes = alive.ndim - 1
     between = (1,) * (len(shape) - alive.ndim)

@@ -150,7 +150,8 @@ def _stage(
     make_tx = stage_optimizer(plan, config, weights.params, specs, mesh)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.bool_), weights.params)
     distills = has_teacher(config.train, plan.stage)
-    masks = shapes if plan.stage == "retrain" and specs else None
+    is_cut = plan.stage == "retrain" or (plan.stage == "admm" and config.prune.cuts_first)
+    masks = shapes if is_cut and specs else None
     state: StageState = jax.eval_shape(
         stage_init(make_tx, config, model.input_shape, plan.stage), weights, masks, weights if distills else ()
     )

@@ -66,7 +66,7 @@ class ResidualsLog:
 
     def is_due(self, number: int) -> bool:
         at_end = number == self._plan.num_steps
-        return self._plan.stage == "admm" and (self._plan.is_dual_step(number - 1) or at_end)
+        return self._plan.dual_interval > 0 and (self._plan.is_dual_step(number - 1) or at_end)
 
     def __call__(self, number: int, state: TrainState) -> None:
         specs = self._context.specs

@@ -11,6 +11,8 @@ The order of the chain, and why:
     3. Adam or momentum
     4. minus the learning rate
     5. keep_masked        last, so that no momentum, decay or step can move a pruned weight off zero
+
+Methods that prune while they train, such as learned scores, go around the links 2 to 4 (`make_pruner`).
 """
 
 import dataclasses
@@ -32,8 +34,11 @@ from rap_jax.models.model import Weights
 from rap_jax.pruning import specs as specs_lib
 from rap_jax.pruning.admm import add_admm_penalty
 from rap_jax.pruning.budgets import layer_budgets
+from rap_jax.pruning.factors import factorise
+from rap_jax.pruning.learned_scores import LearnedRates, learn_scores
 from rap_jax.pruning.masks import keep_masked
 from rap_jax.pruning.projections import Spec
+from rap_jax.pruning.regrowth import drop_and_regrow
 from rap_jax.pruning.specs import Specs
 
 _MANY_STEPS = 2**40  # beyond any run, and below what rounding a float can break
@@ -80,9 +85,14 @@ def plan_stage(config: RunConfig, stage: Stage, num_examples: int) -> StagePlan:
     counted = f"fewer than {2**31} steps, as 32 bits count them; an epoch has {epoch}"
     require(num_steps < 2**31, f"{stage}_epochs", settings.num_epochs, counted)
     unit = epoch if config.prune.dual_interval_unit == "epochs" else 1
-    dual = max(1, _in_steps(config.prune.dual_interval, unit)) if stage == "admm" else 0
+    pulls = stage == "admm" and config.prune.method == "admm"
+    dual = max(1, _in_steps(config.prune.dual_interval, unit)) if pulls else 0
     shorter = f"less than the ADMM stage's {settings.num_epochs} epochs of {epoch} steps, so that there is a dual step"
     require(dual < num_steps, "dual_interval", config.prune.dual_interval, shorter)
+    if stage == "admm" and config.prune.method == "flyingbird":
+        shorter = f"at most half of the {settings.num_epochs} epochs of the stage, so that there is an exchange"
+        exchange = _exchange_interval(config.prune, epoch)
+        require(2 * exchange <= num_steps, "flyingbird_interval", config.prune.flyingbird_interval, shorter)
     ramp = _in_steps(settings.epsilon_ramp_epochs, epoch)
     shorter = f"less than the {settings.num_epochs} epochs of {stage}, or its radius is never the full one"
     require(ramp < num_steps, "epsilon_ramp_epochs", settings.epsilon_ramp_epochs, shorter)
@@ -236,10 +246,43 @@ def make_penalty(
     return optax.masked(penalty, specs_lib.selected(specs, params))
 
 
+def make_pruner(
+    inner: optax.GradientTransformation,
+    plan: StagePlan,
+    config: PruneConfig,
+    specs: Specs,
+    masks: chex.ArrayTree | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """A method that prunes while it trains, around the optimizer of the stage.
+
+    Args:
+      inner: from `make_optimizer`.
+      config: its method is one that prunes so.
+      masks: False where a weight has to stay zero, bool tree like the params.
+    """
+    if config.method == "twinrep":
+        prune_step = max(1, round(config.twinrep_cut * plan.num_steps))
+        return factorise(inner, specs, prune_step=prune_step, held=masks)
+    if config.method == "flyingbird":
+        interval = _exchange_interval(config, plan.steps_per_epoch)
+        share = config.flyingbird_share
+        return drop_and_regrow(inner, specs, interval=interval, num_steps=plan.num_steps, share=share, held=masks)
+    rates = LearnedRates(max(1, plan.num_steps // 2), plan.steps_per_epoch, config.harp_growth)
+    return learn_scores(inner, specs, rates=rates if config.method == "harp" else None, held=masks)
+
+
+def _exchange_interval(config: PruneConfig, steps_per_epoch: int) -> int:
+    return max(1, _in_steps(config.flyingbird_interval, steps_per_epoch))
+
+
 def stage_optimizer(
     plan: StagePlan, config: RunConfig, params: chex.ArrayTree, specs: Specs, mesh: Mesh
 ) -> Callable[[chex.ArrayTree | None], optax.GradientTransformationExtraArgs]:
     """Masks, or None -> the optimizer chain of a stage. Only the names and shapes of the params are used."""
-    penalty = make_penalty(params, config.prune, specs, mesh) if plan.stage == "admm" else None
-    settings = config.stage(plan.stage).optimizer
+    settings, prune = config.stage(plan.stage).optimizer, config.prune
+    if plan.stage == "admm" and prune.method != "admm" and not prune.cuts_first:
+        inner = make_optimizer(settings, plan.learning_rate)
+        return lambda masks: make_pruner(inner, plan, prune, specs, masks)
+    pulls = plan.stage == "admm" and prune.method == "admm"
+    penalty = make_penalty(params, prune, specs, mesh) if pulls else None
     return lambda masks: make_optimizer(settings, plan.learning_rate, penalty=penalty, masks=masks)

@@ -1,7 +1,7 @@
 """A run from its config to its results: pretrain, ADMM, cut, masked retrain, and the test set once at the end.
 
     pretrain (adversarial)  ->  best on validation
-    admm (adversarial + penalty)  ->  last weights
+    admm (adversarial + penalty, or another method of pruning)  ->  last weights
     cut: projected on the sparsity sets
     retrain (adversarial, pruned weights held at zero)  ->  best on validation  ->  test
 
@@ -233,8 +233,8 @@ def _run_stages(
         if has_teacher(context.config.train, plan.stage) and context.teacher is None:
             context = dataclasses.replace(context, teacher=Teacher(context.model, weights))
         masks, is_retrain = _masks(context, plan.stage, weights), plan.stage == "retrain"
+        first = _cut(context, weights) if _begins_with_cut(context, plan.stage) else weights
         run = run_compact_stage if is_retrain and context.config.small_retrain else run_stage
-        first = cut(context.specs, context.model, weights) if is_retrain else weights
         result = yield from run(plan, context, first, masks)
         weights = result.weights
         context = _with_budget(context, weights) if plan.stage == "pretrain" else context
@@ -260,17 +260,35 @@ def _merged(context: StageContext, weights: Weights) -> Weights:
 
 
 def _merged_and_cut(context: StageContext, weights: Weights) -> Weights:
-    return cut(context.specs, context.model, _merged(context, weights))
+    return _cut(context, _merged(context, weights))
+
+
+def _cut(context: StageContext, weights: Weights) -> Weights:
+    return cut(context.specs, context.model, weights, _cut_key(context))
+
+
+def _cut_key(context: StageContext) -> jax.Array | None:
+    """Of a cut at random; zeros go first there, so that a network that is cut again keeps what it has."""
+    return stream_key(context.config.seed, "prune") if context.config.prune.method == "random" else None
+
+
+def _begins_with_cut(context: StageContext, stage: Stage) -> bool:
+    return stage == "retrain" or (stage == "admm" and context.config.prune.cuts_first)
 
 
 def _masks(context: StageContext, stage: Stage, weights: Weights) -> chex.ArrayTree | None:
     """Masks of a stage: the zeros of the start of the run stay zero, and in the retrain those of the cut as well.
 
+    A method other than ADMM ends with zeros, which stay zero too.
+
     `weights` are those before the cut: after it all removed weights have the same score, and a global budget would
     distribute its last places anew.
     """
-    masks = masks_of_cut(context.specs, context.model, weights.params) if stage == "retrain" and context.specs else None
-    if context.config.start.run_dir is None:
+    config = context.config
+    cuts = bool(context.specs) and _begins_with_cut(context, stage)
+    masks = masks_of_cut(context.specs, context.model, weights.params, _cut_key(context)) if cuts else None
+    is_pruned = stage == "retrain" and config.prune.method != "admm" and config.admm.num_epochs > 0
+    if config.start.run_dir is None and not is_pruned:
         return masks
     # Each stage keeps them, so the zeros of its start are still those of the run's start.
     zeros = specs_lib.masks_of_zeros(weights.params)

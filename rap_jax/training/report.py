@@ -39,11 +39,20 @@ if TYPE_CHECKING:
 
 PRUNED = "#D9D9D9"
 SHADES = ("#FFFFFF", "#F3F3F3")
-# Where a network was cut, in the order of the report.
+# Where a network was cut, in the order of the report; the braces stand for the method of the stage `admm`.
 _CUTS = {
-    "admm": "with ADMM",
-    "pretrain": "without ADMM (the pretrained network, cut directly)",
-    "start": "without ADMM (the network at the start, cut directly)",
+    "admm": "with {}",
+    "pretrain": "without {} (the pretrained network, cut directly)",
+    "start": "without {} (the network at the start, cut directly)",
+}
+_METHODS = {
+    "admm": "ADMM",
+    "hydra": "HYDRA",
+    "harp": "HARP",
+    "twinrep": "TwinRep",
+    "flyingbird": "FlyingBird",
+    "magnitude": "pruning by magnitude",
+    "random": "pruning at random",
 }
 
 
@@ -292,6 +301,11 @@ def _title(results: Results) -> str:
     return f"{results['dataset']}, {results['model']['name']} of width {results['model'].get('width')}"
 
 
+def _method(results: Results) -> str:
+    """What a reader calls the method that prunes in the stage `admm`; the first results name none."""
+    return _METHODS[results.get("config", {}).get("prune", {}).get("method", "admm")]
+
+
 def _sparsity(results: Results) -> dict[str, Any]:
     """Returns the sparsity of the run, or that of its last stage if it did not come to its end."""
     found = [results["stages"].get(stage, {}).get("sparsity") for stage in STAGES] + [results.get("sparsity")]
@@ -325,7 +339,8 @@ def _notes(results: Results) -> str:
     lines = [f"- PGD on {' and '.join(names)}: {attack}" for attack, names in splits.items()]
     lines.append("- PGD accuracy: right on the clean image and on the last image of every restart.")
     lines.append("- In brackets: 95% interval (Wilson).")
-    cuts = {"start": "at the start", "pretrain": "after pretrain (no ADMM)", "admm": "after ADMM"}
+    method = _method(results)
+    cuts = {"start": "at the start", "pretrain": f"after pretrain (no {method})", "admm": f"after {method}"}
     found = [text for stage, text in cuts.items() if "cut" in results["stages"].get(stage, {})]
     lines += [f"- Cut: the weights to prune set to zero {' or '.join(found)}, no retraining yet."] if found else []
     return "\n".join(lines)
@@ -343,12 +358,14 @@ def _sparsity_table(sparsity: dict[str, Any]) -> str:
 def _markdown(results: Results, pictures: list[str]) -> str:
     evaluations = [(name, split, accuracy) for name, split, accuracy, _ in _accuracies(results) if ", cut" not in name]
     dense, pruned = (results["stages"].get(stage, {}).get("validation") for stage in ("pretrain", "retrain"))
-    cuts = [(text, results["stages"].get(stage, {}).get("cut")) for stage, text in _CUTS.items()]
+    method = _method(results)
+    cuts = [(text.format(method), results["stages"].get(stage, {}).get("cut")) for stage, text in _CUTS.items()]
     filters = (as_pair, as_percent, as_training, cost_table)
     template = templates(Path(__file__).parent, filters).get_template("report.md.jinja")
     text: str = template.render(
         run=results,
         title=_title(results),
+        method=method,
         table=format_table(results).strip(),
         pictures=pictures,
         headline=evaluations[-1] if evaluations else None,

@@ -126,7 +126,7 @@ def train_stage(
         log_residuals = ResidualsLog(plan, context, make_residuals_fn(context))
         if reached.step:
             progress.line(f"{plan.stage}: going on from the checkpoint of step {reached.step}")
-        elif plan.stage == "admm":
+        elif plan.dual_interval:
             log_residuals(0, reached.state.train)
         validation = Validation(plan, context, reached.state.kept, progress.line)
         checkpoints = Checkpoints(plan, context, manager, reached.seconds, validation)

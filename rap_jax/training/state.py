@@ -14,9 +14,10 @@ import optax
 
 from rap_jax.config import STAGES, RunConfig, Stage, TrainConfig
 from rap_jax.models.model import Weights
+from rap_jax.pruning.masks import apply_state_masks
 
-Purpose = Literal["init", "order", "attack", "select", "report", "batch"]
-_PURPOSES: tuple[Purpose, ...] = ("init", "order", "attack", "select", "report", "batch")
+Purpose = Literal["init", "order", "attack", "select", "report", "batch", "prune"]
+_PURPOSES: tuple[Purpose, ...] = ("init", "order", "attack", "select", "report", "batch", "prune")
 
 
 def stream_key(seed: int, purpose: Purpose, stage: Stage | None = None) -> jax.Array:
@@ -143,7 +144,7 @@ def init_stage_state(
     """Fresh state of a stage that begins at `start`, and so does its mean.
 
     The weights of the teacher are part of the state. So they lie where the state lies, each of several seeds has its
-    own, and no program holds them as constants.
+    own, and no program holds them as constants. Weights begin under the masks of the optimizer chain.
 
     All leaves are copies: a step donates its state, and that must not reach the caller's arrays.
     """
@@ -152,7 +153,13 @@ def init_stage_state(
     step, opt_state = jnp.zeros((), jnp.int32), tx.init(start.params)
     return StageState(
         TrainState(
-            step, first.params, first.batch_stats, opt_state, perturbation, average, jax.tree.map(jnp.copy, teacher)
+            step,
+            apply_state_masks(opt_state, first.params),
+            first.batch_stats,
+            opt_state,
+            perturbation,
+            average,
+            jax.tree.map(jnp.copy, teacher),
         ),
         Kept(kept.params, kept.batch_stats, score=jnp.full((), -1.0, jnp.float32), step=jnp.zeros((), jnp.int32)),
     )

@@ -66,6 +66,8 @@ from rap_jax.models.model import Weights
 from rap_jax.training.optimizer import StagePlan
 from rap_jax.training.state import StepKeys, TrainState, move_average
 
+_UPDATE = 2**31 - 1  # folded into the key of the first image, for what the optimizer draws; no attack folds it
+
 
 def perturb(images: jax.Array, perturbation: jax.Array) -> jax.Array:
     """The images [N, ...] moved by the perturbation, same shape, inside [0, 1]."""
@@ -217,7 +219,8 @@ class StepFunctions:
             perturbation = move_perturbation(perturbation, rising[0], attack, scale)
         # optax multiplies its counts with fractions, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = self.tx.update(gradients, state.opt_state, state.params, dual_step=dual_step)
+            key = jax.random.fold_in(inputs.keys[0], _UPDATE)
+            updates, opt_state = self.tx.update(gradients, state.opt_state, state.params, dual_step=dual_step, key=key)
             learning_rate = jnp.asarray(self.plan.learning_rate(state.step), jnp.float32)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(

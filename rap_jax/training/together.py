@@ -179,7 +179,7 @@ class _Group:
             if task.reached.step:
                 say = self._say_of(task.context.config.seed)
                 say(f"{task.plan.stage}: going on from the checkpoint of step {task.reached.step}")
-            elif task.plan.stage == "admm":
+            elif task.plan.dual_interval:
                 log_residuals(0, task.reached.state.train)
 
     def hooks(self) -> Hooks:

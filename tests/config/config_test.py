@@ -142,6 +142,19 @@ def test_a_number_outside_its_range_is_refused(config: type, name: str, value: f
         (StartConfig, {"weights": "best"}, "weights of the start is 'best'; expected one of final, initial"),
         (DataConfig, {"dataset": "folder:/a", "image_size": (0, 3)}, r"image_size is \(0, 3\)"),
         (StageConfig, {"num_epochs": 1, "epsilon_ramp_epochs": math.inf}, "epsilon_ramp_epochs is inf"),
+        (PruneConfig, {"method": "harp"}, "budget is 'layer'; expected global with prune_method harp"),
+        (PruneConfig, {"method": "flyingbird"}, "structure is 'filter'; expected irregular or column"),
+        (PruneConfig, {"method": "hydra", "merge_duplicates": True}, "merge_duplicates is True; expected False"),
+        (PruneConfig, {"method": "random", "reset_learning_rate": True}, "reset_learning_rate is True; expected False"),
+        (PruneConfig, {"harp_growth": 0.0}, "harp_growth is 0.0; expected a number above 0"),
+        (PruneConfig, {"twinrep_cut": 1.0}, "twinrep_cut is 1.0; expected a share"),
+        (PruneConfig, {"flyingbird_interval": 0.0}, "flyingbird_interval is 0.0"),
+        (PruneConfig, {"flyingbird_share": 0.0}, "flyingbird_share is 0.0; expected a share"),
+        (
+            RunConfig,
+            {"prune": PruneConfig(method="hydra"), "admm": StageConfig(0)},
+            "num_epochs of admm is 0; expected 1 or more .--admm_epochs. with prune_method hydra",
+        ),
     ],
 )
 def test_a_choice_that_cannot_work_is_refused(config: type, given: dict, expected: str) -> None:

@@ -26,6 +26,14 @@ def test_dual_steps_come_after_each_interval_and_never_first() -> None:
     assert not any(StagePlan("pretrain", 9, 3, lambda step: 0.1).is_dual_step(step) for step in range(9))
 
 
+def test_an_exchange_that_never_comes_is_refused() -> None:
+    prune = PruneConfig("irregular", method="flyingbird", flyingbird_interval=1.0)
+    config = RunConfig(prune=prune, admm=StageConfig(1), batch_size=10)
+    with pytest.raises(ValueError, match="flyingbird_interval is 1.0; expected at most half of the 1 epochs"):
+        plan_stage(config, "admm", 100)
+    assert plan_stage(dataclasses.replace(config, admm=StageConfig(2)), "admm", 100).dual_interval == 0
+
+
 def test_schedules() -> None:
     assert rates(OptimizerConfig(schedule="constant", learning_rate=0.5), [0, 99]) == [0.5, 0.5]
     cosine = rates(OptimizerConfig(schedule="cosine", learning_rate=0.5), [0, 50, 100])
