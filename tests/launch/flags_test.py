@@ -42,6 +42,7 @@ CHANGED: dict[str, Any] = {
     "select_num_steps": 8, "select_num_restarts": 3, "report_step_size": 0.7, "report_num_steps": 9,
     "report_num_restarts": 4, "structure": "column", "sparsity": "conv1:0.25,fc*:0.25", "rho": 3.0,
     "budget": "lamp", "budget_of": "multiply_adds",
+    "harp_growth": 0.2, "twinrep_cut": 0.3, "flyingbird_interval": 0.75, "flyingbird_share": 0.4,
     "rho_rule": "uniform", "rho_growth": 1.9, "rescale_dual": False, "dual_keeps_graph": True,
     "small_retrain": False, "reset_learning_rate": True, "dual_interval": 0.25,
     "dual_interval_unit": "steps",
@@ -59,7 +60,7 @@ CHANGED |= {
 # Not with the restarts, the attack settings, the start, the structure above; free_replays is read by
 # --train_attack=free alone.
 ALONE: dict[str, Any] = {"random_start": False, "train_attack": "none", "start_weights": "initial", "free_replays": 7}
-ALONE |= {"merge_duplicates": True}
+ALONE |= {"merge_duplicates": True, "prune_method": "hydra"}
 # No part of what a run is, nor of its flagfile.
 ALONE |= {
     "distributed": True,
@@ -103,7 +104,7 @@ def flag_of(setting: str) -> str:
     if part == "train.attack":
         return field if field in ("norm", "random_start") else f"train_{field}"
     names = {"model.name": "model", "start.run_dir": "start_run", "start.weights": "start_weights"}
-    names["selection"] = "select_attack"
+    names |= {"selection": "select_attack", "prune.method": "prune_method"}
     return names.get(setting, field)
 
 
