@@ -29,6 +29,8 @@ CASES = [
     ("flyingbird", "irregular", "layer"),
     ("magnitude", "column", "layer"),
     ("random", "filter", "layer"),
+    ("hydra", "irregular", "lamp"),
+    ("flyingbird", "irregular", "erk"),
 ]
 IN_CI = set(CASES) - {("harp", "filter", "global"), ("magnitude", "column", "layer")}
 
@@ -41,7 +43,7 @@ def cases(kept: Iterable[Any], all_cases: Iterable[Any]) -> Any:
 
 def config_of(method: Any, structure: Any, budget: Any, **changes: Any) -> RunConfig:
     base = tiny.tiny_config()
-    prune = PruneConfig(structure, (("*", 0.5),), budget, method, flyingbird_interval=0.34)
+    prune = PruneConfig(structure, (("*", 0.5),), budget, method=method, flyingbird_interval=0.34)
     stage = dataclasses.replace(base.admm, num_epochs=2)
     return dataclasses.replace(base, prune=prune, pretrain=stage, admm=stage, retrain=stage, **changes)
 
