@@ -45,9 +45,8 @@ class Scale:
     recipes: Mapping[Family, Recipe]
     num_seeds: int  # of every cell
     num_images: int  # under AutoAttack
-    robust_epochs: (
-        int  # of the stronger recipe, see `robust`, from scratch; pruned networks get as many in three stages
-    )
+    # Of the stronger recipe, see `robust`, from scratch; pruned networks get as many in three stages.
+    robust_epochs: int
     auto_attack: str = "standard"  # version
 
 
