@@ -34,6 +34,10 @@ def parse(values: flags.FlagValues, arguments: list[str], choose: Choose = list)
     surplus = values(expand_flagfiles(arguments, choose))[1:]
     if surplus:
         raise ValueError(f"Unexpected argument {surplus[0]!r}; flags are written --name=value.")
+    if "progress" in values:
+        from rap_jax._runtime.progress import show_as
+
+        show_as(values.progress)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,9 @@ def define_compute_flags(values: flags.FlagValues = FLAGS) -> None:
     define_flag("path", "compilation_cache_dir", COMPILATION_CACHE, "Where compiled programs are kept from one start "
                 "to the next; empty for none.", values)  # fmt: skip
     define_settings(ComputeConfig, "num_cpu_devices", "implementation", values=values)
+    flags.DEFINE_enum("progress", "auto", ["auto", "bar", "plain", "none"], "How progress is shown, on standard error: "
+                      "a bar, a line every 10 seconds, or nothing; auto is a bar on a terminal and lines elsewhere.",
+                      values)  # fmt: skip
 
 
 with flag_group("Run", GROUPS, FLAGS):

@@ -1,9 +1,12 @@
-"""What a user sees while a stage runs: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""What a user sees while a stage runs: a bar on a terminal, a plain line every few seconds elsewhere.
+
+How a process shows its progress is a setting of the process, as the verbosity of its log is: `show_as`.
+"""
 
 import io
 import sys
 import time
-from typing import Self, TextIO
+from typing import Literal, Self, TextIO
 
 import tqdm
 
@@ -11,6 +14,14 @@ from rap_jax._runtime.processes import is_first
 
 _SECONDS_BETWEEN_LINES = 10.0
 _NOWHERE = io.StringIO()  # of several processes one speaks
+Style = Literal["auto", "bar", "plain", "none"]
+_style: Style = "auto"
+
+
+def show_as(style: Style) -> None:
+    """From now on: a bar, plain lines, or nothing; `auto` is a bar on a terminal and lines elsewhere."""
+    global _style
+    _style = style
 
 
 class Progress:
@@ -18,15 +29,16 @@ class Progress:
 
     Args:
       start: the count to begin with, for a resumed stage; the time left is estimated from there.
-      stream: where it is written; a terminal gets a bar with the time left, anything else gets lines.
+      stream: where it is written; under `auto` a terminal gets a bar with the time left, anything else gets lines.
     """
 
     def __init__(self, label: str, total: int, *, start: int = 0, unit: str = "step", stream: TextIO | None = None):
-        self._stream = stream or (sys.stderr if is_first() else _NOWHERE)
+        speaks = is_first() and _style != "none"
+        self._stream = (stream or sys.stderr) if speaks else _NOWHERE
         self._label, self._total, self._start, self._unit = label, total, start, unit
         self._began = self._last_line = time.monotonic()
         self._bar = None
-        if self._stream.isatty():
+        if speaks and (_style == "bar" or (_style == "auto" and self._stream.isatty())):
             self._bar = tqdm.tqdm(
                 desc=label, total=total, initial=start, unit=unit, file=self._stream, dynamic_ncols=True
             )

@@ -71,6 +71,7 @@ ALONE |= {
     "dry_run": True,
     "target": "tpu:v5e:2x2",
     "num_seeds": 3,
+    "progress": "none",
 }
 PARSED: dict[str, Any] = {"sparsity": (("conv1", 0.25), ("fc*", 0.25)), "image_size": (20, 30)}
 PARSED |= {f"{stage}_step_epochs": (5.0 + number, 9.5) for number, stage in enumerate(STAGES)}

@@ -113,3 +113,20 @@ def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> No
         progress.update(1)
     captured = capsys.readouterr()
     assert captured.err == "test step 1/1\n" and captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("style", "bar", "text"), [("bar", True, True), ("plain", False, True), ("none", False, False)]
+)
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_the_style_wins_over_the_kind_of_stream(
+    style: progress_lib.Style, bar: bool, text: bool, kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_lib, "_style", "auto")
+    progress_lib.show_as(style)
+    stream = kind()
+    with Progress("admm", 2, stream=stream) as progress:
+        progress.update(2)
+        progress.line("epoch 1/1")
+    found = stream.getvalue()
+    assert ("2/2 [" in found) is bar and ("epoch 1/1\n" in found) is text and bool(found) is text
