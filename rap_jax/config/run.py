@@ -1,6 +1,7 @@
 """A whole run: its stages with their optimizers, pruning, and what is written."""
 
 import dataclasses
+import importlib.util
 import math
 from typing import Literal, get_args
 
@@ -324,7 +325,13 @@ class OutputConfig:
     measure_cost: bool = setting(True, "Count and measure at the end what the network costs, dense, pruned and "
         "compacted: a table in report.md.")  # fmt: skip
 
+    tensorboard: bool = setting(False, "Write what metrics.jsonl has to event files of TensorBoard as well, in "
+        "RUN/tensorboard. Needs the extra tensorboard.")  # fmt: skip
+
     def __post_init__(self) -> None:
+        there = not self.tensorboard or importlib.util.find_spec("tensorboardX") is not None
+        hint = "False, or the package tensorboardX: pip install -e '.[tensorboard]'"
+        require(there, "tensorboard", self.tensorboard, hint)
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "1 or more steps")
         seconds = self.checkpoint_every_seconds
         require(seconds >= 0, "checkpoint_every_seconds", seconds, "0 (after every step) or more seconds")

@@ -4,6 +4,7 @@ run.flags        the flags, can be given back as --flagfile (written by the comm
 config.json      what decides the numbers; a run with another config is refused
 checkpoints/     one sub-folder per stage
 metrics.jsonl    one JSON object per line, appended while training (see metrics.py)
+tensorboard/     the same as event files, if it was asked for
 stages/          one result per finished stage, and that of the test
 results.json     the result of the run, written once at the end
 report.md, *.png"""
@@ -26,7 +27,7 @@ from rap_jax._runtime.integrity import (
 from rap_jax._runtime.processes import from_first, is_first
 from rap_jax.config import Stage
 from rap_jax.config.checks import complete
-from rap_jax.runs.metrics import as_text, read_lines
+from rap_jax.runs.metrics import EventFiles, as_text, read_lines
 
 _CONFIG = "config.json"
 
@@ -37,11 +38,14 @@ class RunFolder:
 
     path: Path
     lock: IO[str] | None
+    events: EventFiles | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.events is not None:
+            self.events.close()
         if self.lock is not None:
             self.lock.close()
 
@@ -56,6 +60,12 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         with naming_the_file(path), path.open("a") as file:
             file.write(as_text(record))
+        if self.events is not None:
+            self.events.add(record)
+
+    def with_event_files(self) -> "RunFolder":
+        """The folder, which writes event files of TensorBoard too."""
+        return dataclasses.replace(self, events=EventFiles(self.path / "tensorboard")) if is_first() else self
 
     def forget_metrics_after(self, stage: Stage, step: int) -> None:
         """Drops the lines that a resumed run will write again: the later steps of `stage`."""

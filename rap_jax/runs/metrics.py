@@ -25,6 +25,33 @@ _NUMBERS = {
 }
 
 
+class EventFiles:
+    """The numbers of the lines as event files of TensorBoard, such as `admm/train/loss` over the steps of a stage.
+
+    A resumed run writes a further file, whose first steps repeat the last ones of the file before.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._writer: Any = None
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """The numbers of one line of metrics.jsonl; the first one makes the file."""
+        if self._writer is None:
+            from tensorboardX import SummaryWriter  # an extra
+
+            self._writer = SummaryWriter(str(self._folder), flush_secs=10)
+        layer = [line["layer"]] if "layer" in line else []
+        for name, value in line.items():
+            if isinstance(value, float):
+                self._writer.add_scalar("/".join([line["stage"], line["kind"], *layer, name]), value, line["step"])
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._writer is not None:
+            self._writer.close()
+
+
 def as_text(line: Mapping[str, Any]) -> str:
     """A line of the file, with its end."""
     return json.dumps({**line, _CHECKSUM: _checksum(line)}) + "\n"

@@ -147,7 +147,8 @@ def run_training(run: OneRun, parts: RunParts) -> Training[dict[str, Any]]:
     specs = specs_from_config(config.prune, start.weights.params, output_layer=model.output_layer)
     plans = plan_stages(config, len(dataset.train.labels))
     _check(config, specs, model.input_shape)
-    with open_run_folder(out_dir, identity(config, dataset, start)) as folder:
+    opened = open_run_folder(out_dir, identity(config, dataset, start))
+    with opened.with_event_files() if parts.output.tensorboard else opened as folder:
         if flags:
             folder.write("run.flags", flags)
         if folder.read_json("results.json", _RESULT_KEYS) is None:

@@ -34,7 +34,8 @@ CHANGED: dict[str, Any] = {
     "attack_batch_norm": "batch", "label_smoothing": 0.15, "mixup_alpha": 0.35, "width": 16,
     "compute_dtype": "bfloat16", "ema_decay": 0.995, "distillation": "rslad", "awp_gamma": 0.02,
     "initializer": "uniform", "batch_size": 64, "eval_batch_size": 50, "steps_per_epoch": 11, "log_every_steps": 3,
-    "checkpoint_every_seconds": 1.5, "measure_cost": False, "num_cpu_devices": 3, "implementation": "xla",
+    "checkpoint_every_seconds": 1.5, "measure_cost": False, "tensorboard": True,
+    "num_cpu_devices": 3, "implementation": "xla",
     "num_model_shards": 2, "stream_data": True, "compilation_cache_dir": "", "norm": "l2", "epsilon": 1.25,
     "train_step_size": 0.5, "train_num_steps": 7, "train_num_restarts": 2, "select_step_size": 0.6,
     "train_step_schedule": "geometric", "select_step_schedule": "geometric", "report_step_schedule": "geometric",
@@ -135,7 +136,7 @@ def test_every_setting_comes_from_its_flag_and_no_other() -> None:
     assert config_of("--merge_duplicates").prune == PruneConfig(merge_duplicates=True)
     assert config_of("--random_start=false").report_attack.random_start is False
     output = from_flags(OutputConfig, getter(parse(*as_arguments(CHANGED))))
-    assert output == OutputConfig(log_every_steps=3, checkpoint_every_seconds=1.5, measure_cost=False)
+    assert output == OutputConfig(3, 1.5, measure_cost=False, tensorboard=True)
     assert compute_from_flags(parse(*as_arguments(CHANGED))) == ComputeConfig(3, 2, True, "xla")
 
 

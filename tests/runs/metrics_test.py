@@ -2,12 +2,13 @@
 
 import json
 import random
+import struct
 from pathlib import Path
 
 import pytest
 from absl import logging
 
-from rap_jax.runs.metrics import Line, as_text, read_lines, read_metrics
+from rap_jax.runs.metrics import EventFiles, Line, as_text, read_lines, read_metrics
 
 LINES: list[Line] = [
     {"kind": "train", "stage": "pretrain", "step": 1, "epoch": 0.1, "loss": 2.25, "accuracy": 0.125},
@@ -72,3 +73,36 @@ def test_no_damage_gives_a_number_that_was_not_written(tmp_path: Path, warnings:
         path.write_bytes(whole[:place] + put_in + whole[place + length :])
         assert all(line in LINES for line in read_lines(path)), path.read_bytes()
     assert len(warnings) > 1000
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """What TensorBoard reads: tag and step -> value. A record is its length, a checksum, the bytes, a checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            content = content[16 + length :]
+    return found
+
+
+def test_event_files_have_the_same_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    events = EventFiles(tmp_path / "tensorboard")
+    events.close()
+    assert not (tmp_path / "tensorboard").exists(), "a finished run that is called again"
+    for line in LINES:
+        events.add(line)
+    events.close()
+    expected = {
+        ("pretrain/train/epoch", 1): 0.1, ("pretrain/train/loss", 1): 2.25, ("pretrain/train/accuracy", 1): 0.125,
+        ("pretrain/validation/epoch", 10): 1.0, ("pretrain/validation/natural_accuracy", 10): 0.9,
+        ("pretrain/validation/robust_accuracy", 10): 0.3, ("admm/admm/conv1/kernel/epoch", 5): 0.5,
+        ("admm/admm/conv1/kernel/distance", 5): 1e-30, ("admm/admm/conv1/kernel/primal_residual", 5): 0.5,
+        ("admm/admm/conv1/kernel/dual_residual", 5): float("inf"), ("admm/admm/conv1/kernel/rho", 5): 0.01,
+    }  # fmt: skip
+    assert scalars(tmp_path / "tensorboard") == pytest.approx(expected, rel=1e-6)
