@@ -32,7 +32,6 @@ from rap_jax.attacks.norms import ThreatModel, has_nan
 from rap_jax.attacks.square_candidates import CANDIDATES, HALVINGS, draw, draw_first, window_sides
 from rap_jax.attacks.stepwise import AttackResult, check_settings, misclassified, run_attack, where
 
-
 # Candidates that are drawn at a time: the first that changes the image is asked about, else the last. Patterns of L2
 # always change it. A third candidate saved 3% more queries on MNIST and cost as much.
 _DRAWN_AHEAD = {"linf": 2, "l2": 1}
