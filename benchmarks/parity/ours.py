@@ -114,7 +114,7 @@ def square_search(
         keys = jax.random.split(jax.random.key(0), num_images)
         asked = ask(logits_fn, first, labels)
         none = jnp.zeros(num_images, jnp.int32)
-        state = SquareState(keys, images, labels, none, first, *asked, valid=jnp.ones(num_images, bool))
+        state = SquareState(keys, images, labels, none, first, *asked, jnp.ones(num_images, bool), none)
 
         def step(state: SquareState, drawn: tuple[Draws, jax.Array]) -> tuple[SquareState, None]:
             draws, side = jax.tree.map(over_images, drawn)

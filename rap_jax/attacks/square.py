@@ -14,6 +14,8 @@ Differs from the official implementation:
 (3) `broken` is what `argmax` of the logits says. At a tie that it gives to the right class, which there ends the
     attack without success, the candidate is accepted as there, and the attack goes on.
 (4) Under L2, images of any shape have tiles to begin with. There the last tile must end with the image, or it fails.
+(5) Under Linf most candidates that equal the image, whose window has that sign already, are counted without a query:
+    they change nothing.
 """
 
 import dataclasses
@@ -30,6 +32,10 @@ from rap_jax.attacks.norms import ThreatModel, has_nan
 from rap_jax.attacks.square_candidates import CANDIDATES, HALVINGS, draw, draw_first, window_sides
 from rap_jax.attacks.stepwise import AttackResult, check_settings, misclassified, run_attack, where
 
+# Candidates that are drawn at a time: the first that changes the image is asked about, else the last. Patterns of L2
+# always change it. A third candidate saved 3% more queries on MNIST and cost as much.
+_DRAWN_AHEAD = {"linf": 2, "l2": 1}
+
 
 class SquareState(NamedTuple):
     """Where each example is in the search, leaves [N, ...]."""
@@ -44,6 +50,8 @@ class SquareState(NamedTuple):
     margin: jax.Array
     broken: jax.Array
     valid: jax.Array  # see `AttackState`
+    # `iteration` when the steps so far are done, int32. Examples whose candidates change nothing may be ahead of it.
+    due: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +73,11 @@ class Square:
         """One for each restart."""
         return self.num_restarts
 
+    @property
+    def last_query(self) -> int:
+        """Number of the last candidate."""
+        return self.num_steps
+
     def start(
         self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
     ) -> SquareState:
@@ -82,31 +95,47 @@ class Square:
         first = candidates.first(images, draws, self.threat_model.epsilon)
         first_margin, wrong = ask(logits_fn, first, labels)
         iteration = jnp.zeros(len(images), jnp.int32)
-        return SquareState(keys, images, labels, iteration, first, first_margin, wrong, first_margin > -jnp.inf)
+        valid = first_margin > -jnp.inf
+        return SquareState(keys, images, labels, iteration, first, first_margin, wrong, valid, iteration)
 
     def advance(self, logits_fn: LogitsFn, state: SquareState, num_steps: int) -> SquareState:
-        """See `StepwiseAttack`. Ends early when no example is left that is not broken."""
+        """See `StepwiseAttack`. Ends early when no example is left that is not broken.
 
-        def go_on(carry: tuple[jax.Array, SquareState]) -> jax.Array:
-            steps, state = carry
-            return (steps < num_steps) & ~state.broken.all()
-
-        def step(carry: tuple[jax.Array, SquareState]) -> tuple[jax.Array, SquareState]:
-            steps, state = carry
-            return steps + 1, self.step(logits_fn, state)
-
-        return lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1]
+        An example may go on beyond these steps, but not beyond the last candidate: it is only waited for later.
+        """
+        state = state._replace(due=state.due + jnp.minimum(num_steps, self.last_query - state.due))
+        is_behind = lambda state: (~state.broken & (state.iteration < state.due)).any()
+        return lax.while_loop(is_behind, lambda state: self.step(logits_fn, state), state)
 
     def step(self, logits_fn: LogitsFn, state: SquareState) -> SquareState:
-        """One candidate for each example that is not broken."""
-        _, height, width, num_channels = state.images.shape
-        draws = draw(state.keys, state.iteration + 1, num_channels)
-        sides = self.sides(state.iteration, height, width)
-        candidates = CANDIDATES[self.threat_model.norm]
-        candidate = candidates.next(state.images, state.adversarial, draws, sides, self.threat_model.epsilon)
+        """One query for each example that is not broken and not at its end."""
+        number, candidate = self._draw_ahead(state)
         new_margin, wrong = ask(logits_fn, candidate, state.labels)
-        valid = state.valid & (state.broken | (new_margin > -jnp.inf))
-        return accept(state, candidate, new_margin, wrong)._replace(valid=valid)
+        asked = ~state.broken & (number <= self.last_query)
+        found = accept(state, candidate, jnp.where(asked, new_margin, -jnp.inf), wrong)
+        return found._replace(
+            iteration=jnp.where(state.broken, state.iteration, jnp.minimum(number, self.last_query)),
+            valid=state.valid & (~asked | (new_margin > -jnp.inf)),
+        )
+
+    def _draw_ahead(self, state: SquareState) -> tuple[jax.Array, jax.Array]:
+        """Of the next candidates the first that changes the image, [N, H, W, C], else the last; its number, [N]."""
+        _, height, width, num_channels = state.images.shape
+
+        def draw_one(number: jax.Array) -> jax.Array:
+            draws, sides = draw(state.keys, number, num_channels), self.sides(number - 1, height, width)
+            next_image = CANDIDATES[self.threat_model.norm].next
+            return next_image(state.images, state.adversarial, draws, sides, self.threat_model.epsilon)
+
+        if _DRAWN_AHEAD[self.threat_model.norm] == 1:
+            return state.iteration + 1, draw_one(state.iteration + 1)
+        ahead = jnp.arange(_DRAWN_AHEAD[self.threat_model.norm], dtype=jnp.int32)
+        drawn = jax.vmap(lambda place: draw_one(state.iteration + 1 + place))(ahead)
+        candidate, chosen = drawn[-1], jnp.full_like(state.iteration, ahead[-1])
+        for place in reversed(range(len(ahead) - 1)):
+            changes = (drawn[place] != state.adversarial).any((1, 2, 3))
+            candidate, chosen = where(changes, drawn[place], candidate), jnp.where(changes, place, chosen)
+        return state.iteration + 1 + chosen, candidate
 
     def sides(self, iteration: jax.Array, height: int, width: int) -> jax.Array:
         """Of the windows in pixels, int32 [N], when so many candidates have been asked about, int32 [N]."""
@@ -133,6 +162,11 @@ class HybridSquare(Square):
         for name, unit in (("gradient_steps", "steps"), ("first_query", "queries")):
             object.__setattr__(self, name, check_count(name, getattr(self, name), 0, f"0 {unit}"))
 
+    @property
+    def last_query(self) -> int:
+        """See `Square`."""
+        return self.first_query + self.num_steps
+
     def start(
         self, logits_fn: LogitsFn, keys: jax.Array, images: jax.Array, labels: jax.Array, starts: jax.Array
     ) -> SquareState:
@@ -142,8 +176,10 @@ class HybridSquare(Square):
         first = where(ascent.broken, ascent.adversarial, ascent.best)
         first_margin, wrong = ask(logits_fn, first, labels)
         state = super().start(logits_fn, keys, images, labels, starts)
+        iteration = jnp.full(len(images), self.first_query, jnp.int32)
         return state._replace(
-            iteration=jnp.full(len(images), self.first_query, jnp.int32),
+            iteration=iteration,
+            due=iteration,
             adversarial=first,
             margin=first_margin,
             broken=wrong,

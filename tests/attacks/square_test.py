@@ -16,7 +16,7 @@ from rap_jax.attacks.apgd import Apgd
 from rap_jax.attacks.checks import LogitsFn
 from rap_jax.attacks.losses import margin
 from rap_jax.attacks.norms import NORMS
-from rap_jax.attacks.square import HybridSquare, Square, SquareState, accept, square
+from rap_jax.attacks.square import _DRAWN_AHEAD, HybridSquare, Square, SquareState, accept, square
 from rap_jax.attacks.square_candidates import (
     CANDIDATES,
     Draws,
@@ -236,7 +236,7 @@ def test_acceptance() -> None:
     zeros, ones = jnp.zeros((number, 1, 1, 1)), jnp.ones((number, 1, 1, 1))
     steps = jnp.full(number, 7, jnp.int32)
     keys = jax.random.split(jax.random.key(0), number)
-    state = SquareState(keys, zeros, steps, steps, zeros, before, was_broken, jnp.ones(number, bool))
+    state = SquareState(keys, zeros, steps, steps, zeros, before, was_broken, jnp.ones(number, bool), steps)
     found = accept(state, ones, after, wrong)
     np.testing.assert_array_equal(found.adversarial[:, 0, 0, 0], accepted)
     np.testing.assert_array_equal(found.margin, np.where(accepted, after, before))
@@ -271,15 +271,32 @@ def test_pieces_make_a_whole(norm: str) -> None:
 
 @by_norm
 def test_an_example_goes_its_own_way(norm: str) -> None:
-    """Neither neighbours nor their iterations matter to it."""
+    """Neither neighbours nor their iterations matter to what comes out in the end."""
     _, state, advance = a_search(norm)
-    once = advance(state, 8)
-    twice = advance(once, 8)
+    once, end = advance(state, 8), advance(state, 60)
     odd = np.arange(len(state.broken)) % 2 == 1
     mix = lambda x, y: jax.tree.map(lambda x, y: jnp.stack([(y if o else x)[i] for i, o in enumerate(odd)]), x, y)
-    assert_same(advance(mix(state, once), 8), mix(once, twice), atol=1e-6)
+    assert_same(advance(mix(state, once), 60), end, atol=1e-6)
     alone = jax.tree.map(lambda x: x[1:2], once)
-    assert_same(advance(alone, 8), jax.tree.map(lambda x: x[1:2], twice), atol=1e-6)
+    assert_same(advance(alone, 52), jax.tree.map(lambda x: x[1:2], end), atol=1e-6)
+
+
+@pytest.mark.parametrize("drawn", [2, 3])
+def test_candidates_that_change_nothing_are_not_asked_about(drawn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All else stays as it is, bit for bit, up to the last candidate and no further."""
+    attack, state, _ = a_search("linf")
+    hard = a_network()
+    found, num_queries = [], []
+    for number in (1, drawn):
+        monkeypatch.setitem(_DRAWN_AHEAD, "linf", number)
+        step = jax.jit(lambda state: attack.step(hard, state))
+        now, count = state._replace(due=jnp.full(len(state.broken), 60)), 0
+        while (~now.broken & (now.iteration < 60)).any():
+            now, count = step(now), count + 1
+        found.append(now)
+        num_queries.append(count)
+    jax.tree.map(np.testing.assert_array_equal, *(tree._replace(keys=()) for tree in found))
+    assert num_queries[1] < num_queries[0] == 60 and (found[1].iteration[~found[1].broken] == 60).all()
 
 
 def test_the_key_decides() -> None:
@@ -299,7 +316,8 @@ def test_what_is_broken_stays(norm: str) -> None:
         assert (after.margin >= state.margin).all(), "more steps were worse"
         np.testing.assert_array_equal(after.adversarial[was_broken], state.adversarial[was_broken])
         np.testing.assert_array_equal(after.margin[was_broken], state.margin[was_broken])
-        np.testing.assert_array_equal(after.iteration, state.iteration + ~was_broken)
+        assert (after.iteration >= after.due)[~after.broken].all() and (after.due == state.due + 1).all()
+        np.testing.assert_array_equal(after.iteration[was_broken], state.iteration[was_broken])
         broken.append(int(after.broken.sum()))
         state = after
     assert broken[0] < broken[-1] < len(state.broken)
@@ -336,6 +354,7 @@ def test_a_hybrid_goes_on_from_apgd(norm: str) -> None:
     # Of a start that is worse than what APGD has found, the search makes something better.
     worse = attack.start(lambda x: a_network()(2 * jax.lax.stop_gradient(x) - x), keys, images, labels, zeros)
     end = jax.jit(lambda state: attack.advance(a_network(), state, 30))(worse)
+    assert (end.iteration[~end.broken] == 90).all()
     assert (end.margin >= worse.margin).all() and (end.margin > worse.margin).any()
     assert threat_model.contains(end.adversarial, images).all()
     np.testing.assert_array_equal(end.broken, a_network()(end.adversarial).argmax(-1) != labels)
@@ -366,11 +385,11 @@ def test_inside_a_shard_map(norm: str) -> None:
     attack, state, advance = a_search(norm)
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
     share = PartitionSpec("data")
-    five_steps = lambda state: attack.advance(a_network(), state, 5)
-    split = jax.jit(jax.shard_map(five_steps, mesh=mesh, in_specs=share, out_specs=share, check_vma=False))
+    all_steps = lambda state: attack.advance(a_network(), state, 60)
+    split = jax.jit(jax.shard_map(all_steps, mesh=mesh, in_specs=share, out_specs=share, check_vma=False))
     program = split.lower(jax.device_put(state, NamedSharding(mesh, share))).compile()
     assert "all-" not in program.as_text(), "the devices wait for each other"
-    assert_same(split(state), advance(state, 5), atol=1e-6)
+    assert_same(split(state), advance(state, 60), atol=1e-6)
 
 
 def test_no_gradient_flows_through() -> None:

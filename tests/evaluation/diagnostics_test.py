@@ -113,6 +113,21 @@ def test_sweep_counts_what_smaller_radii_have_broken() -> None:
     assert [round(point.epsilon, 3) for point in sweep] == [0, 0.075, 0.15, 0.225, 0.3, 0.45, 0.6, 1.0]
 
 
+def test_sweep_attacks_only_where_the_answer_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither at radius 0 nor once every image is broken; the accuracies are those of attacks at all radii."""
+    right, radii = np.asarray(logits_fn(IMAGES)).argmax(-1) == LABELS, list[float]()
+
+    def still_right(*arguments: Any) -> np.ndarray:
+        radii.append(round(arguments[2].epsilon, 3))
+        return np.arange(len(IMAGES)) >= 200 * radii[-1]
+
+    monkeypatch.setattr("rap_jax.evaluation.sweep.still_right", lambda *arguments, **settings: still_right)
+    sweep = epsilon_sweep(logits_fn, IMAGES, LABELS, threat_model=ThreatModel("linf", 0.3), key=KEY)
+    assert radii == [0.075, 0.15, 0.225, 0.3]
+    expected = [right[max(0, round(200 * point.epsilon)) :].sum() / len(IMAGES) for point in sweep]
+    assert [point.accuracy for point in sweep] == pytest.approx(expected) and expected[0] == 58 / 60
+
+
 def test_square() -> None:
     found = check_square({"apgd-ce": 0.5, "apgd-t": 0.4, "square": 0.39}, 1000)
     assert "broke 10 of the 400 images that the attacks before it, which do, had left (1.00%" in found[0].text

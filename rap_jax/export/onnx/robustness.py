@@ -128,7 +128,7 @@ def square_on_host(
     keys, clean = jax.random.split(key, len(images)), jnp.asarray(images)
     nothing, asked = jnp.full(len(images), -jnp.inf, jnp.float32), jnp.full(len(images), -1, jnp.int32)
     wrong = ask(clean).argmax(-1).astype(jnp.int32) != correct
-    state = SquareState(keys, clean, correct, asked, clean, nothing, wrong, jnp.ones(len(images), bool))
+    state = SquareState(keys, clean, correct, asked, clean, nothing, wrong, jnp.ones(len(images), bool), asked)
     first = start(keys, clean)
     state = accept_if_better(state, first, ask(first))
     for _ in range(attack.num_steps):
