@@ -6,14 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from pages import README, blocks
 
 import rap_jax as rap
 from rap_jax.config import ModelConfig
 from rap_jax.models import create_model
-from rap_jax.pruning.specs import selected
 from rap_jax.runs.network import SavedNetwork
 
 IMPORT, PGD, AUTO_ATTACK, PRUNING, COMPACTION = blocks(README)
@@ -21,7 +19,7 @@ IMPORT, PGD, AUTO_ATTACK, PRUNING, COMPACTION = blocks(README)
 
 @pytest.fixture(name="names")
 def make_names() -> dict[str, Any]:
-    names: dict[str, Any] = {"jax": jax, "optax": optax, "selected": selected}
+    names = dict[str, Any]()
     exec(IMPORT, names)
     return names
 
