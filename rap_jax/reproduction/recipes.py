@@ -131,8 +131,8 @@ def with_paper_settings(scale: Scale) -> Scale:
             epochs=recipe.inherited_epochs,  # a network from scratch has one stage there, and no ramp
             scratch_ramp_epochs=0,
         )
-    seeds = {"num_seeds": scale.num_seeds, "rival_seeds": scale.rival_seeds}
-    return dataclasses.replace(SCALES["paper"], recipes=recipes, **seeds)
+    paper = SCALES["paper"]
+    return dataclasses.replace(paper, recipes=recipes, num_seeds=scale.num_seeds, rival_seeds=scale.rival_seeds)
 
 
 _DENSE = ("--sparsity=none", "--admm_epochs=0", "--retrain_epochs=0")

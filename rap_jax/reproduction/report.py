@@ -312,18 +312,20 @@ def _joined_grids(found: TableResults) -> Iterator[str]:
         lines = []
         for row in rows:
             cells = [found.cell(row, column) for column in columns]
-            lines.append((plain(row), *(_accuracies(cell) for cell in cells)))
-            lines.append(("", *(_cost(cell) for cell in cells)))
-        yield "Natural / AutoAttack, percent. Below: the network of the first seed, and minutes of training."
+            lines.append((plain(row.partition(", ")[2]), *map(_accuracies, cells)))
+            lines.append(("", *map(_cost, cells)))
+        yield f"## {plain(rows[0].partition(', ')[0])}: natural / AutoAttack accuracy"
+        yield (
+            "Lowest to highest seed in brackets. Below: the network of the first seed after compaction, and minutes of "
+            "training."
+        )
         yield as_table(("", *map(plain, columns)), lines)
 
 
 def _accuracies(cell: MeasuredCell | None) -> str:
     """Natural and AutoAttack accuracy, with the seeds where they are not all done."""
-    if cell is None:
-        return ""
     texts = []
-    for value in (value for value in cell.values if value.label in ("natural", "AutoAttack")):
+    for value in (value for value in (cell.values if cell else ()) if value.label in ("natural", "AutoAttack")):
         spread = f" ({as_spread(value)})" if as_spread(value) else ""
         partly = f", {as_seeds(value)}" if 0 < len(value.by_seed) < value.num_seeds else ""
         texts.append(f"{as_number(value.mean)}{spread}{partly}")
@@ -332,8 +334,10 @@ def _accuracies(cell: MeasuredCell | None) -> str:
 
 def _cost(cell: MeasuredCell | None) -> str:
     if cell is None or cell.size is None or cell.minutes is None:
-        return "" if cell is None else NOTHING
-    return f"{as_size(cell.size)}, {cell.minutes:.1f} minutes"
+        return NOTHING
+    counts = ((cell.size.compacted, "parameters"), (cell.size.multiply_adds, "multiply-adds"))
+    parts = [f"{number:,} {what}" for number, what in counts if number is not None]
+    return ", ".join((f"{as_percent(cell.size.sparsity)} zeros", *parts, f"{cell.minutes:.1f} minutes"))
 
 
 def _in_grid(value: Value | None) -> str:
