@@ -4,6 +4,7 @@ import dataclasses
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import fake_results as fake
 import pytest
@@ -28,6 +29,10 @@ BUDGETS = {
     "harp": ({"global"}, {"global"}),
     "twinrep": ({"global"}, {"global"}),
     "flyingbird": ({"layer", "erk"}, set[str]()),
+}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "harp": {"name": "sgd", "learning_rate": 0.1},
+    "twinrep": {"weight_decay": 2e-4},
 }
 RATIOS = {"irregular": {0.9, 0.95, 0.99}, "filter": {0.5, 0.75, 0.875}}
 
@@ -67,9 +72,11 @@ def test_methods_differ_by_their_rule_alone() -> None:
         (ratio,) = {ratio for _, ratio in config.prune.sparsity}
         # The radius rises once more after a cut; HARP and TwinRep have an optimizer of their own in their stage.
         stage = dataclasses.replace(config.admm, epsilon_ramp_epochs=0)
-        if config.prune.method in ("harp", "twinrep"):
-            assert stage.optimizer != config.retrain.optimizer
-            stage = dataclasses.replace(stage, optimizer=next(iter(neutral.values())).admm.optimizer)
+        if (method := config.prune.method) in OPTIMIZERS:
+            usual = next(iter(neutral.values())).admm.optimizer
+            assert stage.optimizer == dataclasses.replace(usual, **OPTIMIZERS[method])
+            stage = dataclasses.replace(stage, optimizer=usual)
+        assert config.prune.harp_growth == (0.2 / stage.num_epochs if method == "harp" else 0.01)
         same = dataclasses.replace(config, name="run", prune=of_any_method(config), admm=stage)
         of_admm = neutral.setdefault((config.prune.structure, ratio, config.seed), same)
         assert same == of_admm, job.name
