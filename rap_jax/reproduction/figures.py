@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe-Ito, as in `rap_jax._runtime.figure`; a mark for each, so that the lines differ in grey as well.
-_COLORS = (NATURAL, ROBUST, "#009E73", "#CC79A7", "#000000")
+_COLORS = (NATURAL, ROBUST, "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 _MARKS = ("o", "s", "^", "D", "v")
-_PRUNED, _FIGURES = ("2", "3", "4", "5", "A1", "C1"), ("figure1", "figure3", "scratch")
+_PRUNED, _FIGURES = ("2", "3", "4", "5", "A1", "C1"), ("figure1", "figure3", "scratch", "rivals")
 _CAPTIONS = {
     "scratch": "Accuracy of small networks by the way they were made",
     "figure1": "Accuracy by width of a dense network",
     "figure3": "Accuracy by the width that pruning leaves, for each kind of pruning",
+    "rivals": "AutoAttack accuracy by the share that is removed; colour: method, mark: layer budget",
 }
+# Layer budget -> mark, in the figure of `rivals`.
+_BUDGET_MARKS = {"layer": "o", "global": "s", "erk": "^", "lamp": "D"}
 # A network that answers the most frequent class for every image has 11.35 on MNIST, 10 on CIFAR-10.
 _COLLAPSED = 12.0
 
@@ -37,7 +40,7 @@ class _Line(NamedTuple):
     name: str  # in the legend
     color: str
     mark: str  # of its points
-    points: dict[int, Value]  # by width
+    points: dict[float, Value]  # by width, or by percent of zeros
 
 
 class _Panel(NamedTuple):
@@ -55,9 +58,11 @@ def draw(found: TableResults) -> tuple[Picture, ...]:
         return ()  # one width, and nothing to prune it to
     caption = _CAPTIONS.get(name, "Accuracy by the width that is left")
     words = "the width that is left" if name in (*_PRUNED, "figure3") else "the width of the network"
+    words = "removed, percent" if name == "rivals" else words
     png = _png(rows, found.table.title, words)
     file = name if name in _FIGURES else f"table{name}"
-    return (Picture(file, f"{caption}; filled: ours with lowest and highest seed, hollow: the paper's", png),)
+    hollow = "" if name == "rivals" else ", hollow: the paper's"
+    return (Picture(file, f"{caption}; filled: ours with lowest and highest seed{hollow}", png),)
 
 
 def _panels(found: TableResults) -> list[list[_Panel]]:
@@ -69,10 +74,24 @@ def _panels(found: TableResults) -> list[list[_Panel]]:
             for number, (column, label) in enumerate(cases)
         ]
         return [[_Panel("", tuple(lines))]]
+    if found.table.name == "rivals":
+        return [[_rivals(found, *block) for block in found.blocks]]
     models = dict.fromkeys(f"{row.partition(', ')[0]}, " if found.table.name == "figure3" else "" for row in found.rows)
     return [
         [_Panel(f"{model}{label} accuracy", _lines(found, label, model)) for label in found.labels] for model in models
     ]
+
+
+def _rivals(found: TableResults, rows: Sequence[str], columns: Sequence[str]) -> _Panel:
+    """A line for each method and layer budget; a method has one colour in all panels."""
+    methods = list(dict.fromkeys(row.split(", ")[1] for row in found.rows))
+    lines = []
+    for row in rows:
+        _, method, budget = row.split(", ")
+        values = {float(column.rstrip("%")): found.value(row, column, "AutoAttack") for column in columns}
+        points = {percent: value for percent, value in values.items() if value}
+        lines.append(_Line(f"{method}, {budget}", _COLORS[methods.index(method)], _BUDGET_MARKS[budget], points))
+    return _Panel(f"{rows[0].partition(', ')[0]}, AutoAttack accuracy", tuple(lines))
 
 
 def _lines(found: TableResults, label: str, model: str = "") -> tuple[_Line, ...]:
@@ -87,7 +106,7 @@ def _lines(found: TableResults, label: str, model: str = "") -> tuple[_Line, ...
 
 
 def _line(found: TableResults, label: str, name: str, number: int, places: list[tuple[str, str]]) -> _Line:
-    points = {}
+    points = dict[float, Value]()
     for row, column in places:
         width, value = _width(row, column), found.value(row, column, label)
         if width and value:
@@ -125,9 +144,9 @@ def _draw_panel(axes: Axes, panel: _Panel) -> None:
     floor = _floor(panel.lines)
     for number, line in enumerate(panel.lines):
         # Side by side, so that points of one width do not hide each other.
-        shift = 0.09 * (number - (len(panel.lines) - 1) / 2)
+        shift = min(0.09, 0.6 / len(panel.lines)) * (number - (len(panel.lines) - 1) / 2)
         _draw_line(axes, line, [widths.index(width) + shift for width in line.points], floor)
-    axes.set_xticks(range(len(widths)), [str(width) for width in widths])
+    axes.set_xticks(range(len(widths)), [f"{width:g}" for width in widths])
     axes.set_xlim(-0.5, len(widths) - 0.5)
     if floor is not None:
         axes.set_ylim(bottom=floor)
@@ -186,7 +205,8 @@ def _legend(figure: Figure, lines: Sequence[_Line], ncols: int) -> None:
     handles = [Line2D([], [], marker=line.mark, color=line.color, label=line.name) for line in lines]
     common: dict[str, Any] = {"color": NEUTRAL, "linestyle": "none", "marker": "o", "markersize": 8}
     handles.append(Line2D([], [], label="ours, lowest to highest seed", **common))
-    handles.append(Line2D([], [], label="the paper", markerfacecolor="white", **common))
+    if any(value.paper is not None for line in lines for value in line.points.values()):
+        handles.append(Line2D([], [], label="the paper", markerfacecolor="white", **common))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(ncols, len(handles)), frameon=False, fontsize=8
     )

@@ -48,6 +48,7 @@ class Scale:
     # Of the stronger recipe, see `robust`, from scratch; pruned networks get as many in three stages.
     robust_epochs: int
     auto_attack: str = "standard"  # version
+    rival_seeds: int = 0  # of every cell of the table `rivals`; 0 for `num_seeds`
 
 
 _MNIST_PGD = ("--pgd_num_steps=40", "--pgd_step_size=0.01", "--pgd_num_restarts=1")
@@ -84,7 +85,7 @@ def _smoke(family: Family) -> Recipe:
 SCALES: Mapping[str, Scale] = MappingProxyType(
     {
         "smoke": Scale("smoke", {family: _smoke(family) for family in _QUICK}, 1, 40, 3, "none"),
-        "quick": Scale("quick", _QUICK, 3, 1000, 24),
+        "quick": Scale("quick", _QUICK, 3, 1000, 24, rival_seeds=2),
         "paper": Scale("paper", _PAPER, 3, 1000, 24),
     }
 )
@@ -109,7 +110,8 @@ def scale_of(
         more = mnist_flags if family == MNIST else cifar10_flags
         width = max_width or recipe.max_width
         recipes[family] = dataclasses.replace(recipe, flags=(*recipe.flags, *more), max_width=width)
-    return dataclasses.replace(scale, recipes=recipes, num_seeds=num_seeds or scale.num_seeds)
+    rival_seeds = num_seeds or scale.rival_seeds
+    return dataclasses.replace(scale, recipes=recipes, num_seeds=num_seeds or scale.num_seeds, rival_seeds=rival_seeds)
 
 
 def with_paper_settings(scale: Scale) -> Scale:
@@ -128,7 +130,8 @@ def with_paper_settings(scale: Scale) -> Scale:
             epochs=recipe.inherited_epochs,  # a network from scratch has one stage there, and no ramp
             scratch_ramp_epochs=0,
         )
-    return dataclasses.replace(SCALES["paper"], recipes=recipes, num_seeds=scale.num_seeds)
+    paper = SCALES["paper"]
+    return dataclasses.replace(paper, recipes=recipes, num_seeds=scale.num_seeds, rival_seeds=scale.rival_seeds)
 
 
 _DENSE = ("--sparsity=none", "--admm_epochs=0", "--retrain_epochs=0")

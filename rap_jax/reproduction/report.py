@@ -4,7 +4,6 @@ Both files are made from the same `TableResults` and the same sections: Markdown
 """
 
 import base64
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,19 @@ from typing import Any, NamedTuple
 from rap_jax._runtime.integrity import write_atomically
 from rap_jax._runtime.text import as_attack, as_percent, as_table, templates
 from rap_jax.reproduction.figures import Picture, draw
+from rap_jax.reproduction.formats import (
+    NOTHING,
+    Code,
+    anchor,
+    as_difference,
+    as_number,
+    as_seeds,
+    as_size,
+    as_spread,
+    plain,
+    shade,
+    shown,
+)
 from rap_jax.reproduction.results import (
     ATTACKED_MARGIN,
     NATURAL_MARGIN,
@@ -19,7 +31,6 @@ from rap_jax.reproduction.results import (
     LateEpochs,
     MeasuredCell,
     Results,
-    Size,
     TableResults,
     Value,
     attack_reliability,
@@ -29,19 +40,10 @@ from rap_jax.reproduction.results import (
     training_epochs,
 )
 
-_NOTHING = "-"
 # The share of the most frequent class among the test images of MNIST and of CIFAR-10, in percent.
 _ONE_CLASS = (11.35, 10.0)
 # Numbers of the paper that are no achievement to reach.
 _NOT_HARD = (*_ONE_CLASS, 0.0)
-# A difference of so many points has the first, second or third shade.
-_SHADES = (0.25, 2.0, 5.0)
-
-
-class Code(str):
-    """Text that a report shows as code."""
-
-
 Inline = tuple[str, ...]  # texts and `Code` in a row
 
 
@@ -100,14 +102,15 @@ def sections(
 
 def as_markdown(found: TableResults, parts: Iterable[Section], figures: Sequence[Picture] = ()) -> str:
     """The report as Markdown, with links to figures beside it."""
-    texts = [f"# {plain(found.table.title)}", plain(found.table.about), plain(summary(found)), *_grids(found)]
+    grids = _joined_grids(found) if found.table.name == "rivals" else _grids(found)
+    texts = [f"# {plain(found.table.title)}", plain(found.table.about), plain(summary(found)), *grids]
     texts += ["\n".join(f"- {plain(note)}" for note in notes(found))]
     texts += [f"![{plain(figure.caption)}]({figure.name}.png)" for figure in figures]
     texts += ["## Cells", _cells(found)]
     for part in parts:
         texts += [f"## {plain(part.heading)}", plain(part.text)]
-        texts += [as_table(part.header, [tuple(map(_shown, row)) for row in part.rows])] if part.rows else []
-        texts += ["\n".join(f"- {''.join(map(_shown, point))}" for point in part.points)]
+        texts += [as_table(part.header, [tuple(map(shown, row)) for row in part.rows])] if part.rows else []
+        texts += ["\n".join(f"- {''.join(map(shown, point))}" for point in part.points)]
     return "\n\n".join(text for text in texts if text) + "\n"
 
 
@@ -175,7 +178,7 @@ def _reliability(found: Sequence[AttackReliability]) -> Iterator[Section]:
     for each in found:
         numbers = map(as_number, (each.with_gradients, each.square, each.auto_attack))
         cell = f"{each.row}, {each.column}"
-        rows.append((cell, str(each.seed), *numbers, ", ".join(each.findings) or _NOTHING))
+        rows.append((cell, str(each.seed), *numbers, ", ".join(each.findings) or NOTHING))
         for name, text in each.findings.items():
             explanations.setdefault(name, f"{name}: {cell}, seed {each.seed}: {text}")
     yield Section(
@@ -269,7 +272,7 @@ def _jobs(found: TableResults) -> Section:
         of_data = data.setdefault(_data(results), f"D{len(data) + 1}")
         of_device = environments.setdefault(_environment(results), f"E{len(environments) + 1}")
         about = f", seed {_seed(results)}, {of_data}, {of_device}: "
-        points.append((Code(name), about, Code(str(results.get("command", _NOTHING)))))
+        points.append((Code(name), about, Code(str(results.get("command", NOTHING)))))
     points += [(f"{short}: {text}",) for text, short in (data | environments).items()]
     text = "With the jobs that they began from. The folder of a job has all of its settings in results.json."
     return Section("Every job", text if points else "No job is done yet.", points=tuple(points), is_folded=True)
@@ -278,16 +281,16 @@ def _jobs(found: TableResults) -> Section:
 def _data(results: Results) -> str:
     data = results.get("data", {})
     attacked = f", attacked images {data['attacked_sha256']}" if "attacked_sha256" in data else ""
-    return f"{data.get('name', _NOTHING)}, sha256 {data.get('sha256', _NOTHING)}{attacked}"
+    return f"{data.get('name', NOTHING)}, sha256 {data.get('sha256', NOTHING)}{attacked}"
 
 
 def _environment(results: Results) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in sorted(results.get("versions", {}).items()))
-    return f"{results.get('device', _NOTHING)}; {versions}"
+    return f"{results.get('device', NOTHING)}; {versions}"
 
 
 def _seed(results: Results) -> str:
-    seed = results.get("seed", results.get("config", {}).get("seed", _NOTHING))
+    seed = results.get("seed", results.get("config", {}).get("seed", NOTHING))
     return str(seed) if is_run(results) else f"{seed} of the attack"
 
 
@@ -303,6 +306,40 @@ def _grids(found: TableResults) -> Iterator[str]:
         yield as_table(("", *map(plain, columns)), table)
 
 
+def _joined_grids(found: TableResults) -> Iterator[str]:
+    """A grid for each block of rows: accuracies, and what the network costs in a line below them."""
+    for rows, columns in found.blocks:
+        lines = []
+        for row in rows:
+            cells = [found.cell(row, column) for column in columns]
+            lines.append((plain(row.partition(", ")[2]), *map(_accuracies, cells)))
+            lines.append(("", *map(_cost, cells)))
+        yield f"## {plain(rows[0].partition(', ')[0])}: natural / AutoAttack accuracy"
+        yield (
+            "Lowest to highest seed in brackets. Below: the network of the first seed after compaction, and minutes of "
+            "training."
+        )
+        yield as_table(("", *map(plain, columns)), lines)
+
+
+def _accuracies(cell: MeasuredCell | None) -> str:
+    """Natural and AutoAttack accuracy, with the seeds where they are not all done."""
+    texts = []
+    for value in (value for value in (cell.values if cell else ()) if value.label in ("natural", "AutoAttack")):
+        spread = f" ({as_spread(value)})" if as_spread(value) else ""
+        partly = f", {as_seeds(value)}" if 0 < len(value.by_seed) < value.num_seeds else ""
+        texts.append(f"{as_number(value.mean)}{spread}{partly}")
+    return " / ".join(texts)
+
+
+def _cost(cell: MeasuredCell | None) -> str:
+    if cell is None or cell.size is None or cell.minutes is None:
+        return NOTHING
+    counts = ((cell.size.compacted, "parameters"), (cell.size.multiply_adds, "multiply-adds"))
+    parts = [f"{number:,} {what}" for number, what in counts if number is not None]
+    return ", ".join((f"{as_percent(cell.size.sparsity)} zeros", *parts, f"{cell.minutes:.1f} minutes"))
+
+
 def _in_grid(value: Value | None) -> str:
     if value is None:
         return ""
@@ -314,83 +351,16 @@ def _in_grid(value: Value | None) -> str:
 def _cells(found: TableResults) -> str:
     rows = []
     for cell in found.cells:
-        sizes: tuple[str, ...] = (_NOTHING,) * 4
+        sizes: tuple[str, ...] = (NOTHING,) * 4
         if (size := cell.size) is not None and cell.minutes is not None:
-            compacted = _NOTHING if size.compacted is None else f"{size.compacted:,}"
+            compacted = NOTHING if size.compacted is None else f"{size.compacted:,}"
             sizes = (f"{size.parameters:,}", compacted, as_percent(size.sparsity), f"{cell.minutes:.1f}")
         for number, value in enumerate(cell.values):
-            reached = ("yes" if value.is_reached else "no") if value.difference is not None else _NOTHING
-            ours = (as_number(value.mean), as_spread(value) or _NOTHING, as_seeds(value))
+            reached = ("yes" if value.is_reached else "no") if value.difference is not None else NOTHING
+            ours = (as_number(value.mean), as_spread(value) or NOTHING, as_seeds(value))
             theirs = (as_number(value.paper), as_difference(value), reached)
             name = plain(f"{cell.row}, {cell.column}: {value.label}")
             rows.append((name, *ours, *theirs, *(sizes if number == 0 else ("",) * 4)))
     header = ("Cell", "Ours", "Lowest to highest", "Done", "Paper", "Difference", "Reached", "Parameters",
               "After compaction", "Zeros", "Minutes")  # fmt: skip
     return as_table(header, rows)
-
-
-def plain(text: str) -> str:
-    """Text that Markdown shows as it is, in a line of its own or in a table."""
-    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", " ".join(text.split()))
-
-
-def code(text: str) -> str:
-    """Text as code in Markdown, in a line of its own or in a table, whatever it holds."""
-    line = " ".join(text.split()).replace("|", r"\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    space = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{space}{line}{space}{fence}" if line else ""
-
-
-def _shown(text: str) -> str:
-    """Code, or plain text that keeps a space at its ends, between pieces of a line."""
-    if isinstance(text, Code):
-        return code(text)
-    return f"{' ' * text.startswith(' ')}{plain(text)}{' ' * text.endswith(' ')}"
-
-
-def as_number(percent: float | None) -> str:
-    """Writes percent as the paper does, 91.38; - without a number."""
-    return _NOTHING if percent is None else f"{percent:.2f}"
-
-
-def as_difference(value: Value) -> str:
-    """Writes our mean less the paper's number with its sign, in points; - where one of them is missing."""
-    if value.difference is None:
-        return _NOTHING
-    rounded = round(value.difference, 2)
-    return f"{rounded:+.2f}" if rounded else "0.00"  # no -0.00
-
-
-def as_spread(value: Value) -> str:
-    """Writes the lowest and the highest seed, `91.20 to 92.05`; empty with fewer than two seeds."""
-    if value.spread is None or len(value.by_seed) < 2:
-        return ""
-    return " to ".join(as_number(end) for end in value.spread)
-
-
-def as_seeds(value: Value) -> str:
-    """Writes how many seeds are done, `2 of 3 seeds` or `3 seeds`."""
-    done, wanted = len(value.by_seed), value.num_seeds
-    return f"{done} seed{'s' if done != 1 else ''}" if done == wanted else f"{done} of {wanted} seeds"
-
-
-def as_size(size: Size) -> str:
-    """Writes parameters and zeros: `206,954 parameters, 52,506 after compaction, 74.42% zeros`."""
-    parts = [f"{size.parameters:,} parameters"]
-    if size.compacted is not None and size.compacted != size.parameters:
-        parts.append(f"{size.compacted:,} after compaction")
-    if size.sparsity:
-        parts.append(f"{100 * size.sparsity:.2f}% zeros")
-    return ", ".join(parts)
-
-
-def shade(value: Value) -> str:
-    """The CSS class of a difference: `up1` to `up3` above the paper, `down1` to `down3` below it, else empty."""
-    step = sum(abs(value.difference or 0.0) >= points for points in _SHADES)
-    return f"{'up' if (value.difference or 0.0) > 0 else 'down'}{step}" if step else ""
-
-
-def anchor(cell: MeasuredCell, value: Value, seed: int) -> str:
-    """The id of the row of one number, to which its mean links."""
-    return f"{cell.row}/{cell.column}/{value.label}/{seed}".replace(" ", "-")

@@ -73,6 +73,7 @@ class Size(NamedTuple):
     parameters: int  # with its zeros
     compacted: int | None  # parameters after compaction
     sparsity: float  # share of zeros among the weights, in [0, 1]
+    multiply_adds: int | None = None  # of an image, by weights that are not zero, after compaction
 
 
 class MeasuredCell(NamedTuple):
@@ -102,6 +103,16 @@ class TableResults(NamedTuple):
     def columns(self) -> tuple[str, ...]:
         """In the order of the table."""
         return tuple(dict.fromkeys(cell.column for cell in self.cells))
+
+    @property
+    def blocks(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+        """Rows and columns that stand in one grid: of `rivals` those of a structure, else all."""
+        if self.table.name != "rivals":
+            return ((self.rows, self.columns),)
+        kinds = dict.fromkeys(row.partition(", ")[0] for row in self.rows)
+        cells = {kind: [cell for cell in self.cells if cell.row.startswith(f"{kind}, ")] for kind in kinds}
+        unique = lambda names: tuple(dict.fromkeys(names))
+        return tuple((unique(c.row for c in each), unique(c.column for c in each)) for each in cells.values())
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -274,7 +285,9 @@ def _size(results: Results) -> Size:
         parameters, sparsity = results["model"]["num_params"], results["sparsity"]["overall"]["sparsity"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"The results of {results.get('name')} lack {error}; move results.json away.") from error
-    return Size(parameters, compacted["parameters"] if compacted else None, sparsity)
+    if not compacted:
+        return Size(parameters, None, sparsity)
+    return Size(parameters, compacted["parameters"], sparsity, compacted.get("effective_multiply_adds"))
 
 
 def _reliability(cell: MeasuredCell, seed: int, results: Results) -> AttackReliability:

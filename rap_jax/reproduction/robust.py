@@ -12,7 +12,7 @@ from rap_jax.reproduction.cells import Builder, Cell, Quantity
 from rap_jax.reproduction.job import Job
 from rap_jax.reproduction.recipes import MNIST, Family, Scale, evaluation_job, sparsity_of, training_job
 
-_FLAGFILE = "lenet_mnist_robust"
+FLAGFILE = "lenet_mnist_robust"
 # Widths that are pruned to each width.
 _PRUNED = MappingProxyType({1: (4, 8), 2: (4, 8), 4: (8,), 8: ()})
 # What is left of a network after such a cut answers one class: as at its first start, the radius has to rise.
@@ -63,7 +63,7 @@ _WITH = MappingProxyType(
 def dense(scale: Scale, family: Family, width: int, seed: int) -> Job:
     """The pretrain stage; pruned networks go on from it."""
     flags = ("--sparsity=none", "--admm_epochs=0", "--retrain_epochs=0")
-    return training_job(scale, family, "robust_dense", width, seed, flags, flagfile=_FLAGFILE)
+    return training_job(scale, family, "robust_dense", width, seed, flags, flagfile=FLAGFILE)
 
 
 def pruned(scale: Scale, family: Family, width: int, to: int, seed: int, *, distilled: bool = False) -> Job:
@@ -74,7 +74,7 @@ def pruned(scale: Scale, family: Family, width: int, to: int, seed: int, *, dist
     flags += ("--distillation=rslad",) if distilled else ()
     start = (("start_run", (dense(scale, family, width, seed),)),)
     kind = "robust_distilled" if distilled else "robust_admm"
-    return training_job(scale, family, kind, width, seed, flags, to=to, inputs=start, flagfile=_FLAGFILE)
+    return training_job(scale, family, kind, width, seed, flags, to=to, inputs=start, flagfile=FLAGFILE)
 
 
 def scratch(scale: Scale, family: Family, width: int, seed: int) -> Job:
@@ -149,4 +149,4 @@ def _scratch(
     flags = (
         f"--pretrain_epochs={epochs}", "--sparsity=none", "--admm_epochs=0", "--retrain_epochs=0", *more,
     )  # fmt: skip
-    return training_job(scale, family, kind, width, seed, flags, flagfile=_FLAGFILE)
+    return training_job(scale, family, kind, width, seed, flags, flagfile=FLAGFILE)

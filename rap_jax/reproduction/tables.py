@@ -7,7 +7,7 @@ table.cells[0].quantities[0].jobs           # one for each seed
 from collections.abc import Callable
 
 from rap_jax.config.checks import require_choice
-from rap_jax.reproduction import paper, recipes, robust
+from rap_jax.reproduction import paper, recipes, rivals, robust
 from rap_jax.reproduction.cells import Builder, Cell, Quantity, Table
 from rap_jax.reproduction.job import Job
 from rap_jax.reproduction.recipes import MNIST, Family, Scale
@@ -151,6 +151,10 @@ _TABLES: dict[str, tuple[str, str, Callable[[Scale], Builder]]] = {
     "ablation": (f"The parts of the stronger recipe: {_LENET}",
                  "On the first images of the validation split: the recipe, without each of its parts, and with others, "
                  "8 epochs from scratch; then pruned. Columns: width.", robust.ablation),
+    "rivals": (f"Methods of pruning: {_LENET}",
+               "All start from one dense network per seed, by the stronger recipe, with equal epochs in each stage. "
+               "Rows: what is pruned, the method, and how the layers share the total. Columns: the share that is "
+               "removed. Multiply-adds: by weights that are not zero.", rivals.methods),
 }  # fmt: skip
 TABLES = tuple(_TABLES)
 

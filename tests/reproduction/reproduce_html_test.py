@@ -11,8 +11,9 @@ import pytest
 from fake_results import HOSTILE, measured_2
 
 from rap_jax.reproduction.figures import Picture
+from rap_jax.reproduction.formats import as_difference, shade
 from rap_jax.reproduction.job import Job
-from rap_jax.reproduction.report import as_difference, as_html, sections, shade
+from rap_jax.reproduction.report import as_html, sections
 from rap_jax.reproduction.results import TableResults, Value, collect
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -120,7 +121,7 @@ def test_cells_show_means_and_coloured_differences(tmp_path: Path) -> None:
 def test_cells_show_their_size(tmp_path: Path) -> None:
     sizes = [text for _, text in page_of(measured_2(tmp_path), tmp_path).having("div", "size")]
     assert "52,506 parameters, 9.5 minutes" in sizes, "a dense network is not smaller after compaction"
-    assert "206,954 parameters, 51,738 after compaction, 75.00% zeros, 19.0 minutes" in sizes
+    assert "206,954 parameters, 51,738 after compaction, 75.00% zeros, 91,584 multiply-adds, 19.0 minutes" in sizes
 
 
 def test_nothing_comes_from_elsewhere(tmp_path: Path) -> None:

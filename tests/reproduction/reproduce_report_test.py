@@ -12,10 +12,11 @@ import pytest
 from fake_results import HOSTILE, QUICK, measured_2
 
 from rap_jax.reproduction.figures import draw
+from rap_jax.reproduction.formats import code, plain
 from rap_jax.reproduction.job import Job
 from rap_jax.reproduction.paper import TABLE_2
 from rap_jax.reproduction.recipes import scale_of
-from rap_jax.reproduction.report import as_markdown, code, plain, sections, write_report
+from rap_jax.reproduction.report import as_markdown, sections, write_report
 from rap_jax.reproduction.results import TableResults, collect
 from rap_jax.reproduction.tables import build_table
 

@@ -77,9 +77,10 @@ def write(out: Path, job: Job, results: dict[str, Any]) -> None:
 
 def run_results(job: Job, out: Path, natural: float, robust: float, _: float) -> dict[str, Any]:
     config = dataclasses.asdict(config_from_flags(tiny.parse_flags(*job.command(out)[3:])))
-    zeros = 0.75 if "_admm_" in job.name else 0.0
+    zeros = 0.75 if "_admm_" in job.name or "_rivals_" in job.name else 0.0
     width = config["model"]["width"]
     data = {"name": config["data"]["dataset"], "sha256": SHA256}
+    cost = {"parameters": PARAMETERS[width] // (4 if zeros else 1), "effective_multiply_adds": 91_584}
     num_images = {"train": 54_000, "validation": 6_000, "test": 10_000}
     return {
         "name": job.name,
@@ -95,7 +96,7 @@ def run_results(job: Job, out: Path, natural: float, robust: float, _: float) ->
         "stages": {},
         "test": {"natural_accuracy": natural, "robust_accuracy": robust, "num_examples": 10_000},
         "sparsity": {"overall": {"sparsity": zeros}},
-        "cost": {"forms": {"compacted": {"parameters": PARAMETERS[width] // (4 if zeros else 1)}}},
+        "cost": {"forms": {"compacted": cost}},
     }
 
 
