@@ -126,13 +126,13 @@ def test_results_that_are_damaged_meanwhile_stop_nothing_else(tmp_path: Path) ->
 
 
 def test_jobs_side_by_side(tmp_path: Path) -> None:
-    jobs = [job(f"job{number}", "--seconds=0.6") for number in range(3)]
+    jobs = [job("job0", "--meets=job1"), job("job1", "--meets=job0"), job("job2")]  # the first two wait for each other
     run(jobs, tmp_path, num_at_once=2)
     began = [calls(tmp_path, one.name)[0]["began"] for one in jobs]
     ended = [one.results(tmp_path)["ended"] for one in jobs]  # type: ignore[index]
-    assert began[1] < ended[0] and began[2] >= min(ended[:2])
+    assert began[2] >= min(ended[:2])
     # With room for both, a job waits for one that it needs.
-    first = job("first", "--seconds=0.6")
+    first = job("first", "--seconds=0.2")
     run([first, job("second", needs=[first])], tmp_path, num_at_once=2)
     assert calls(tmp_path, "second")[0]["began"] >= first.results(tmp_path)["ended"]  # type: ignore[index]
 

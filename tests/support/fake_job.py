@@ -10,6 +10,15 @@ from pathlib import Path
 from rap_jax._runtime.integrity import write_checked
 
 
+def wait_for(path: Path) -> None:
+    """Ends the process with an error if another job does not begin."""
+    late = time.monotonic() + 120
+    while not path.exists():
+        if time.monotonic() > late:
+            sys.exit(f"error: {path} is not there.")
+        time.sleep(0.02)
+
+
 def main() -> None:
     given = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[1:])
     folder = Path(given["out_dir"])
@@ -23,6 +32,8 @@ def main() -> None:
             sys.exit(f"error: Run folder {folder} is in use by another process; wait.")
         signal.signal(signal.SIGTERM, lambda *_: (folder / "stopped").touch() or sys.exit(143))
         time.sleep(float(given.get("seconds", 0)))
+        if "meets" in given:
+            wait_for(folder.parent / given["meets"] / "calls")
         if "fail" in given:
             sys.exit(given["fail"])
         if "kill" in given:
