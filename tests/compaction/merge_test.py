@@ -323,9 +323,9 @@ def test_a_run_without_a_retrain_merges_before_its_cut(
     wide = functools.partial(merge_duplicates, tolerance=0.9)
     before_cuts = []
 
-    def cut_and_note(specs: Specs, model: Model, weights: Weights) -> Weights:
+    def cut_and_note(specs: Specs, model: Model, weights: Weights, key: jax.Array | None) -> Weights:
         before_cuts.append(weights.params)
-        return cut(specs, model, weights)
+        return cut(specs, model, weights, key)
 
     monkeypatch.setattr("rap_jax.training.pipeline.merge_duplicates", wide)
     monkeypatch.setattr("rap_jax.training.pipeline.cut", cut_and_note)
