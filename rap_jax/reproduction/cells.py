@@ -37,6 +37,8 @@ class Table:
     about: str  # its rows and columns
     cells: tuple[Cell, ...]  # in reading order
     left_out: tuple[str, ...] = ()  # cells of the paper that are wider than the scale runs
+    # A grid for each beginning of the rows, up to their first comma, with what the networks cost in every cell.
+    by_block: bool = False
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -52,6 +54,7 @@ class Builder:
         self.max_width = scale.recipes[family].max_width
         self.cells = list[Cell]()
         self.left_out = list[str]()
+        self.by_block = False  # see `Table`
 
     def over_seeds(self, job: Callable[..., Job], *arguments: object, **options: object) -> tuple[Job, ...]:
         """The job for every seed."""

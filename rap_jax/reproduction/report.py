@@ -102,7 +102,7 @@ def sections(
 
 def as_markdown(found: TableResults, parts: Iterable[Section], figures: Sequence[Picture] = ()) -> str:
     """The report as Markdown, with links to figures beside it."""
-    grids = _joined_grids(found) if found.table.name == "rivals" else _grids(found)
+    grids = _joined_grids(found) if found.table.by_block else _grids(found)
     texts = [f"# {plain(found.table.title)}", plain(found.table.about), plain(summary(found)), *grids]
     texts += ["\n".join(f"- {plain(note)}" for note in notes(found))]
     texts += [f"![{plain(figure.caption)}]({figure.name}.png)" for figure in figures]

@@ -106,8 +106,8 @@ class TableResults(NamedTuple):
 
     @property
     def blocks(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-        """Rows and columns that stand in one grid: of `rivals` those of a structure, else all."""
-        if self.table.name != "rivals":
+        """Rows and columns that stand in one grid: all, or those of one beginning, see `Table.by_block`."""
+        if not self.table.by_block:
             return ((self.rows, self.columns),)
         kinds = dict.fromkeys(row.partition(", ")[0] for row in self.rows)
         cells = {kind: [cell for cell in self.cells if cell.row.startswith(f"{kind}, ")] for kind in kinds}

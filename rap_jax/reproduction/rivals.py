@@ -79,6 +79,7 @@ def pruned(
 def methods(scale: Scale) -> Builder:
     """Cells of the table `rivals`; a scale without the width takes its widest."""
     build = Builder(dataclasses.replace(scale, num_seeds=scale.rival_seeds or scale.num_seeds), MNIST)
+    build.by_block = True
     width = min(_WIDTH, build.max_width)
     build.reaches(_WIDTH, f"pruned from w={_WIDTH}, here from w={width}")
     for structure, (name, percents) in _STRUCTURES.items():

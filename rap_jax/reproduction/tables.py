@@ -165,4 +165,4 @@ def build_table(name: str, scale: Scale) -> Table:
     title, about, make = _TABLES[name]
     build = make(scale)
     about += " A trial of the commands on a few steps: no number here means anything." if scale.name == "smoke" else ""
-    return Table(name, title, about, tuple(build.cells), tuple(build.left_out))
+    return Table(name, title, about, tuple(build.cells), tuple(build.left_out), build.by_block)
